@@ -1,0 +1,354 @@
+"""Bytes to values and back: entries, positions, heads, feeds, records. docs/formats.md shows each with an example.
+
+Numbers in Redis are decimal text, lists are separated by one space, `-` stands for none; records are JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from service.contracts import (
+    KINDS,
+    MAX_ROWS,
+    NO_STREAM,
+    STREAM_ID,
+    Entry,
+    Record,
+    StreamSettings,
+)
+from service.errors import BadStreamId, EntryError, Malformed, WrongShape
+
+ZERO_ID: Final = b"0-0"
+MAX_TIME_S: Final = 253_402_300_800.0  # the end of the year 9999
+MAX_INTERVAL_S: Final = 86_400.0
+MAX_SEQ: Final = 2**63 - 1
+_SEQ_BITS: Final = 64
+_SEQ_MASK: Final = 2**64 - 1
+_MAX_MS: Final = 2**63  # far beyond any clock; keeps a forged id from becoming an endless number
+
+
+# --- ids ---------------------------------------------------------------------------------------------------------
+
+
+def id_number(entry_id: bytes | str) -> int:
+    """`MS-SEQ` as one integer that compares like the pair of numbers. Raises ValueError.
+
+    >>> id_number(b"17-10") > id_number(b"17-9")
+    True
+    """
+    text = entry_id.decode() if isinstance(entry_id, bytes) else entry_id
+    ms, dash, seq = text.partition("-")
+    if not (dash and ms.isascii() and ms.isdecimal() and seq.isascii() and seq.isdecimal()) or len(text) > 41:
+        raise ValueError(f"{text[:60]!r} is not an id: expected MS-SEQ, two decimal numbers")
+    number = int(ms) << _SEQ_BITS | int(seq)
+    if int(seq) > _SEQ_MASK or int(ms) > _MAX_MS:
+        raise ValueError(f"{text[:60]!r} is not an id: a number in it is above 64 bits")
+    return number
+
+
+def number_id(number: int) -> bytes:
+    """The inverse of `id_number`.
+
+    >>> number_id(id_number("17-9"))
+    b'17-9'
+    """
+    return b"%d-%d" % (number >> _SEQ_BITS, number & _SEQ_MASK)
+
+
+def predecessor(number: int) -> int:
+    """The largest id below this one.
+
+    >>> number_id(predecessor(id_number("17-0")))
+    b'16-18446744073709551615'
+    """
+    return number - 1
+
+
+# --- entries -----------------------------------------------------------------------------------------------------
+
+_KINDS_BYTES: Final = {kind.encode(): kind for kind in KINDS}
+_KNOWN: Final = frozenset(
+    (b"stream", b"kind", b"data", b"model", b"time", b"seq", b"start", b"end", b"shape", b"interval_s", b"traceparent")
+)
+
+
+def parse_entry(entry_id: bytes, fields: Sequence[bytes]) -> Entry:
+    """One item of the log: `fields` alternate names and values. Never raises: what is wrong becomes `fault`."""
+    ms_text, _, seq_text = entry_id.partition(b"-")
+    ms = int(ms_text)
+    number = ms << _SEQ_BITS | int(seq_text)
+    values = dict(zip(fields[::2], fields[1::2], strict=True))
+    data = values.get(b"data", b"")
+    kind = _KINDS_BYTES.get(values.get(b"kind", b""), "")
+    fault: EntryError | None = None
+    try:
+        stream = values[b"stream"].decode()
+    except (KeyError, UnicodeDecodeError):
+        stream = ""
+    if STREAM_ID.fullmatch(stream) is None:
+        fault = BadStreamId(
+            f"field stream {stream[:140]!r}: expected 1 to 128 characters of A-Z a-z 0-9 . _ : -"
+            if stream
+            else "field stream is missing or not text"
+        )
+        stream = NO_STREAM
+    try:
+        if not kind:
+            raise Malformed(f"field kind {_show(values.get(b'kind'))}: expected one of {', '.join(KINDS)}")
+        shape = _parse_shape(values.get(b"shape"), len(data)) if kind == "samples" else None
+        if len(values) <= 5 and not (values.keys() & _OPTIONAL):  # the common case: stream, kind, data, model, shape
+            model = values.get(b"model")
+            return Entry(
+                entry_id, ms, number, stream, kind, data,
+                model.decode() if model else None, None, None, False, False, shape, None, None, fault,
+            )  # fmt: skip
+        return Entry(
+            id=entry_id,
+            ms=ms,
+            number=number,
+            stream=stream,
+            kind=kind,
+            data=data,
+            model=_parse_text(values, b"model"),
+            time=_parse_float(values, b"time", 0.0, MAX_TIME_S),
+            seq=_parse_int(values, b"seq", 0, MAX_SEQ),
+            start=_parse_flag(values, b"start"),
+            end=_parse_flag(values, b"end"),
+            shape=shape,
+            interval_s=_parse_float(values, b"interval_s", 0.0, MAX_INTERVAL_S),
+            traceparent=_parse_text(values, b"traceparent"),
+            fault=fault,
+        )
+    except EntryError as error:
+        return Entry(entry_id, ms, number, stream, kind, data, fault=fault or error)
+    except UnicodeDecodeError:
+        return Entry(entry_id, ms, number, stream, kind, data, fault=fault or Malformed("field model is not UTF-8"))
+
+
+_OPTIONAL: Final = frozenset((b"time", b"seq", b"start", b"end", b"interval_s", b"traceparent"))
+
+
+def entry_fields(
+    stream: str,
+    kind: str,
+    data: bytes,
+    *,
+    model: str | None = None,
+    time: float | None = None,
+    seq: int | None = None,
+    start: bool = False,
+    end: bool = False,
+    shape: tuple[int, int] | None = None,
+    interval_s: float | None = None,
+    traceparent: str | None = None,
+) -> dict[str, bytes]:
+    """The fields of an XADD into the log; what `parse_entry` reads back."""
+    fields: dict[str, bytes] = {"stream": stream.encode(), "kind": kind.encode(), "data": data}
+    if model is not None:
+        fields["model"] = model.encode()
+    if time is not None:
+        fields["time"] = repr(float(time)).encode()
+    if seq is not None:
+        fields["seq"] = b"%d" % seq
+    if start:
+        fields["start"] = b"1"
+    if end:
+        fields["end"] = b"1"
+    if shape is not None:
+        fields["shape"] = b"%d,%d" % shape
+    if interval_s is not None:
+        fields["interval_s"] = repr(float(interval_s)).encode()
+    if traceparent is not None:
+        fields["traceparent"] = traceparent.encode()
+    return fields
+
+
+def _parse_shape(value: bytes | None, data_bytes: int) -> tuple[int, int]:
+    try:
+        rows_text, columns_text = value.split(b",")  # type: ignore[union-attr]
+        rows, columns = int(rows_text), int(columns_text)
+    except (ValueError, AttributeError):
+        raise Malformed(f"field shape {_show(value)}: expected T,F, two decimal numbers") from None
+    if not 1 <= rows <= MAX_ROWS or columns < 1:
+        raise WrongShape(f"shape {rows},{columns}: expected 1 to {MAX_ROWS} rows of at least one column")
+    if rows * columns * 4 != data_bytes:
+        raise WrongShape(
+            f"shape {rows},{columns} needs {rows * columns * 4} bytes of little-endian float32, data has {data_bytes}"
+        )
+    return rows, columns
+
+
+def _parse_text(values: dict[bytes, bytes], name: bytes) -> str | None:
+    value = values.get(name)
+    if not value:
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise Malformed(f"field {name.decode()} is not UTF-8") from None
+
+
+def _parse_float(values: dict[bytes, bytes], name: bytes, low: float, high: float) -> float | None:
+    value = values.get(name)
+    if not value:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not low <= number <= high:
+        raise Malformed(f"field {name.decode()} {_show(value)}: expected seconds from {low:g} to {high:g}")
+    return number
+
+
+def _parse_int(values: dict[bytes, bytes], name: bytes, low: int, high: int) -> int | None:
+    value = values.get(name)
+    if not value:
+        return None
+    if not value.isdigit() or len(value) > 19 or not low <= int(value) <= high:
+        raise Malformed(f"field {name.decode()} {_show(value)}: expected a whole number from {low} to {high}")
+    return int(value)
+
+
+def _parse_flag(values: dict[bytes, bytes], name: bytes) -> bool:
+    value = values.get(name, b"")
+    if value in (b"", b"0"):
+        return False
+    if value == b"1":
+        return True
+    raise Malformed(f"field {name.decode()} {_show(value)}: expected 1 or 0")
+
+
+def _show(value: bytes | None) -> str:
+    return "is missing" if value is None else repr(value[:60].decode("latin-1"))
+
+
+# --- head: the fence ---------------------------------------------------------------------------------------------
+
+
+class Head(NamedTuple):
+    """`life token n low kept tries`; see docs/formats.md."""
+
+    life: str
+    token: str
+    n: int
+    low: int  # as id_number
+    kept: int
+    tries: int
+
+    def encode(self) -> bytes:
+        return b"%b %b %d %b %d %d" % (
+            self.life.encode(),
+            self.token.encode(),
+            self.n,
+            number_id(self.low),
+            self.kept,
+            self.tries,
+        )
+
+
+def parse_head(value: bytes) -> Head:
+    """Raises ValueError when `value` is not a head."""
+    life, token, n, low, kept, tries = value.decode().split(" ")
+    return Head(life, token, int(n), id_number(low), int(kept), int(tries))
+
+
+# --- pos: positions ----------------------------------------------------------------------------------------------
+
+
+class Position(NamedTuple):
+    """Where a stream stands: `last record seq seq_id stepped`. Outside the state, so that it outlives it.
+
+    `stepped` is the id of the last entry whose state is kept; `-`: there is none, the next one is `first`;
+    `reset`: a reset dropped it.
+    """
+
+    last: int  # last finished entry, as id_number
+    record: bytes  # id of the stream's last record
+    seq: int | None  # producer's last counter, and the id of the entry that carried it
+    seq_id: bytes
+    stepped: bytes
+
+    def encode(self) -> bytes:
+        return b"%b %b %b %b %b" % (
+            number_id(self.last),
+            self.record,
+            b"-" if self.seq is None else b"%d" % self.seq,
+            self.seq_id,
+            self.stepped,
+        )
+
+
+NOWHERE: Final = Position(0, ZERO_ID, None, b"-", b"-")
+
+
+def parse_position(value: bytes) -> Position:
+    last, record, seq, seq_id, stepped = value.split(b" ")
+    return Position(id_number(last), record, None if seq == b"-" else int(seq), seq_id, stepped)
+
+
+# --- feed --------------------------------------------------------------------------------------------------------
+
+
+def encode_feed(pairs: Iterable[bytes]) -> bytes:
+    """Streams and ids in turn, separated by a space: `cam-1 17-0 cam-2 18-0`."""
+    return b" ".join(pairs)
+
+
+def parse_feed(value: bytes) -> list[tuple[str, str]]:
+    """[(stream, id), …] in commit order.
+
+    >>> parse_feed(b"cam-1 17-0 cam-2 18-0")
+    [('cam-1', '17-0'), ('cam-2', '18-0')]
+    """
+    words = value.decode().split(" ") if value else []
+    return list(zip(words[::2], words[1::2], strict=True))
+
+
+# --- records and settings ----------------------------------------------------------------------------------------
+
+_json = msgspec.json.Encoder()
+_record_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
+_settings_decoder = msgspec.json.Decoder(StreamSettings)
+
+
+def encode_record(record: Record) -> bytes:
+    """The JSON of DESIGN §6: the `body` of an out record, the data of an SSE event."""
+    return _json.encode(record)
+
+
+def decode_record(body: bytes) -> Record:
+    """Raises msgspec.DecodeError."""
+    return _record_decoder.decode(body)
+
+
+def encode_settings(settings: StreamSettings) -> bytes:
+    return _json.encode(settings)
+
+
+def decode_settings(body: bytes) -> StreamSettings:
+    return _settings_decoder.decode(body)
+
+
+class Control(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The `data` of a control entry, as JSON."""
+
+    action: str
+
+
+_control_decoder = msgspec.json.Decoder(Control)
+
+
+def decode_control(data: bytes) -> Control:
+    try:
+        return _control_decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise Malformed(f'control: {error}; expected JSON such as {{"action": "reset"}}') from None
+
+
+def encode_json(value: Any) -> bytes:
+    return _json.encode(value)

@@ -1,0 +1,218 @@
+"""The tree of errors. Every error of rollcast is one of these; adapters translate foreign errors into them.
+
+RollcastError
+├── EntryError             the entry is at fault; as a record: `refused`, with `reason`
+│   ├── Malformed              400  fields missing, unreadable or out of range
+│   ├── BadStreamId            400  not a legal stream id
+│   ├── WrongShard             400  an entry in a shard that is not its stream's
+│   ├── UnknownModel           404  no package of that name
+│   ├── ModelNeeded            422  several packages fit; names them
+│   ├── WrongKind              422  the model takes another kind of entry
+│   ├── OtherModel             409  the stream is bound to another model
+│   ├── WrongShape             422  columns, ragged rows, too many rows
+│   ├── NonFinite              422  NaN or infinity in the input, or in what a step would leave behind
+│   ├── BadImage               422  an image that cannot be decoded
+│   ├── TooLarge               413  bytes or pixels above the limit
+│   ├── UnsupportedMedia       415  a content type or image format we do not take
+│   └── StepFailed             422  the model failed on this entry
+├── RequestError           the call is at fault
+│   ├── BadCursor              400
+│   └── UnknownStream          404
+├── NotAnswered            what `wait` reports instead of a prediction
+│   ├── EntryRefused           422
+│   ├── EntryDropped           410
+│   ├── EntryDuplicate         409
+│   └── WaitTimeout            504
+├── Unavailable            try again later; carries Retry-After
+│   ├── BrokerAway             503
+│   ├── AppendUnknown          503  the reply of an append was lost
+│   ├── BacklogFull            429
+│   └── NoWorker               503
+├── Fenced                 the shard was lost, or the broker forgot: drop everything and acquire again
+├── CommitRefused          nothing applied; the same commit may be sent again
+└── StartError             the program cannot start; says what to change
+    ├── BadSettings  ├── PackageRefused  ├── HomeInUse  ├── PortInUse  ├── BrokerFailed  └── Disagreement
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RollcastError(Exception):
+    """Base. `status` is the HTTP status, `type` the stable problem type, `reason` the label in metrics and records."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+    reason: ClassVar[str] = "internal"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class EntryError(RollcastError):
+    """The entry is at fault: over HTTP an answer, in the log a `refused` record with `reason`."""
+
+
+class Malformed(EntryError):
+    status, type, title, reason = 400, "malformed", "Malformed entry", "malformed"
+
+
+class BadStreamId(EntryError):
+    status, type, title, reason = 400, "bad-stream-id", "Not a legal stream id", "bad_stream"
+
+
+class WrongShard(EntryError):
+    status, type, title, reason = 400, "wrong-shard", "Entry in a shard that is not its stream's", "wrong_shard"
+
+
+class UnknownModel(EntryError):
+    status, type, title, reason = 404, "unknown-model", "Unknown model", "unknown_model"
+
+
+class ModelNeeded(EntryError):
+    status, type, title, reason = 422, "model-needed", "Several models fit, or none", "model_needed"
+
+
+class WrongKind(EntryError):
+    status, type, title, reason = 422, "wrong-kind", "The model takes another kind of entry", "wrong_kind"
+
+
+class OtherModel(EntryError):
+    status, type, title, reason = 409, "other-model", "The stream is bound to another model", "other_model"
+
+
+class WrongShape(EntryError):
+    status, type, title, reason = 422, "wrong-shape", "Rows of the wrong shape", "wrong_shape"
+
+
+class NonFinite(EntryError):
+    status, type, title, reason = 422, "non-finite", "Values that are not finite", "non_finite"
+
+
+class BadImage(EntryError):
+    status, type, title, reason = 422, "bad-image", "An image that cannot be decoded", "bad_image"
+
+
+class TooLarge(EntryError):
+    status, type, title, reason = 413, "too-large", "Above a limit", "too_large"
+
+
+class UnsupportedMedia(EntryError):
+    status, type, title, reason = 415, "unsupported-media", "A format that is not taken", "unsupported_media"
+
+
+class StepFailed(EntryError):
+    status, type, title, reason = 422, "step-failed", "The model failed on this entry", "step_failed"
+
+
+class RequestError(RollcastError):
+    """The call is at fault, not an entry."""
+
+    status, type, title, reason = 400, "bad-request", "Bad request", "bad_request"
+
+
+class BadCursor(RequestError):
+    status, type, title, reason = 400, "bad-cursor", "Not a cursor", "bad_cursor"
+
+
+class UnknownStream(RequestError):
+    status, type, title, reason = 404, "unknown-stream", "Unknown stream", "unknown_stream"
+
+
+class NotAnswered(RollcastError):
+    """What `wait` reports when the entry's record is not a prediction, or has not come."""
+
+
+class EntryRefused(NotAnswered):
+    status, type, title, reason = 422, "refused", "The entry was refused", "refused"
+
+
+class EntryDropped(NotAnswered):
+    status, type, title, reason = 410, "dropped", "The entry was dropped", "dropped"
+
+
+class EntryDuplicate(NotAnswered):
+    status, type, title, reason = 409, "duplicate", "The entry repeats an earlier one", "duplicate"
+
+
+class WaitTimeout(NotAnswered):
+    status, type, title, reason = 504, "wait-timeout", "No record yet", "wait_timeout"
+
+
+class Unavailable(RollcastError):
+    """Try again after `retry_after_s` seconds."""
+
+    status, type, title, reason = 503, "unavailable", "Unavailable", "unavailable"
+
+    def __init__(self, detail: str = "", retry_after_s: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class BrokerAway(Unavailable):
+    status, type, title, reason = 503, "broker-away", "The broker cannot be reached", "broker_away"
+
+
+class AppendUnknown(Unavailable):
+    status, type, title, reason = 503, "append-unknown", "The broker's answer was lost", "append_unknown"
+
+
+class BacklogFull(Unavailable):
+    status, type, title, reason = 429, "backlog-full", "Too much is waiting", "backlog_full"
+
+
+class NoWorker(Unavailable):
+    status, type, title, reason = 503, "no-worker", "No worker serves this model", "no_worker"
+
+
+class Fenced(RollcastError):
+    """The shard was lost, the broker rolled back, or a reply was lost: its states and batch must be thrown away."""
+
+    reason = "fenced"
+
+
+class CommitRefused(RollcastError):
+    """The broker applied nothing (out of memory, loading, …): the same commit may be sent again."""
+
+    reason = "commit_refused"
+
+
+class StartError(RollcastError):
+    """The program cannot start. The text says what was wrong, what was expected, and where."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class BadSettings(StartError):
+    type = "bad-settings"
+
+
+class PackageRefused(StartError):
+    """A model package is wrong. `check` names the failing check."""
+
+    type = "package-refused"
+
+    def __init__(self, detail: str = "", check: str = "") -> None:
+        super().__init__(detail)
+        self.check = check
+
+
+class HomeInUse(StartError):
+    type = "home-in-use"
+
+
+class PortInUse(StartError):
+    type = "port-in-use"
+
+
+class BrokerFailed(StartError):
+    type = "broker-failed"
+
+
+class Disagreement(StartError):
+    """This process and the deployment disagree (shards, format)."""
+
+    type = "disagreement"

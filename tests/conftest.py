@@ -1,0 +1,65 @@
+"""What every test may ask for: a private broker on a Unix socket, and key prefixes nobody else uses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from service.embedded import EmbeddedBroker
+
+_numbers = count(1)
+
+
+def needs(program: str, package: str) -> str:
+    """The path of `program`. Without it the test is skipped, or fails where REQUIRE_ALL=1."""
+    path = shutil.which(program)
+    if path is None:
+        message = f"{program} is not on PATH (Debian package {package})"
+        if os.environ.get("REQUIRE_ALL") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+@pytest.fixture(scope="session")
+def start_broker() -> Iterator[Callable[[str], EmbeddedBroker]]:
+    """Starts one broker a kind: `valkey` (embedded) or `redis` (Debian's redis-server); ends them with the session."""
+    running: dict[str, EmbeddedBroker] = {}
+
+    def start(kind: str) -> EmbeddedBroker:
+        if kind not in running:
+            binary = needs("redis-server", "redis-server") if kind == "redis" else None
+            folder = Path(tempfile.mkdtemp(prefix="rct-"))  # short: a socket's path has 107 bytes
+            broker = EmbeddedBroker(folder, binary)
+            broker.start()
+            running[kind] = broker
+        return running[kind]
+
+    yield start
+    for broker in running.values():
+        broker.stop()
+        shutil.rmtree(broker.home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def broker(request: pytest.FixtureRequest, start_broker: Callable[[str], EmbeddedBroker]) -> EmbeddedBroker:
+    """The session's broker. `@pytest.mark.parametrize("broker", ["valkey", "redis"], indirect=True)` tries both."""
+    return start_broker(getattr(request, "param", "valkey"))
+
+
+@pytest.fixture(scope="session")
+def broker_url(broker: EmbeddedBroker) -> str:
+    """`unix:///…`: never flushed; each test keeps to its own `prefix`."""
+    return broker.url
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A key prefix of this test alone."""
+    return f"t{os.getpid()}-{next(_numbers)}"

@@ -1,0 +1,286 @@
+"""Every metric, in base units, never labelled by stream. docs/metrics.md explains each; a test keeps the two together.
+
+Counting costs a batch microseconds and an entry nothing: plain ints, floats and numpy arrays, written by one thread,
+read by the collector whenever somebody scrapes. `labels()` is resolved once, by the caller:
+
+    steps = metrics.steps.labels("activity-lstm")
+    steps.inc(int(rows))                                    # per batch
+    metrics.stage_seconds.labels("step").observe(seconds)   # per batch
+    end_to_end.observe_many(latencies)                      # (B,) float64, s
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final, Generic, NamedTuple, TypeVar
+
+import numpy as np
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from service.errors import PortInUse
+
+SECONDS: Final = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+)  # fmt: skip
+ENTRIES: Final = tuple(float(2**n) for n in range(13))  # 1 … 4096
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+
+
+# --- what the writers hold ---------------------------------------------------------------------------------------
+
+
+class _Sample(NamedTuple):
+    suffix: str
+    labels: dict[str, str]  # besides the family's own
+    value: float
+
+
+class Counter:
+    """Only grows. One writer."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: float = 0
+
+    def inc(self, n: float = 1) -> None:
+        self.value += n
+
+    def samples(self) -> list[_Sample]:
+        return [_Sample("_total", {}, self.value)]
+
+
+class Gauge:
+    """The last value set. One writer."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: float = 0
+
+    def set(self, x: float) -> None:
+        self.value = x
+
+    def samples(self) -> list[_Sample]:
+        return [_Sample("", {}, self.value)]
+
+
+class Histogram:
+    """Counts by upper bound (inclusive), and the sum. One writer."""
+
+    __slots__ = ("_bounds", "_edges", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = list(bounds)
+        self._edges = np.array(bounds, np.float64)
+        self.counts = np.zeros(len(bounds) + 1, np.int64)  # the last: above every bound
+        self.sum = 0.0
+
+    def observe(self, x: float) -> None:
+        self.counts[bisect_left(self._bounds, x)] += 1
+        self.sum += x
+
+    def observe_many(self, values: np.ndarray) -> None:
+        """`values` (N,) of any number type; N may be 0."""
+        slots = np.searchsorted(self._edges, values, side="left")
+        self.counts += np.bincount(slots, minlength=len(self.counts))
+        self.sum += float(values.sum())
+
+    def samples(self) -> list[_Sample]:
+        below = np.cumsum(self.counts).tolist()
+        bounds = [*map(repr, self._bounds), "+Inf"]
+        buckets = [_Sample("_bucket", {"le": bound}, n) for bound, n in zip(bounds, below, strict=True)]
+        return [*buckets, _Sample("_count", {}, below[-1]), _Sample("_sum", {}, self.sum)]
+
+
+Child = TypeVar("Child", Counter, Gauge, Histogram)
+
+
+class Family(Generic[Child]):
+    """One name, a child for each set of label values. `labels()` makes a child on first call: keep what it returns."""
+
+    __slots__ = ("_make", "children", "names")
+
+    def __init__(self, names: Sequence[str], make: Callable[[], Child]) -> None:
+        self.names = tuple(names)
+        self.children: dict[tuple[str, ...], Child] = {}
+        self._make: Callable[[], Child] = make
+
+    def labels(self, *values: object) -> Child:
+        """The child of these label values, in the order of `names`."""
+        key = tuple(map(str, values))
+        child = self.children.get(key)
+        if child is None:
+            if len(key) != len(self.names):
+                raise ValueError(f"labels {key}: expected one value each for {self.names}")
+            child = self.children.setdefault(key, self._make())
+        return child
+
+    def samples(self) -> Iterator[_Sample]:
+        for values, child in list(self.children.items()):  # copied in one step, while the writer may add a child
+            labels = dict(zip(self.names, values, strict=True))
+            for suffix, more, value in child.samples():
+                yield _Sample(suffix, labels | more, value)
+
+
+# --- the metrics -------------------------------------------------------------------------------------------------
+
+
+class WorkerMetrics:
+    """What a worker counts. Written only by Worker.run (`stage_seconds` of decode and read: by their one thread)."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        add = _Exposition(registry)
+        self.entries = add.counters("entries", "Entries taken from the log", "kind", "model")
+        self.records = add.counters("records", "Records committed, one an entry", "model", "type")
+        self.steps = add.counters("steps", "Steps of the recurrent state committed", "model")
+        self.predicted = add.counters("predicted", "Predictions by the label of the last step", "model", "label")
+        self.events = add.counters("events", "Events decided by the rolling automaton", "model", "label", "type")
+        self.stage_seconds = add.histograms("stage_seconds", "Time of one batch in a stage", SECONDS, "stage")
+        self.end_to_end_seconds = add.histograms(
+            "end_to_end_seconds", "From an entry's id to the commit of its record", SECONDS, "model"
+        )
+        self.batch_entries = add.histograms("batch_entries", "Entries in one call of the model", ENTRIES, "model")
+        self.dropped = add.counters("dropped", "Entries that came too late to be stepped", "reason")
+        self.dead = add.counters("dead", "Entries put into quarantine", "reason")
+        self.duplicates = add.counter("duplicates", "Entries whose seq was finished before")
+        self.restarts = add.counters("restarts", "States that started anew", "model", "reason")
+        self.streams = add.gauges("streams", "Streams whose state is held", "where")
+        self.state_bytes = add.gauge("state_bytes", "Bytes of the resident states")
+        self.nonfinite = add.counters("nonfinite", "Steps not committed: the state would not be finite", "model")
+        self.fenced = add.counter("fenced", "Commits refused because the shard was lost")
+        self.commit_errors = add.counter("commit_errors", "Commits the broker answered with an error")
+        self.model_info = add.gauges("model_info", "Models served; always 1", "model", "version", "sha256")
+
+
+class ApiMetrics:
+    """What an api process counts, and what it measures of the shards. Written only by its event loop."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        add = _Exposition(registry)
+        self.lag_entries = add.gauges("lag_entries", "Unfinished entries in the log", "shard")
+        self.lag_seconds = add.gauges("lag_seconds", "Age of the oldest unfinished entry", "shard")
+        self.shard_owned = add.gauges("shard_owned", "1 while a worker holds the shard's lease", "shard")
+        self.subscribers = add.gauges("subscribers", "Open subscriptions", "transport")
+        self.subscriber_drops = add.counter("subscriber_drops", "Gaps given to subscribers that read too slowly")
+        self.http_request_seconds = add.histograms(
+            "http_request_seconds", "From a request to the head of its answer", SECONDS, "route", "status"
+        )
+
+
+def create_registry() -> CollectorRegistry:
+    """A process's registry, with its CPU time, memory and file descriptors, and `rollcast_build_info`."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    try:
+        number = version("rollcast")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        number = "unknown"
+    _Exposition(registry).gauges("build_info", "Version of rollcast; always 1", "version").labels(number).set(1)
+    return registry
+
+
+# --- how they are shown ------------------------------------------------------------------------------------------
+
+
+class _Exposition(Collector):
+    """Shows a set of families; the only place that knows prometheus_client's types."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._rows: list[tuple[str, str, str, Family[Counter] | Family[Gauge] | Family[Histogram]]] = []
+        registry.register(self)
+
+    def counters(self, name: str, doc: str, *labels: str) -> Family[Counter]:
+        family = Family(labels, Counter)
+        self._rows.append((name, doc, "counter", family))
+        return family
+
+    def gauges(self, name: str, doc: str, *labels: str) -> Family[Gauge]:
+        family = Family(labels, Gauge)
+        self._rows.append((name, doc, "gauge", family))
+        return family
+
+    def histograms(self, name: str, doc: str, bounds: Sequence[float], *labels: str) -> Family[Histogram]:
+        family = Family(labels, lambda: Histogram(bounds))
+        self._rows.append((name, doc, "histogram", family))
+        return family
+
+    def counter(self, name: str, doc: str) -> Counter:
+        return self.counters(name, doc).labels()
+
+    def gauge(self, name: str, doc: str) -> Gauge:
+        return self.gauges(name, doc).labels()
+
+    def describe(self) -> Iterable[Metric]:
+        return [Metric(f"rollcast_{name}", doc, kind) for name, doc, kind, _ in self._rows]
+
+    def collect(self) -> Iterator[Metric]:
+        for name, doc, kind, family in self._rows:
+            metric = Metric(f"rollcast_{name}", doc, kind)
+            for suffix, labels, value in family.samples():
+                metric.add_sample(f"rollcast_{name}{suffix}", labels, value)
+            yield metric
+
+
+# --- a worker's port ---------------------------------------------------------------------------------------------
+
+Check = Callable[[], Sequence[str]]  # reasons why not; empty: all is well
+
+
+class MetricsServer:
+    """`/metrics`, `/livez` and `/readyz` of one process on 127.0.0.1. `close()` frees the port."""
+
+    def __init__(self, server: ThreadingHTTPServer) -> None:
+        self._server = server
+        self._thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="metrics", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def serve_metrics(registry: CollectorRegistry, port: int, livez: Check, readyz: Check) -> MetricsServer:
+    """Serves until closed; port 0: any free one. The checks answer with reasons (503) or with none (200).
+
+    Raises PortInUse.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                self._answer(200, CONTENT_TYPE, generate_latest(registry))
+            elif path in ("/livez", "/readyz"):
+                reasons = livez() if path == "/livez" else readyz()
+                text = "".join(f"{reason}\n" for reason in reasons) or "ok\n"
+                self._answer(503 if reasons else 200, "text/plain; charset=utf-8", text.encode())
+            else:
+                self._answer(404, "text/plain; charset=utf-8", b"expected /metrics, /livez or /readyz\n")
+
+        def _answer(self, status: int, content_type: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """A scrape every few seconds is no event."""
+
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError as error:
+        raise PortInUse(f"metrics port {port}: {error.strerror}; choose another metrics_port") from None
+    return MetricsServer(server)

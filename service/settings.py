@@ -1,0 +1,156 @@
+"""Every setting, read once, when a command starts. docs/settings.md has the same table; a test keeps the two together.
+
+A setting is `ROLLCAST_NAME` in the environment and `--name` (dashes for underscores) on the command line, which wins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from service.errors import BadSettings
+
+PREFIX: Final = "ROLLCAST_"
+OTHER_VARIABLES: Final = frozenset({"ROLLCAST_URL", "ROLLCAST_DATA"})  # read elsewhere: HTTP commands, training
+_SCHEMES: Final = ("redis://", "rediss://", "unix://")
+
+
+def _broker_url(value: str) -> str:
+    if not value.startswith(_SCHEMES):
+        raise ValueError(f"expected a URL that begins with {', '.join(_SCHEMES)}")
+    return value
+
+
+def _key_prefix(value: str) -> str:
+    if not value or any(character in value for character in "{}* \t\r\n"):
+        raise ValueError("expected a word without braces, asterisks and spaces")
+    return value
+
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """Frozen. The description is what `--help` and docs/settings.md say."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    broker: Annotated[str, AfterValidator(_broker_url)] | None = Field(
+        None, description="URL of a Redis or Valkey; none: `up` starts its own, embedded"
+    )
+    broker_binary: str | None = Field(
+        None, description="program of the embedded broker, a path or a name on PATH; none: the packaged Valkey"
+    )
+    home: Path = Field(Path(".rollcast"), description="folder of the embedded broker's data, lock and log")
+    host: str = Field("127.0.0.1", description="address the api and the workers' metrics listen on")
+    port: Port = Field(8000, description="port of the api; 0: any free one")
+    workers: Positive = Field(1, description="worker processes that `up` starts")
+    shards: Annotated[int, Field(ge=1, le=16_384)] = Field(
+        32, description="partitions of the log; fixed for the life of a deployment"
+    )
+    models: Path | None = Field(None, description="folder of model packages, NAME/VERSION/; none: those shipped")
+    prefix: Annotated[str, AfterValidator(_key_prefix)] = Field(
+        "rollcast", description="what every key in the broker begins with"
+    )
+    state_ttl_s: Annotated[float, Field(gt=0, le=315_360_000)] = Field(
+        86_400.0, description="a stream silent for longer starts anew (by its entries' ids)"
+    )
+    input_history_s: Seconds = Field(0.0, description="how long finished entries stay in the log")
+    output_history_s: Seconds = Field(600.0, description="how long records are kept")
+    records_kept: Positive = Field(1000, description="records kept of a stream, at most")
+    max_resident_streams: Positive = Field(100_000, description="streams whose state a worker keeps in memory")
+    batch_entries: Annotated[int, Field(ge=1, le=1024)] = Field(
+        1024, description="entries in one batch and one commit, at most"
+    )
+    decode_threads: Positive = Field(2, description="threads that decode frames, a worker")
+    max_frame_bytes: Positive = Field(8 * 2**20, description="largest image, bytes")
+    max_pixels: Positive = Field(16_777_216, description="largest image, width × height")
+    max_entry_bytes: Positive = Field(8 * 2**20, description="largest body of samples, bytes")
+    default_model_frame: str | None = Field(None, description="model of a new stream of frames that names none")
+    default_model_samples: str | None = Field(None, description="model of a new stream of samples that names none")
+    default_model_text: str | None = Field(None, description="model of a new stream of texts that names none")
+    metrics_port: Port = Field(9101, description="worker N serves its metrics on this port + N; 0: any free one")
+    log_format: Literal["console", "json"] = Field("console", description="log lines for people or for machines")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The command line, then the environment: no files that change a run from somewhere unseen."""
+        return init_settings, env_settings
+
+    def environment(self) -> dict[str, str]:
+        """These settings as variables, for a child process that is to read the same."""
+        values = self.model_dump(exclude_none=True)
+        return {variable(name): str(value) for name, value in values.items()}
+
+    def default_models(self) -> dict[str, str]:
+        """kind -> model."""
+        chosen = {
+            "frame": self.default_model_frame,
+            "samples": self.default_model_samples,
+            "text": self.default_model_text,
+        }
+        return {kind: model for kind, model in chosen.items() if model is not None}
+
+
+def load_settings(options: Mapping[str, Any] | None = None) -> Settings:
+    """`options`: what the command line gave, by setting name; None values were not given. Raises BadSettings."""
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        lines = [_explain(str(fault["loc"][0]), fault, given) for fault in error.errors()]
+        raise BadSettings("\n".join(lines)) from None
+
+
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """A sentence for each ROLLCAST_ variable that nothing reads: most likely a slip of the pen."""
+    known = {variable(name) for name in Settings.model_fields} | OTHER_VARIABLES
+    sentences = []
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in known and not name.startswith("ROLLCAST_TEST_"):
+            close = difflib.get_close_matches(name, sorted(known), n=1)
+            sentences.append(f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
+    return sentences
+
+
+def variable(name: str) -> str:
+    """
+    >>> variable("records_kept")
+    'ROLLCAST_RECORDS_KEPT'
+    """
+    return PREFIX + name.upper()
+
+
+def option(name: str) -> str:
+    """
+    >>> option("records_kept")
+    '--records-kept'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def _explain(name: str, fault: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    source = option(name) if name in given else variable(name)
+    expectation = str(fault["msg"])
+    for noise in ("Value error, ", "Input should be "):
+        expectation = expectation.removeprefix(noise)
+    if not expectation.startswith("expected"):
+        expectation = f"expected {expectation}"
+    description = Settings.model_fields[name].description
+    return f"setting {name}: {fault['input']!r} from {source}: {expectation} ({description})"

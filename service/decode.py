@@ -1,0 +1,98 @@
+"""Bytes to frames, in one way for training, parity and serving: the same bytes are the same pixels everywhere.
+
+What is decided here, and so holds for every model:
+
+- The size is read from the header first; an image above the limit is never unpacked.
+- A truncated image is refused, although decoders would pad it with grey.
+- EXIF orientation is applied: a frame stands as a viewer would show it.
+- Alpha is dropped, not composited: colours are taken as stored. 16 bits a channel become 8 by dropping the low ones.
+- CMYK becomes RGB by the decoder's plain formula, colour profiles are ignored. An animation gives its first picture.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import cv2
+import numpy as np
+
+from service.contracts import FrameInput
+from service.errors import BadImage, TooLarge
+from service.images import ImageInfo, inspect
+
+_INTERPOLATION: Final = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
+_REDUCED: Final = (
+    (8, cv2.IMREAD_REDUCED_GRAYSCALE_8, cv2.IMREAD_REDUCED_COLOR_8),
+    (4, cv2.IMREAD_REDUCED_GRAYSCALE_4, cv2.IMREAD_REDUCED_COLOR_4),
+    (2, cv2.IMREAD_REDUCED_GRAYSCALE_2, cv2.IMREAD_REDUCED_COLOR_2),
+)
+
+cv2.setNumThreads(1)  # callers bring their own threads; OpenCV's pool only adds hand-offs to images this small
+cv2.utils.logging.setLogLevel(0)  # silent: a bad image is an answer to its sender, not a line on our stderr
+
+
+def decode_frame(data: bytes, spec: FrameInput, *, max_pixels: int) -> np.ndarray:
+    """An encoded image as the model takes it: (H, W, C) uint8, C-contiguous. Releases the GIL while it unpacks.
+
+    Raises UnsupportedMedia (not JPEG, PNG, WebP), TooLarge (above `max_pixels`), BadImage (truncated, damaged).
+    """
+    info = inspect(data)
+    if info.width * info.height > max_pixels:
+        raise TooLarge(f"image of {info.width}×{info.height} pixels: the limit is {max_pixels} pixels")
+    if not info.complete:
+        raise BadImage(f"truncated {info.format.upper()} image: no end mark in its {len(data)} bytes")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _flag(info, spec))
+    except cv2.error as error:
+        raise BadImage(f"damaged {info.format.upper()} image: {error.err}") from None
+    if image is None:
+        raise BadImage(f"damaged {info.format.upper()} image: it cannot be decoded")
+    if spec.colour == "rgb":
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return fit_frame(image, spec)
+
+
+def fit_frame(image: np.ndarray, spec: FrameInput) -> np.ndarray:
+    """Pixels (h, w) or (h, w, C) uint8, in the model's colours, to (H, W, C): stretched, letterboxed or cropped."""
+    height, width = image.shape[:2]
+    if spec.fit == "crop":
+        image = _crop(image, spec.width / spec.height)
+    elif spec.fit == "letterbox":
+        scale = min(spec.width / width, spec.height / height)
+        image = _letterbox(_resize(image, max(1, round(width * scale)), max(1, round(height * scale)), spec), spec)
+    image = _resize(image, spec.width, spec.height, spec)
+    return np.ascontiguousarray(image.reshape(spec.height, spec.width, spec.channels))
+
+
+def _flag(info: ImageInfo, spec: FrameInput) -> int:
+    """How to unpack: in grey or colour; a JPEG at the smallest scale that still has every pixel the model sees."""
+    gray = spec.colour == "gray"
+    if spec.reduced_decoding and info.format == "jpeg":
+        short, wanted = min(info.width, info.height), max(spec.width, spec.height)  # whatever the orientation
+        for scale, gray_flag, colour_flag in _REDUCED:
+            if short >= scale * wanted:
+                return gray_flag if gray else colour_flag
+    return cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
+
+
+def _resize(image: np.ndarray, width: int, height: int, spec: FrameInput) -> np.ndarray:
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(cv2.resize(image, (width, height), interpolation=_INTERPOLATION[spec.interpolation]))
+
+
+def _crop(image: np.ndarray, aspect: float) -> np.ndarray:
+    """The largest middle part whose width / height is `aspect`."""
+    height, width = image.shape[:2]
+    wide, high = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
+    top, left = (height - high) // 2, (width - wide) // 2
+    return image[top : top + high, left : left + wide]
+
+
+def _letterbox(image: np.ndarray, spec: FrameInput) -> np.ndarray:
+    """Black around it, up to (H, W)."""
+    height, width = image.shape[:2]
+    canvas = np.zeros((spec.height, spec.width, *image.shape[2:]), np.uint8)
+    top, left = (spec.height - height) // 2, (spec.width - width) // 2
+    canvas[top : top + height, left : left + width] = image
+    return canvas

@@ -5,8 +5,8 @@
 
 becomes, with `log_format` console and json:
 
-    12:00:01.250 info    worker  shard acquired  shard=3 low=17-0
-    {"time": "2025-11-23T12:00:01.250+00:00", "level": "info", "logger": "worker", "event": "shard acquired", …}
+    12:00:01.250 info    worker 0  shard acquired  shard=3 low=17-0
+    {"time": "2025-11-23T12:00:01.250+00:00", "level": "info", "process": "worker 0", "logger": "worker", "event": …}
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any, Final
 
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
 class ConsoleFormatter(logging.Formatter):
-    """`time level logger  event  name=value …`; values with spaces are quoted."""
+    """`time level process  event  name=value …`; values with spaces are quoted."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
         values = "".join(f" {name}={_shown(value)}" for name, value in _values(record).items())
-        line = f"{when} {record.levelname.lower():<7} {_logger(record):<7} {record.getMessage()}"
+        line = f"{when} {record.levelname.lower():<7} {self._process:<8}  {record.getMessage()}"
         line += f" {values}" if values else ""
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
@@ -34,11 +39,16 @@ class ConsoleFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "logger": _logger(record),
+            "process": self._process,
+            "logger": record.name.removeprefix("rollcast.").removeprefix("service."),
             "event": record.getMessage(),
             **_values(record),
         }
@@ -47,23 +57,24 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
-def set_up_logs(log_format: str, level: str) -> None:
-    """Sends every logger's lines to standard error. Called once, when a process starts."""
+def set_up_logs(log_format: str, level: str, process: str) -> None:
+    """Sends every logger's lines, and an uncaught exception, to standard error. Called once, when a process starts."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if log_format == "json" else ConsoleFormatter())
+    handler.setFormatter(JsonFormatter(process) if log_format == "json" else ConsoleFormatter(process))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for noisy in ("httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    sys.excepthook = _log_uncaught
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    logging.getLogger("rollcast").critical("ended by an error", exc_info=(kind, error, trace))
 
 
 def _values(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if name not in _PLAIN}
-
-
-def _logger(record: logging.LogRecord) -> str:
-    return record.name.removeprefix("rollcast.").removeprefix("service.")
 
 
 def _shown(value: Any) -> str:

@@ -1,0 +1,249 @@
+"""A client of rollcast's HTTP interface. Answers are the JSON of the interface, as dictionaries."""
+
+from __future__ import annotations
+
+import json
+import time as clock
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+import httpx
+
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
+_SILENCE_S: Final = 60.0  # the server says something every 15 s; longer silence is a lost connection
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 5.0
+
+
+class Problem(Exception):
+    """The server answered with an error (RFC 9457): `status`, the stable `type`, `title` and `detail`."""
+
+    def __init__(self, status: int, body: dict[str, Any], retry_after_s: float | None = None) -> None:
+        self.status = status
+        self.type = str(body.get("type", "about:blank"))
+        self.title = str(body.get("title", ""))
+        self.detail = str(body.get("detail", ""))
+        self.body = body
+        self.retry_after_s = retry_after_s
+        super().__init__(f"{status} {self.title}: {self.detail}")
+
+
+class ServerAway(Exception):
+    """No server answers at this URL."""
+
+
+class StreamRecord(NamedTuple):
+    """One event of a subscription: `event` is `prediction`, `refused`, `dropped`, `duplicate`, `done` or `gap`."""
+
+    event: str
+    id: str  # the cursor after it
+    body: dict[str, Any]
+
+
+class Client:
+    """Plain, blocking calls. Raises Problem and ServerAway. Not for several threads at once."""
+
+    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(timeout_s, connect=5.0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # --- posting -------------------------------------------------------------------------------------------------
+
+    def post_frame(
+        self,
+        stream: str,
+        image: bytes,
+        *,
+        model: str | None = None,
+        seq: int | None = None,
+        time: float | None = None,
+        start: bool = False,
+        end: bool = False,
+        wait_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Posts one encoded image. Returns `{"id", "stream", "model"}`, or with `wait_s` the prediction."""
+        query = _query(model=model, seq=seq, time=time, start=start, end=end, wait=wait_s)
+        return self._post(f"/v1/streams/{stream}/frames", query, image, media_type(image), wait_s)
+
+    def post_samples(
+        self,
+        stream: str,
+        rows: Sequence[Sequence[float]],
+        *,
+        model: str | None = None,
+        seq: int | None = None,
+        time: float | None = None,
+        start: bool = False,
+        end: bool = False,
+        wait_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Posts one block of rows; `time` is the last row's. Returns as `post_frame`."""
+        query = _query(model=model, seq=seq, time=time, start=start, end=end, wait=wait_s)
+        body = json.dumps({"samples": [list(map(float, row)) for row in rows]}).encode()
+        return self._post(f"/v1/streams/{stream}/samples", query, body, "application/json", wait_s)
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def predictions(
+        self, stream: str, *, after: str | None = None, limit: int | None = None, every_type: bool = False
+    ) -> dict[str, Any]:
+        """`{"predictions": […], "next": cursor}`; without `after` the newest."""
+        query = _query(after=after, limit=limit, type="all" if every_type else None)
+        return self._get(f"/v1/streams/{stream}/predictions", query)
+
+    def models(self) -> dict[str, Any]:
+        return self._get("/v1/models")
+
+    def streams(self) -> dict[str, Any]:
+        return self._get("/v1/streams")
+
+    def ready(self) -> bool:
+        """Whether the server is ready to answer."""
+        try:
+            return self._http.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def follow(self, stream: str, *, after: str | None = None) -> Iterator[StreamRecord]:
+        """Every record of a stream after the cursor `after` (`0`: all kept; None: from now on), for ever.
+
+        A lost connection is taken up again where it stopped. Raises at once when there is no server to begin with.
+        """
+        cursor = self._newest(stream) if after is None else after
+        pause_s, begun = _FIRST_PAUSE_S, after is None
+        while True:
+            try:
+                for record in self._subscribe(stream, cursor):
+                    cursor, pause_s, begun = record.id or cursor, _FIRST_PAUSE_S, True
+                    if record.event != "bye":
+                        yield record
+            except Problem as problem:
+                if problem.status not in (429, 503):
+                    raise
+            except httpx.TransportError as error:
+                if not begun:
+                    raise ServerAway(_away(self.url, error)) from None
+            clock.sleep(pause_s)
+            pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+
+    def _newest(self, stream: str) -> str:
+        """The cursor of now: resolved once, so that a connection lost before the first record loses none."""
+        try:
+            return str(self.predictions(stream, limit=1)["next"])
+        except Problem as problem:
+            if problem.status != 404:
+                raise
+            return "0"  # nothing yet: all of it is to come
+
+    def _subscribe(self, stream: str, after: str | None) -> Iterator[StreamRecord]:
+        headers = {"Accept": "text/event-stream"}
+        path = f"/v1/streams/{stream}/predictions"
+        timeout = httpx.Timeout(_SILENCE_S, connect=5.0)
+        with self._http.stream("GET", path, params=_query(after=after), headers=headers, timeout=timeout) as response:
+            if response.status_code != 200:
+                response.read()
+                raise _problem(response)
+            yield from parse_events(response.iter_lines())
+
+    # --- the wire ------------------------------------------------------------------------------------------------
+
+    def _post(
+        self, path: str, query: dict[str, str], body: bytes, content_type: str, wait_s: float | None
+    ) -> dict[str, Any]:
+        timeout = httpx.Timeout((wait_s or 0.0) + 30.0, connect=5.0)
+        try:
+            response = self._http.post(
+                path, params=query, content=body, headers={"Content-Type": content_type}, timeout=timeout
+            )
+        except httpx.TransportError as error:
+            raise ServerAway(_away(self.url, error)) from None
+        return _answer(response)
+
+    def _get(self, path: str, query: dict[str, str] | None = None) -> dict[str, Any]:
+        try:
+            response = self._http.get(path, params=query, headers={"Accept": "application/json"})
+        except httpx.TransportError as error:
+            raise ServerAway(_away(self.url, error)) from None
+        return _answer(response)
+
+
+def parse_events(lines: Iterable[str]) -> Iterator[StreamRecord]:
+    """Server-sent events (HTML Living Standard, 9.2) whose data is JSON. An unnamed event is a prediction.
+
+    >>> list(parse_events(["id: 17-0", 'data: {"label": "7"}', ""]))
+    [StreamRecord(event='prediction', id='17-0', body={'label': '7'})]
+    """
+    event, cursor = "", ""
+    data: list[str] = []
+    for line in lines:
+        if not line:
+            if data or event:
+                yield StreamRecord(event or "prediction", cursor, json.loads("\n".join(data)) if data else {})
+            event, data = "", []
+            continue
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "data":
+            data.append(value)
+        elif name == "event":
+            event = value
+        elif name == "id":
+            cursor = value
+
+
+def media_type(image: bytes) -> str:
+    """By its first bytes; the server says what it makes of anything else.
+
+    >>> media_type(bytes([0xFF, 0xD8, 0xFF]))
+    'image/jpeg'
+    """
+    if image[:2] == b"\xff\xd8":
+        return "image/jpeg"
+    if image[:4] == b"\x89PNG":
+        return "image/png"
+    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
+        return "image/webp"
+    return "application/octet-stream"
+
+
+def _query(**values: object) -> dict[str, str]:
+    """What was given: None and False are left out, True is 1."""
+    return {
+        name: "1" if value is True else str(value)
+        for name, value in values.items()
+        if value is not None and value is not False
+    }
+
+
+def _answer(response: httpx.Response) -> dict[str, Any]:
+    if response.status_code >= 400:
+        raise _problem(response)
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def _problem(response: httpx.Response) -> Problem:
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        body = {"title": response.reason_phrase, "detail": response.text[:200].strip() or "no explanation was given"}
+    retry_after = response.headers.get("Retry-After", "")
+    return Problem(response.status_code, body, float(retry_after) if retry_after.isdecimal() else None)
+
+
+def _away(url: str, error: Exception) -> str:
+    return f"no server answers at {url} ({error or type(error).__name__})"

@@ -25,6 +25,7 @@ RollcastError
 │   └── WaitTimeout            504
 ├── Unavailable            try again later; carries Retry-After
 │   ├── BrokerAway             503
+│   ├── BrokerFull             503  nothing was appended: the broker is out of memory
 │   ├── AppendUnknown          503  the reply of an append was lost
 │   ├── BacklogFull            429
 │   └── NoWorker               503
@@ -36,6 +37,7 @@ RollcastError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -123,7 +125,14 @@ class UnknownStream(RequestError):
 
 
 class NotAnswered(RollcastError):
-    """What `wait` reports when the entry's record is not a prediction, or has not come."""
+    """What `wait` reports when the entry's record is not a prediction, or has not come.
+
+    `members` are added to the problem: the entry's id and stream, and what its record says.
+    """
+
+    def __init__(self, detail: str = "", members: Mapping[str, object] | None = None) -> None:
+        super().__init__(detail)
+        self.members = dict(members or {})
 
 
 class EntryRefused(NotAnswered):
@@ -154,6 +163,10 @@ class Unavailable(RollcastError):
 
 class BrokerAway(Unavailable):
     status, type, title, reason = 503, "broker-away", "The broker cannot be reached", "broker_away"
+
+
+class BrokerFull(Unavailable):
+    status, type, title, reason = 503, "broker-full", "The broker is out of memory", "broker_full"
 
 
 class AppendUnknown(Unavailable):

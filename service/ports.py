@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 
 from service.contracts import Manifest
@@ -26,6 +27,110 @@ class Engine(Protocol):
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:  # probabilities (B, T, K) float32, next states by name
         """One step of T times for B streams. Raises StepFailed."""
         ...
+
+
+# --- the worker's side -------------------------------------------------------------------------------------------
+
+
+class Loaded(NamedTuple):
+    """What the broker holds of a stream when a worker first touches it; None where absent."""
+
+    position: bytes | None
+    state: bytes | None
+    settings: bytes | None
+
+
+class OutWrite(NamedTuple):
+    """One record to write. `cut` is the id below which the stream's older records are trimmed, if it is time."""
+
+    stream: str
+    id: bytes
+    type: bytes
+    body: bytes
+    prev: bytes
+    cut: bytes | None
+
+
+class DeadWrite(NamedTuple):
+    """One refused entry for the quarantine, with its bytes."""
+
+    id: bytes
+    stream: str
+    kind: str
+    reason: str
+    detail: str
+    data: bytes
+
+
+class Commit(NamedTuple):
+    """Everything one transaction of one shard writes. `before` is the head it demands, `after` the one it sets."""
+
+    shard: int
+    before: bytes
+    after: bytes
+    n: int  # number of the commit
+    token: bytes  # of the acquisition
+    low: bytes  # every entry up to this id is finished
+    records: list[OutWrite]
+    dead: list[DeadWrite]
+    states: dict[str, bytes]  # stream -> state record, the last one only
+    forgotten: list[str]  # streams whose state is dropped
+    positions: dict[str, bytes]
+    settings: dict[str, bytes]
+    touched: dict[str, int]  # stream -> ms of its last entry
+    trim_below: bytes | None  # housekeeping is due: finished entries below this id may go
+
+
+class Committed(NamedTuple):
+    """What a commit's reply says beside success."""
+
+    trimmed: int  # entries that left the log
+    errors: list[str]  # elements that failed inside EXEC: foreign writes to our keys
+
+
+class Log(Protocol):
+    """The worker's side of the broker. Plain calls; one thread. A doubt about a shard raises Fenced."""
+
+    @property
+    def shards(self) -> int: ...
+
+    def acquire(self, shard: int) -> bytes | None:
+        """Takes the lease and arms the fence. Returns the head; None when another owner lives. Raises BrokerAway."""
+        ...
+
+    def renew(self, shards: Sequence[int], about: bytes) -> list[int]:
+        """Prolongs the leases and says that this worker lives (`about`: JSON). Returns the shards that are lost."""
+        ...
+
+    def release(self, shard: int) -> None:
+        """Gives the lease back, if it is still this worker's."""
+        ...
+
+    def abandon(self, shard: int) -> None:
+        """Closes the shard's connection: what is unread on it is never believed."""
+        ...
+
+    def ask(self, cursors: Mapping[int, int], count: int, block_s: float) -> None:
+        """Sends one read of at most `count` entries a shard above its cursor. One read at a time is under way."""
+        ...
+
+    def poll(self, wait_s: float, wake: int | None) -> list[tuple[int, list[tuple[bytes, list[bytes]]]]] | None:
+        """The answer to `ask`: (shard, [(id, fields)]); None when none came within `wait_s` or `wake` is readable."""
+        ...
+
+    def load(self, wanted: Mapping[int, Sequence[str]]) -> dict[int, list[Loaded]]:
+        """Positions, states and settings of streams, by shard, in one round trip."""
+        ...
+
+    def send(self, commit: Commit) -> None:
+        """Sends a commit. The one before it on this shard was answered."""
+        ...
+
+    def result(self, shard: int) -> Committed:
+        """Waits for the reply. Raises Fenced, or CommitRefused when nothing was applied."""
+        ...
+
+    def close(self) -> None: ...
 
 
 # --- the api's side ----------------------------------------------------------------------------------------------
@@ -49,6 +154,14 @@ class FeedItem(NamedTuple):
     records: list[tuple[str, str]]  # (stream, id)
 
 
+class WorkerInfo(msgspec.Struct, frozen=True):
+    """What a live worker says of itself: JSON, in the broker."""
+
+    id: str
+    models: list[str]  # names
+    metrics: str = ""  # host:port of its /metrics
+
+
 class StreamRow(NamedTuple):
     """One stream, as listed."""
 
@@ -64,8 +177,8 @@ class ShardStatus(NamedTuple):
 
     shard: int
     owned: bool
-    lag_entries: int
-    lag_s: float
+    lag_entries: int  # unfinished entries in the log
+    lag_s: float  # age of the oldest of them
 
 
 class Predictions(Protocol):
@@ -74,24 +187,34 @@ class Predictions(Protocol):
     @property
     def shards(self) -> int: ...
 
+    async def check_deployment(self) -> None:
+        """Raises Disagreement when the deployment has another format or another number of shards."""
+        ...
+
     async def append(self, stream: str, fields: Mapping[str, bytes]) -> str:
-        """XADD into the stream's shard, once. Returns the id; raises AppendUnknown when the reply was lost."""
+        """XADD into the stream's shard, once. Returns the id.
+
+        Raises BrokerAway and BrokerFull when nothing was appended, AppendUnknown when the reply was lost.
+        """
         ...
 
-    async def records(self, stream: str, after: str, limit: int, until: str = "+") -> list[OutRecord]:
-        """Records with after < id ≤ until, ascending, at most `limit`."""
+    async def records(self, stream: str, after: str, limit: int) -> list[OutRecord]:
+        """Records with id > after, ascending, at most `limit`."""
         ...
 
-    async def newest(self, stream: str, limit: int) -> list[OutRecord]:
-        """The newest `limit` records, ascending."""
+    async def newest(self, stream: str, limit: int, before: str = "+") -> list[OutRecord]:
+        """The newest `limit` records with id < before (`+`: of all), ascending."""
         ...
 
     async def fetch(self, wanted: Sequence[tuple[str, str]]) -> list[OutRecord | None]:
-        """The records of (stream, id) pairs, in one round trip a shard; None where trimmed."""
+        """The records of (stream, id) pairs, in one round trip; None where there is none (yet, or any more)."""
         ...
 
-    def follow(self) -> AsyncIterator[list[FeedItem]]:
-        """What every shard commits from now on. Ends with BrokerAway; the caller follows again."""
+    def follow(self) -> AsyncGenerator[list[FeedItem]]:
+        """What every shard commits from now on. The first item is empty: it says that "now" is fixed.
+
+        Ends with BrokerAway, also when a log began anew; the caller follows again, and reads what it missed.
+        """
         ...
 
     async def last_generated(self, stream: str) -> str:
@@ -106,14 +229,20 @@ class Predictions(Protocol):
         """`settings` of the stream."""
         ...
 
-    async def streams(self) -> list[StreamRow]:
-        """All streams, ascending by name."""
+    async def stream(self, stream: str) -> StreamRow | None:
+        """One stream, or None when no entry of it was ever answered."""
+        ...
+
+    async def streams(self, after: str, limit: int) -> list[StreamRow]:
+        """Streams whose name is above `after`, ascending by name, at most `limit`."""
         ...
 
     async def shard_status(self) -> list[ShardStatus]: ...
 
-    async def workers(self) -> list[Mapping[str, object]]:
-        """What each live worker says of itself: id, models, metrics address."""
+    async def workers(self) -> list[WorkerInfo]:
+        """What each live worker says of itself."""
         ...
 
     async def ping(self) -> None: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,292 @@
+"""The api's side of the broker: append, read records, follow commits, measure shards. One event loop.
+
+Nothing is ever sent twice by itself: a repeated XADD would be a second entry. Calls take a connection from a pool and
+give it back only after its whole reply was read; `follow` blocks on a connection of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+import redis
+from redis.asyncio import BlockingConnectionPool
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from service.broker.wire import safe_url
+from service.codec import Head, id_number, parse_feed, parse_head
+from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement
+from service.keys import FORMAT, ShardKeys, meta_key, shard_of, worker_key, workers_key
+from service.ports import FeedItem, OutRecord, ShardStatus, StreamRow, WorkerInfo
+
+Command = tuple[bytes | str | int, ...]
+
+_CHECK_S: Final = 1.0  # how often `follow` makes sure that the logs are still the same ones
+_COMMITS: Final = 200  # of one shard, read at once
+_REFUSED: Final = (redis.ResponseError, redis.exceptions.BusyLoadingError, redis.exceptions.MasterDownError)
+_LOST: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
+
+# KEYS owner head in.  Returns whether the lease is held, the head, the log's length and the id of the first entry
+# above low. A script, because XRANGE by itself would send that entry's bytes, frames and all.
+_SHARD_STATUS: Final = """
+local head = redis.call('GET', KEYS[2])
+local low = '0-0'
+if head then low = string.match(head, '^%S+ %S+ %S+ (%S+)') or low end
+local first = redis.call('XRANGE', KEYS[3], '(' .. low, '+', 'COUNT', 1)
+return {redis.call('EXISTS', KEYS[1]), head or '', redis.call('XLEN', KEYS[3]), first[1] and first[1][1] or ''}
+"""
+
+# KEYS in.  A script, because XINFO by itself would send the log's first and last entries too.
+_LAST_GENERATED: Final = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return '0-0' end
+local info = redis.call('XINFO', 'STREAM', KEYS[1])
+for i = 1, #info, 2 do if info[i] == 'last-generated-id' then return info[i + 1] end end
+"""
+
+
+class RedisPredictions:
+    """ports.Predictions on a server that speaks Redis ≥ 6.2."""
+
+    def __init__(
+        self,
+        url: str,
+        prefix: str = "rollcast",
+        shards: int = 32,
+        *,
+        timeout_s: float = 5.0,
+        connections: int = 32,
+    ) -> None:
+        self._where = safe_url(url)
+        self._prefix, self._shards, self._timeout_s = prefix, shards, timeout_s
+        self._keys = [ShardKeys(prefix, shard) for shard in range(shards)]
+        self.pool: Any = BlockingConnectionPool.from_url(
+            url,
+            max_connections=connections,
+            timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_timeout=False,
+            retry_on_error=[],
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            protocol=2,
+        )
+
+    @property
+    def shards(self) -> int:
+        return self._shards
+
+    async def check_deployment(self) -> None:
+        key = meta_key(self._prefix)
+        *_, said = await self._ask(
+            ("HSETNX", key, "format", FORMAT),
+            ("HSETNX", key, "shards", self._shards),
+            ("HMGET", key, "format", "shards"),
+        )
+        if said != [b"%d" % FORMAT, b"%d" % self._shards]:
+            raise Disagreement(
+                f"this deployment (prefix {self._prefix!r}) has format {said[0].decode()} and {said[1].decode()} "
+                f"shards, this process format {FORMAT} and {self._shards} shards; shards are fixed for the life of a deployment"
+            )
+
+    # --- appending -----------------------------------------------------------------------------------------------
+
+    async def append(self, stream: str, fields: Mapping[str, bytes]) -> str:
+        command: list[bytes | str] = ["XADD", self._of(stream).inbox, "*"]
+        for field in fields.items():
+            command += field
+        connection = await self._connect()
+        try:
+            await connection.send_command(*command)
+            reply = await connection.read_response()
+        except redis.exceptions.OutOfMemoryError as error:
+            raise BrokerFull(f"nothing was appended: {error}", retry_after_s=5.0) from None
+        except _REFUSED as error:
+            raise BrokerAway(f"nothing was appended: the broker answered {error}") from None
+        except _LOST as error:
+            raise AppendUnknown(
+                "the connection to the broker was lost before it answered: the entry may be in the log or not; "
+                f"repeat it with the same seq ({error})"
+            ) from None
+        except BaseException:
+            await connection.disconnect(nowait=True)  # an unread reply must not become the next caller's
+            raise
+        finally:
+            await self.pool.release(connection)
+        entry_id: str = reply.decode()
+        return entry_id
+
+    # --- records -------------------------------------------------------------------------------------------------
+
+    async def records(self, stream: str, after: str, limit: int) -> list[OutRecord]:
+        (found,) = await self._ask(("XRANGE", self._of(stream).out(stream), f"({after}", "+", "COUNT", limit))
+        return [_record(entry_id, fields) for entry_id, fields in found]
+
+    async def newest(self, stream: str, limit: int, before: str = "+") -> list[OutRecord]:
+        end = before if before == "+" else f"({before}"
+        (found,) = await self._ask(("XREVRANGE", self._of(stream).out(stream), end, "-", "COUNT", limit))
+        return [_record(entry_id, fields) for entry_id, fields in reversed(found)]
+
+    async def fetch(self, wanted: Sequence[tuple[str, str]]) -> list[OutRecord | None]:
+        if not wanted:
+            return []
+        commands = [("XRANGE", self._of(stream).out(stream), wanted_id, wanted_id) for stream, wanted_id in wanted]
+        return [_record(*found[0]) if found else None for found in await self._ask(*commands)]
+
+    async def follow(self) -> AsyncGenerator[list[FeedItem]]:
+        await self.check_deployment()
+        connection = self.pool.make_connection()
+        shard_of_feed = {keys.feed: keys.shard for keys in self._keys}
+        try:
+            await connection.connect()
+            heads = await self._heads(connection)
+            cursors = {
+                keys.feed: b"%d-0" % (head.n if head else 0) for keys, head in zip(self._keys, heads, strict=True)
+            }
+            yield []
+            checked = time.monotonic()
+            while True:
+                block_ms = int(_CHECK_S * 1000)
+                await connection.send_command(
+                    "XREAD", "COUNT", _COMMITS, "BLOCK", block_ms, "STREAMS", *cursors, *cursors.values()
+                )
+                reply = await connection.read_response(timeout=_CHECK_S + self._timeout_s)
+                if reply:
+                    for feed, commits in reply:
+                        cursors[feed] = commits[-1][0]
+                    yield [_commit(shard_of_feed[feed], *commit) for feed, commits in reply for commit in commits]
+                if time.monotonic() - checked >= _CHECK_S:
+                    now = await self._heads(connection)
+                    self._check_same(heads, now, cursors)
+                    heads, checked = now, time.monotonic()
+        except (redis.RedisError, OSError, ValueError) as error:
+            raise BrokerAway(f"broker {self._where}: {error}") from error
+        finally:
+            await connection.disconnect(nowait=True)
+
+    async def _heads(self, connection: Any) -> list[Head | None]:
+        await connection.send_packed_command(connection.pack_commands([("GET", keys.head) for keys in self._keys]))
+        replies = [await connection.read_response() for _ in self._keys]
+        return [parse_head(reply) if reply else None for reply in replies]
+
+    def _check_same(self, was: list[Head | None], now: list[Head | None], cursors: Mapping[bytes, bytes]) -> None:
+        """A feed that began anew counts from 1 again: following it from the old number would wait for ever."""
+        for keys, old, new in zip(self._keys, was, now, strict=True):
+            n = id_number(cursors[keys.feed]) >> 64
+            if (new is None and n > 0) or (new and n > new.n) or (old and new and old.life != new.life):
+                raise BrokerAway(f"broker {self._where}: the log of shard {keys.shard} began anew")
+
+    # --- positions, settings, streams ----------------------------------------------------------------------------
+
+    async def last_generated(self, stream: str) -> str:
+        (reply,) = await self._ask(("EVAL", _LAST_GENERATED, 1, self._of(stream).inbox))
+        last: str = reply.decode()
+        return last
+
+    async def position(self, stream: str) -> bytes | None:
+        (reply,) = await self._ask(("HGET", self._of(stream).pos, stream))
+        found: bytes | None = reply
+        return found
+
+    async def settings(self, stream: str) -> bytes | None:
+        (reply,) = await self._ask(("HGET", self._of(stream).settings, stream))
+        found: bytes | None = reply
+        return found
+
+    async def stream(self, stream: str) -> StreamRow | None:
+        keys = self._of(stream)
+        score, position, settings = await self._ask(
+            ("ZSCORE", keys.streams, stream), ("HGET", keys.pos, stream), ("HGET", keys.settings, stream)
+        )
+        if position is None and settings is None:
+            return None
+        return StreamRow(stream, keys.shard, int(float(score or 0)), position, settings)
+
+    async def streams(self, after: str, limit: int) -> list[StreamRow]:
+        listed = await self._ask(*(("ZRANGE", keys.streams, 0, -1, "WITHSCORES") for keys in self._keys))
+        found = [
+            (name.decode(), keys, int(float(score)))
+            for keys, reply in zip(self._keys, listed, strict=True)
+            for name, score in zip(reply[::2], reply[1::2], strict=True)
+        ]
+        page = sorted((row for row in found if row[0] > after), key=lambda row: row[0])[:limit]
+        if not page:
+            return []
+        commands = [("HGET", key, name) for name, keys, _ in page for key in (keys.pos, keys.settings)]
+        replies = iter(await self._ask(*commands))
+        return [StreamRow(name, keys.shard, ms, next(replies), next(replies)) for name, keys, ms in page]
+
+    # --- shards and workers --------------------------------------------------------------------------------------
+
+    async def shard_status(self) -> list[ShardStatus]:
+        commands: list[Command] = [("EVAL", _SHARD_STATUS, 3, keys.owner, keys.head, keys.inbox) for keys in self._keys]
+        (seconds, micros), *replies = await self._ask(("TIME",), *commands)
+        now_s = int(seconds) + int(micros) / 1e6
+        status = []
+        for keys, (owned, head, length, first) in zip(self._keys, replies, strict=True):
+            kept = parse_head(head).kept if head else 0
+            lag_s = max(0.0, now_s - int(first.partition(b"-")[0]) / 1000) if first else 0.0
+            status.append(ShardStatus(keys.shard, owned == 1, max(0, length - kept), lag_s))
+        return status
+
+    async def workers(self) -> list[WorkerInfo]:
+        (names,) = await self._ask(("ZRANGE", workers_key(self._prefix), 0, -1))
+        if not names:
+            return []
+        said = await self._ask(*(("GET", worker_key(self._prefix, name.decode())) for name in names))
+        return [msgspec.json.decode(text, type=WorkerInfo) for text in said if text]
+
+    async def ping(self) -> None:
+        await self._ask(("PING",))
+
+    async def close(self) -> None:
+        await self.pool.disconnect()
+
+    # --- connections ---------------------------------------------------------------------------------------------
+
+    def _of(self, stream: str) -> ShardKeys:
+        return self._keys[shard_of(stream, self._shards)]
+
+    async def _connect(self) -> Any:
+        try:
+            return await self.pool.get_connection()
+        except (redis.RedisError, OSError) as error:
+            raise BrokerAway(f"broker {self._where}: {error}") from None
+
+    async def _ask(self, *commands: Command) -> list[Any]:
+        """Several commands in one round trip. Only for commands that may be repeated by the caller."""
+        connection = await self._connect()
+        replies: list[Any] = []
+        try:
+            await connection.send_packed_command(connection.pack_commands(commands))
+            for _ in commands:
+                try:
+                    replies.append(await connection.read_response())
+                except redis.ResponseError as error:
+                    replies.append(error)
+        except _LOST as error:
+            raise BrokerAway(f"broker {self._where}: {error}") from None
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            if len(replies) < len(commands):
+                await connection.disconnect(nowait=True)
+            await self.pool.release(connection)
+        for reply in replies:
+            if isinstance(reply, redis.ResponseError):
+                raise BrokerAway(f"broker {self._where} answered {reply}")
+        return replies
+
+
+def _record(entry_id: bytes, fields: Sequence[bytes]) -> OutRecord:
+    values = dict(zip(fields[::2], fields[1::2], strict=True))
+    return OutRecord(entry_id.decode(), values[b"type"].decode(), values[b"body"], values[b"prev"].decode())
+
+
+def _commit(shard: int, commit_id: bytes, fields: Sequence[bytes]) -> FeedItem:
+    values = dict(zip(fields[::2], fields[1::2], strict=True))
+    number = id_number(commit_id) >> 64
+    return FeedItem(shard, number, values[b"token"].decode(), parse_feed(values[b"records"]))

@@ -121,7 +121,7 @@ class Client:
 
         A lost connection is taken up again where it stopped. Raises at once when there is no server to begin with.
         """
-        cursor = self._newest(stream) if after is None else after
+        cursor = self.newest(stream) if after is None else after
         pause_s, begun = _FIRST_PAUSE_S, after is None
         while True:
             try:
@@ -138,7 +138,7 @@ class Client:
             clock.sleep(pause_s)
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
 
-    def _newest(self, stream: str) -> str:
+    def newest(self, stream: str) -> str:
         """The cursor of now: resolved once, so that a connection lost before the first record loses none."""
         try:
             return str(self.predictions(stream, limit=1)["next"])

@@ -50,7 +50,7 @@ class Settings(BaseSettings):
         None, description="program of the embedded broker, a path or a name on PATH; none: the packaged Valkey"
     )
     home: Path = Field(Path(".rollcast"), description="folder of the embedded broker's data, lock and log")
-    host: str = Field("127.0.0.1", description="address the api and the workers' metrics listen on")
+    host: str = Field("127.0.0.1", description="address the api listens on")
     port: Port = Field(8000, description="port of the api; 0: any free one")
     workers: Positive = Field(1, description="worker processes that `up` starts")
     shards: Annotated[int, Field(ge=1, le=16_384)] = Field(
@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     models: Path | None = Field(None, description="folder of model packages, NAME/VERSION/; none: those shipped")
     prefix: Annotated[str, AfterValidator(_key_prefix)] = Field(
         "rollcast", description="what every key in the broker begins with"
+    )
+    lease_s: Annotated[float, Field(ge=0.1, le=600)] = Field(
+        3.0, description="how long a shard stays a worker's that says nothing"
     )
     state_ttl_s: Annotated[float, Field(gt=0, le=315_360_000)] = Field(
         86_400.0, description="a stream silent for longer starts anew (by its entries' ids)"

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Final
 
 from service.embedded import EmbeddedBroker
-from service.errors import BrokerFailed, PortInUse, StartError
+from service.errors import PortInUse, StartError
 from service.processes import tied
 
 FIRST_BACKOFF_S: Final = 0.2
@@ -125,6 +125,9 @@ class Supervisor:
 
     def start(self) -> None:
         """Raises StartError."""
+        if self._output is not None:
+            self._output.parent.mkdir(parents=True, exist_ok=True)
+            self._output.write_bytes(b"")
         url = self._start_broker() if self._broker is not None else None
         self._variables = self._environment(url)
         for child in (*self._workers, self._api):
@@ -138,7 +141,7 @@ class Supervisor:
         for child in (*self._workers, self._api):
             status = child.ended()
             if status == StartError.exit_code:
-                raise StartError(f"{child.name} cannot start; its own words stand above" + self._where())
+                raise StartError(f"{child.name} cannot start; its own words: {self._last_words()}")
             if status is not None and child.due():
                 child.start(self._variables, self._output)
 
@@ -164,8 +167,11 @@ class Supervisor:
             log.warning(self._broker.notices.pop(0))
         return url
 
-    def _where(self) -> str:
-        return "" if self._output is None else f", in {self._output}"
+    def _last_words(self) -> str:
+        if self._output is None:
+            return "see above"
+        lines = self._output.read_text(errors="replace").splitlines()
+        return "\n".join([f"at the end of {self._output}", *lines[-5:]])
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -188,21 +194,6 @@ def listen(host: str, port: int) -> socket.socket:
             "(make demo PORT=…), or end the program that holds it"
         ) from None
     return listener
-
-
-def check_answers(url: str) -> None:
-    """Raises BrokerFailed when no broker answers at `url`."""
-    import redis  # here: nothing else in this file needs it
-
-    connection = redis.Redis.from_url(url, socket_connect_timeout=3, socket_timeout=3)
-    try:
-        connection.ping()
-    except redis.RedisError as error:
-        raise BrokerFailed(
-            f"no broker answers at {url}: {error}. Start it, correct --broker, or leave it out for the embedded one"
-        ) from None
-    finally:
-        connection.close()
 
 
 def _how(status: int | None) -> str:

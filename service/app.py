@@ -1,0 +1,232 @@
+"""Builds everything out of settings, starts it, and stops it in order: one function a command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from rollcast import Client
+from service.broker.log import RedisLog
+from service.broker.wire import Wire
+from service.demo import Demo
+from service.embedded import EmbeddedBroker
+from service.engine import OnnxEngine
+from service.errors import BrokerAway, BrokerFailed, PackageRefused, StartError
+from service.logs import set_up_logs
+from service.metrics import MetricsServer, WorkerMetrics, create_registry, serve_metrics
+from service.packages import Package, load_packages
+from service.parity import verify
+from service.settings import Settings
+from service.supervisor import Child, Interrupts, Supervisor, listen
+from service.worker import Worker
+
+READY_S = 60.0  # how long `up --demo` waits for the api and the workers
+TURN_S = 0.05  # how often the supervisor looks after its children
+log = logging.getLogger("rollcast.app")
+
+
+# --- one process of each kind ------------------------------------------------------------------------------------
+
+
+def run_worker(settings: Settings, number: int) -> None:
+    """One worker until SIGTERM or SIGINT: finishes its batch, commits it, gives its shards back."""
+    set_up_logs(settings.log_format, settings.log_level, f"worker {number}")
+    url = broker_url(settings)
+    registry = create_registry()
+    metrics = WorkerMetrics(registry)
+    packages = served_packages(settings.models)
+    engines = {name: (OnnxEngine(package), package.schema) for name, package in packages.items()}
+    for name, (engine, _) in engines.items():
+        engine.warm_up()
+        manifest = engine.manifest
+        metrics.model_info.labels(name, manifest.version, manifest.sha256).set(1)
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    port = settings.metrics_port + number if settings.metrics_port else 0
+    worker: Worker | None = None
+
+    def not_ready() -> list[str]:
+        if worker is None or worker.away:
+            return ["the broker is away"]
+        return [] if worker.owned else ["owns no shard"]
+
+    server = serve_metrics(registry, port, lambda: [], not_ready)
+    worker = Worker(
+        RedisLog(
+            url,
+            worker=name,
+            prefix=settings.prefix,
+            shards=settings.shards,
+            lease_s=settings.lease_s,
+            state_ttl_s=settings.state_ttl_s,
+            records_kept=settings.records_kept,
+            trim_finished=settings.input_history_s == 0,
+        ),
+        engines,
+        metrics,
+        lease_s=settings.lease_s,
+        defaults=settings.default_models(),
+        state_ttl_s=settings.state_ttl_s,
+        input_history_s=settings.input_history_s,
+        output_history_s=settings.output_history_s,
+        batch_entries=settings.batch_entries,
+        decode_threads=settings.decode_threads,
+        max_pixels=settings.max_pixels,
+        about=about(name, number, packages, server),
+    )
+    log.info("worker ready", extra={"models": ",".join(sorted(packages)), "metrics_port": server.port})
+    try:
+        worker.run(stop_on_signals(worker))
+    finally:
+        server.close()
+
+
+def about(name: str, number: int, packages: Mapping[str, Package], server: MetricsServer) -> bytes:
+    """What a worker says of itself while it lives, for the api: `worker:ID`, docs/formats.md."""
+    return msgspec.json.encode(
+        {
+            "id": name,
+            "process": f"worker-{number}",
+            "models": {model: package.manifest.version for model, package in packages.items()},
+            "metrics": f"http://127.0.0.1:{server.port}/metrics",
+        }
+    )
+
+
+def served_packages(folder: Path | None) -> dict[str, Package]:
+    """The packages that hold what their certificate promises; the others are named in the log. Raises StartError."""
+    packages, refused = load_packages(folder)
+    for name, package in list(packages.items()):
+        try:
+            verify(package)
+        except PackageRefused as error:
+            refused.append(error)
+            del packages[name]
+    for fault in refused:
+        log.error("model package refused", extra={"check": fault.check, "detail": fault.detail})
+    if not packages:
+        raise StartError(f"no model package can be served from {folder or 'the shipped zoo'}; see the lines above")
+    return packages
+
+
+def stop_on_signals(worker: Worker) -> threading.Event:
+    """An event that SIGTERM and SIGINT set. By another thread: a handler may interrupt a wait on that same event."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        threading.Thread(target=stop.set).start()
+        worker.wake()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    return stop
+
+
+# --- everything at once ------------------------------------------------------------------------------------------
+
+
+def run_up(settings: Settings, *, demo: bool = False, seconds: float | None = None) -> int:
+    """Broker, api and workers until Ctrl-C, SIGTERM or `seconds` are over. Returns the exit status."""
+    set_up_logs(settings.log_format, settings.log_level, "up")
+    listener = listen(settings.host, settings.port)
+    url = f"http://{settings.host}:{listener.getsockname()[1]}"
+    output = settings.home / "rollcast.log" if demo else None  # the demo's table needs the terminal
+    broker = None
+    if settings.broker is None:
+        broker = EmbeddedBroker(settings.home, settings.broker_binary)
+    else:
+        check_answers(settings.broker)
+
+    def environment(broker_url: str | None) -> Mapping[str, str]:
+        given = {"ROLLCAST_BROKER": broker_url} if broker_url else {}
+        return {**os.environ, **settings.environment(), **given}
+
+    supervisor = Supervisor(
+        broker=broker,
+        api=Child("api", _command("api", "--fd", str(listener.fileno())), pass_fds=[listener.fileno()]),
+        workers=[Child(f"worker {n}", _command("worker", "--number", str(n))) for n in range(settings.workers)],
+        environment=environment,
+        listener=listener,
+        output=output,
+    )
+    with Interrupts() as interrupts:
+        try:
+            supervisor.start()
+            log.info("started", extra={"url": url, "broker": broker.url if broker else settings.broker})
+            if demo:
+                return _run_demo(supervisor, interrupts, url, settings, seconds)
+            _tend(supervisor, interrupts, seconds)
+            return 0
+        finally:
+            log.info("stopping")
+            before = interrupts.count
+            supervisor.stop(hurry=lambda: interrupts.count > before)
+
+
+def _tend(supervisor: Supervisor, interrupts: Interrupts, seconds: float | None) -> None:
+    end = None if seconds is None else time.monotonic() + seconds
+    while interrupts.count == 0 and (end is None or time.monotonic() < end):
+        supervisor.tend()
+        time.sleep(TURN_S)
+
+
+def _run_demo(
+    supervisor: Supervisor, interrupts: Interrupts, url: str, settings: Settings, seconds: float | None
+) -> int:
+    _await_ready(supervisor, interrupts, url)
+    if interrupts.count:
+        return 0
+    demo = Demo(url, settings.models)
+    demo.start()
+    end = None if seconds is None else time.monotonic() + seconds
+    while interrupts.count == 0 and (end is None or time.monotonic() < end):
+        supervisor.tend()
+        demo.draw()
+        time.sleep(TURN_S)
+    before = interrupts.count
+    return demo.finish(hurry=lambda: interrupts.count > before)
+
+
+def _await_ready(supervisor: Supervisor, interrupts: Interrupts, url: str) -> None:
+    deadline = time.monotonic() + READY_S
+    with Client(url) as client:
+        while interrupts.count == 0 and not client.ready():
+            if time.monotonic() > deadline:
+                raise StartError(f"{url}/readyz: not ready after {READY_S:.0f} s; it answers why")
+            supervisor.tend()
+            time.sleep(TURN_S)
+
+
+def _command(*arguments: str) -> Sequence[str]:
+    return [sys.executable, "-m", "service.cli", *arguments]
+
+
+# --- the broker --------------------------------------------------------------------------------------------------
+
+
+def broker_url(settings: Settings) -> str:
+    """The broker of an api or a worker that runs by itself: --broker, else that of an `up` on this home."""
+    if settings.broker is not None:
+        return settings.broker
+    path = settings.home.expanduser().absolute() / "broker.sock"
+    if not path.exists():
+        raise BrokerFailed(f"no broker: give its URL with --broker, or start `rollcast up` (looked for {path})")
+    return f"unix://{path.resolve()}"
+
+
+def check_answers(url: str) -> None:
+    """Raises BrokerFailed when no broker answers at `url`."""
+    try:
+        wire = Wire(url, 3.0)
+        wire.call("PING")
+        wire.close()
+    except BrokerAway as error:
+        raise BrokerFailed(f"{error}. Start it, correct --broker, or leave --broker out for the embedded one") from None

@@ -1,0 +1,94 @@
+"""Commands that run rollcast, or look at its files: up, api, worker, check, shard.
+
+What they need is imported when they run: `rollcast --help` should not wait for ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.cli.options import OF_API, OF_SHARD, OF_UP, OF_WORKER, with_settings
+from service.contracts import check_stream_id
+from service.keys import shard_of
+from service.settings import Settings
+
+
+def add_to(app: typer.Typer) -> None:
+    for command, settings in ((up, OF_UP), (api, OF_API), (worker, OF_WORKER)):
+        app.command(rich_help_panel="Run")(with_settings(settings)(command))
+    app.command(rich_help_panel="Look")(check)
+    app.command(rich_help_panel="Look")(with_settings(OF_SHARD)(shard))
+
+
+def up(
+    settings: Settings,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Also feed real digits and sensor rows, and show a table.")
+    ] = False,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", help="Stop by itself after this long; default: on Ctrl-C.", min=0.1)
+    ] = None,
+) -> None:
+    """Run everything: the broker (unless --broker names one), the api and the workers.
+
+    Data is kept in --home: the next `rollcast up` continues where this one stops. Ctrl-C stops it.
+    """
+    from service import app
+
+    raise typer.Exit(app.run_up(settings, demo=demo, seconds=seconds))
+
+
+def api(
+    settings: Settings,
+    fd: Annotated[int | None, typer.Option("--fd", help="Listen on this open socket.", hidden=True)] = None,
+) -> None:
+    """Run one api process on a broker that runs elsewhere (--broker)."""
+    from service import app
+
+    app.run_api(settings, fd)
+
+
+def worker(
+    settings: Settings,
+    number: Annotated[int, typer.Option("--number", help="Which worker this is, from 0.", min=0, max=9999)] = 0,
+) -> None:
+    """Run one worker process on a broker that runs elsewhere (--broker)."""
+    from service import app
+
+    app.run_worker(settings, number)
+
+
+def shard(settings: Settings, stream: Annotated[str, typer.Argument(help="A stream's id.")]) -> None:
+    """Print the shard of a stream: for producers that write to Redis themselves."""
+    typer.echo(shard_of(check_stream_id(stream), settings.shards))
+
+
+def check(
+    package: Annotated[Path, typer.Argument(help="A package's folder, NAME/VERSION.", exists=True, file_okay=False)],
+) -> None:
+    """Prove a model package equal to its certificate, as the server does before it serves it.
+
+    Exit status 1 when a check fails.
+    """
+    from service.errors import PackageRefused
+    from service.packages import load_package
+    from service.parity import verify
+
+    console = Console()
+    try:
+        loaded = load_package(package)
+        results = verify(loaded)
+    except PackageRefused as error:
+        console.print(f"[bold red]refused[/] ({error.check}): {error}", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
+    table = Table(
+        "check", "largest difference", "allowed", "", title=f"{loaded.manifest.name} {loaded.manifest.version}"
+    )
+    for result in results:
+        table.add_row(result.name, f"{result.value:.2e}", f"{result.limit:.0e}", "ok" if result.passed else "FAILED")
+    console.print(table)

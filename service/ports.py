@@ -130,6 +130,14 @@ class Log(Protocol):
         """Waits for the reply. Raises Fenced, or CommitRefused when nothing was applied."""
         ...
 
+    def make_room(self, commit: Commit) -> None:
+        """Trims what is finished, after a commit was refused for lack of memory. The fence stays armed."""
+        ...
+
+    def leave(self) -> None:
+        """Says that this worker is gone."""
+        ...
+
     def close(self) -> None: ...
 
 

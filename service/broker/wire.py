@@ -1,0 +1,107 @@
+"""One connection to the broker, by hand: packed commands out, replies in.
+
+redis-py opens it (URL, password, TLS); hiredis packs and parses. Nothing is ever retried here: a doubled command
+would double an entry or a commit. After a doubt the connection is closed, never reused.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import hiredis
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import ConnectionPool
+from redis.retry import Retry
+
+from service.errors import BrokerAway
+
+Argument = bytes | str | int
+_RECEIVE_BYTES = 1 << 18
+
+
+class Wire:
+    """A connected socket and its parser. `timeout_s` bounds every wait for a reply."""
+
+    def __init__(self, url: str, timeout_s: float = 5.0) -> None:
+        self._timeout_s = timeout_s
+        try:
+            pool = ConnectionPool.from_url(
+                url,
+                retry=Retry(NoBackoff(), 0),
+                retry_on_error=[],
+                socket_connect_timeout=timeout_s,
+                socket_timeout=timeout_s,
+                protocol=2,
+            )
+            connection: Any = pool.make_connection()
+            connection.connect()
+        except (redis.RedisError, OSError, ValueError) as error:
+            raise BrokerAway(f"broker {safe_url(url)}: {error}") from error
+        self._connection = connection
+        self.retry: Retry = connection.retry  # asserted by a test: it must never repeat a command
+        self._socket: socket.socket = connection._sock  # redis-py has no public way to it
+        self._reader = hiredis.Reader()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, packed: bytes) -> None:
+        """Raises BrokerAway when the connection is gone; how much arrived is then unknown."""
+        try:
+            self._socket.settimeout(self._timeout_s)
+            self._socket.sendall(packed)
+        except OSError as error:
+            raise BrokerAway(f"connection to the broker lost while sending: {error}") from error
+
+    def reply(self, timeout_s: float | None = None) -> Any:
+        """The next reply; an error reply is returned as hiredis.ReplyError. Raises BrokerAway past the limit."""
+        limit = self._timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + limit
+        while True:
+            reply = self._reader.gets()
+            if reply is not False:
+                return reply
+            self.feed(max(0.001, deadline - time.monotonic()))
+            if time.monotonic() > deadline:
+                raise BrokerAway(f"no answer from the broker within {limit:g} s")
+
+    def parsed(self) -> Any:
+        """A reply that is already complete here, or False."""
+        return self._reader.gets()
+
+    def feed(self, timeout_s: float) -> None:
+        """Receives once."""
+        try:
+            self._socket.settimeout(timeout_s)
+            data = self._socket.recv(_RECEIVE_BYTES)
+        except TimeoutError:
+            return
+        except OSError as error:
+            raise BrokerAway(f"connection to the broker lost: {error}") from error
+        if not data:
+            raise BrokerAway("the broker closed the connection")
+        self._reader.feed(data)
+
+    def call(self, *arguments: Argument) -> Any:
+        """One command and its reply. Raises hiredis.ReplyError for an error reply."""
+        self.send(pack(arguments))
+        reply = self.reply()
+        if isinstance(reply, hiredis.ReplyError):
+            raise reply
+        return reply
+
+    def close(self) -> None:
+        self._connection.disconnect()
+
+
+pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
+
+
+def safe_url(url: str) -> str:
+    """The URL without its password, for messages."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if rest else url

@@ -1,0 +1,407 @@
+"""The loop of a worker: receive, take, step, settle the commits before, commit.
+
+One thread does everything but decoding frames. Steps of batch n + 1 run while the broker applies the commits of
+batch n; their replies are read before the commits of n + 1 are sent. Any doubt about a shard throws away all that
+is held of it, and the shard is acquired again: positions in the broker make that exact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import numpy as np
+
+from service.batching import Scheduler
+from service.codec import NOWHERE, decode_settings, id_number, parse_entry, parse_position
+from service.contracts import NO_STREAM, FrameInput, StreamSettings
+from service.decode import decode_frame
+from service.errors import BrokerAway, CommitRefused, EntryError, Fenced
+from service.keys import shard_of
+from service.metrics import WorkerMetrics
+from service.ports import Commit, Committed, Engine, Log
+from service.state import restart_on_load
+from service.worker.model import ServedModel
+from service.worker.shard import Item, Shard, Stream
+from service.worker.stepping import Stepper
+from service.worker.tally import Tally
+
+COMMIT_ENTRIES: Final = 1024
+COMMIT_BYTES: Final = 8 << 20
+READ_BYTES: Final = 8 << 20  # what one read should bring, over all shards
+AHEAD_BYTES: Final = 64 << 20  # what may wait in memory
+TRIM_EVERY_S: Final = 1.0
+
+log = logging.getLogger("rollcast.worker")
+
+
+class Worker:
+    """Owns shards of a log and answers their entries. `run` is the only writer of everything in here."""
+
+    def __init__(
+        self,
+        broker: Log,
+        engines: Mapping[str, tuple[Engine, str]],  # by name: the engine and its package's schema
+        metrics: WorkerMetrics,
+        *,
+        lease_s: float = 3.0,
+        defaults: Mapping[str, str | None] | None = None,  # kind -> model
+        state_ttl_s: float = 86_400.0,
+        input_history_s: float = 0.0,
+        output_history_s: float = 600.0,
+        batch_entries: int = 1024,
+        decode_threads: int = 2,
+        max_pixels: int = 16_777_216,
+        about: bytes = b"{}",
+        fault: Callable[[str], None] = lambda point: None,
+    ) -> None:
+        self._broker = broker
+        self._models = {name: ServedModel(engine, schema) for name, (engine, schema) in engines.items()}
+        self._stepper = Stepper(self._models, defaults or {}, state_ttl_s)
+        self._tally = Tally(metrics, self._models.values())
+        self._lease_s = lease_s
+        self._history_ms = int(input_history_s * 1000)
+        self._cut_ms = int(output_history_s * 1000)
+        self._batch_entries = batch_entries
+        self._ahead_entries = min(65_536, batch_entries * 4)
+        self._max_pixels = max_pixels
+        self._about = about
+        self._fault = fault
+        self._shards: dict[int, Shard] = {}
+        self._scheduler: Scheduler[Item] = Scheduler()
+        self._waiting_bytes = 0
+        self._entry_bytes = 1024.0  # moving average, to size reads
+        self._reading: dict[int, Shard] | None = None  # what the read under way was asked for
+        self._next_beat = 0.0
+        self._deadline = 0.0  # of the leases, by this process's clock
+        self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._decoded: deque[Item] = deque()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self.owned = 0  # shards; read by /readyz
+        self.away = True  # is the broker? read by /readyz
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    def run(self, stop: threading.Event) -> None:
+        """Works until `stop` is set; then finishes the batch in hand, commits it and gives the leases back."""
+        backoff_s = 0.05
+        try:
+            while not stop.is_set():
+                try:
+                    self._turn()
+                    backoff_s = 0.05
+                except BrokerAway as error:
+                    if not self.away:
+                        log.warning("broker away", extra={"detail": error.detail})
+                    self.away = True
+                    self._lose(list(self._shards.values()), "the broker is away")
+                    self._next_beat = 0.0
+                    stop.wait(backoff_s)
+                    backoff_s = min(1.0, backoff_s * 2)
+            self._drain()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._broker.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
+    def wake(self) -> None:
+        """Ends a wait for entries; may be called from any thread or signal handler."""
+        with contextlib.suppress(OSError):  # full: it will wake anyway; closed: it ended
+            os.write(self._wake_write, b"\0")
+
+    def _turn(self) -> None:
+        if time.monotonic() >= self._next_beat:
+            self._beat()
+        self._receive()
+        batch = self._scheduler.take(self._batch_entries)
+        bound = self._step(batch)
+        self._settle()
+        if batch:
+            self._commit([item for item in batch if not item.key.shard.lost], bound)
+
+    def _drain(self) -> None:
+        try:
+            self._settle()
+            for number in list(self._shards):
+                self._broker.release(number)
+            self._broker.leave()
+        except BrokerAway as error:
+            log.warning("leases not given back", extra={"detail": error.detail})
+        self._shards.clear()
+
+    # --- leases --------------------------------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        """Renews what is owned and tries for what is free. Clocks decide only when to try; head decides who commits."""
+        before = time.monotonic()
+        if self._shards and before > self._deadline:
+            self._lose(list(self._shards.values()), "the leases ran out")
+        lost = self._broker.renew(list(self._shards), self._about)
+        self._lose([self._shards[number] for number in lost], "the lease is another's")
+        if self._shards:
+            self._deadline = before + self._lease_s
+        missing = 0
+        for number in range(self._broker.shards):
+            if number not in self._shards and not self._acquire(number):
+                missing += 1
+        self.away, self.owned = False, len(self._shards)
+        self._next_beat = before + (min(0.25, self._lease_s / 3) if missing else self._lease_s / 3)
+        self._tally.residence()
+        self._commit_idle(before)
+
+    def _acquire(self, number: int) -> bool:
+        before = time.monotonic()
+        head = self._broker.acquire(number)
+        if head is None:
+            return False
+        if not self._shards:
+            self._deadline = before + self._lease_s
+        self._deadline = min(self._deadline, before + self._lease_s)
+        shard = Shard(number, head)
+        self._shards[number] = shard
+        log.info("shard acquired", extra={"shard": number, "n": shard.head.n, "low": head.split(b" ")[3].decode()})
+        return True
+
+    def _lose(self, shards: Sequence[Shard], why: str) -> None:
+        """Forgets everything of these shards: they are acquired and read again."""
+        for shard in shards:
+            shard.lost = True
+            self._shards.pop(shard.number, None)
+            self._broker.abandon(shard.number)
+            for stream in shard.streams.values():
+                self._stepper.forget(stream)
+            log.warning("shard lost", extra={"shard": shard.number, "why": why})
+        if shards:
+            self._scheduler.drop(lambda item: item.key.shard.lost)
+            self._waiting_bytes = sum(item.size for item in self._scheduler)
+            self.owned = len(self._shards)
+
+    # --- receiving -----------------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        """Takes what has arrived; waits for something only when there is nothing to do."""
+        busy = self._scheduler.has_ready or any(shard.in_flight for shard in self._shards.values())
+        self._ask()
+        wait_s = 0.0 if busy else max(0.0, self._next_beat - time.monotonic())
+        began = time.perf_counter()
+        answer = self._broker.poll(wait_s, self._wake_read)
+        if answer is not None:
+            asked, self._reading = self._reading or {}, None
+            self._admit(answer, asked)
+            self._tally.stage("read", time.perf_counter() - began if busy else 0.0)
+            self._ask()
+        self._collect_decoded()
+
+    def _ask(self) -> None:
+        """Has one read under way whenever there is room for what it brings."""
+        full = len(self._scheduler) >= self._ahead_entries or self._waiting_bytes >= AHEAD_BYTES
+        current = self._reading is not None and self._reading == self._shards
+        if not self._shards or full or current:
+            return
+        budget = READ_BYTES / self._entry_bytes / len(self._shards)
+        count = int(max(1, min(budget, COMMIT_ENTRIES)))
+        self._broker.ask({number: shard.cursor for number, shard in self._shards.items()}, count, 1.0)
+        self._reading = dict(self._shards)
+
+    def _admit(self, answer: list[tuple[int, list[tuple[bytes, list[bytes]]]]], asked: Mapping[int, Shard]) -> None:
+        arrived = []
+        strangers: dict[int, dict[str, None]] = {}
+        for number, entries in answer:
+            shard = self._shards.get(number)
+            if shard is None or asked.get(number) is not shard:  # it was lost and acquired meanwhile: read again
+                continue
+            parsed = [parse_entry(entry_id, fields) for entry_id, fields in entries]
+            for entry in parsed:
+                if entry.stream not in shard.streams:
+                    strangers.setdefault(number, {})[entry.stream] = None
+            arrived.append((shard, parsed))
+        if strangers:
+            self._meet({number: list(streams) for number, streams in strangers.items()})
+        for shard, parsed in arrived:
+            streams, unfinished = shard.streams, shard.unfinished
+            for entry in parsed:
+                stream = streams[entry.stream]
+                shard.cursor = entry.number
+                if entry.number <= stream.last:  # finished before: a repeat, after a takeover
+                    shard.kept += 1
+                    continue
+                item = Item(entry, stream)
+                unfinished.append(item)
+                self._waiting_bytes += item.size
+                if entry.kind == "frame" and item.error is None:
+                    self._decode(item)
+                self._scheduler.offer(item)
+            if parsed:
+                average = sum(len(entry.data) for entry in parsed) / len(parsed) + 128
+                self._entry_bytes += 0.2 * (average - self._entry_bytes)
+
+    def _meet(self, wanted: Mapping[int, Sequence[str]]) -> None:
+        """First touch of streams: position, state and settings by one round trip."""
+        for number, found in self._broker.load(wanted).items():
+            shard = self._shards[number]
+            for name, loaded in zip(wanted[number], found, strict=True):
+                position = parse_position(loaded.position) if loaded.position else None
+                settings = decode_settings(loaded.settings) if loaded.settings else StreamSettings()
+                stream = Stream(name, shard, position or NOWHERE, settings)
+                home = shard_of(name, self._broker.shards)
+                if name != NO_STREAM and home != shard.number:
+                    stream.misplaced = home
+                model = self._models.get(settings.model or "")
+                row = model.layout.decode(loaded.state) if model is not None and loaded.state else None
+                stream.restart = restart_on_load(position, loaded.state is not None, row is not None)
+                if model is not None and row is not None and stream.restart is None:
+                    stream.model, stream.slot = model, model.table.put(row)
+                shard.streams[name] = stream
+
+    # --- decoding ------------------------------------------------------------------------------------------------
+
+    def _decode(self, item: Item) -> None:
+        if item.key.misplaced is not None:
+            return
+        try:
+            item.model = self._stepper.choose(item)
+        except EntryError:
+            return  # it is refused in its turn, by the same rule
+        if item.model.manifest.frames is not None:
+            item.ready, item.decoding = False, True
+            self._pool.submit(self._decode_one, item, item.model.manifest.frames)
+
+    def _decode_one(self, item: Item, form: FrameInput) -> None:
+        """In a thread of the pool: OpenCV releases the GIL."""
+        began = time.perf_counter()
+        try:
+            item.x = decode_frame(item.entry.data, form, max_pixels=self._max_pixels)
+        except EntryError as error:
+            item.error = error
+        except Exception as error:  # whatever a decoder does to itself, it is this entry's fault alone
+            item.error = EntryError(f"decoding failed: {error}")
+        item.time_us = int((time.perf_counter() - began) * 1e6)
+        self._decoded.append(item)
+        self.wake()
+
+    def _collect_decoded(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 65_536)
+        if not self._decoded:
+            return
+        spent = []
+        while self._decoded:
+            item = self._decoded.popleft()
+            spent.append(item.time_us / 1e6)
+            item.ready = True
+            self._scheduler.wake(item)
+        self._tally.decoded(np.array(spent))
+
+    # --- stepping and committing -----------------------------------------------------------------------------------
+
+    def _step(self, batch: list[Item]) -> dict[Stream, bytes]:
+        if not batch:
+            return {}
+        self._fault("before-step")
+        began = time.perf_counter()
+        self._waiting_bytes -= sum([item.size for item in batch])
+        bound = self._stepper.step(batch)
+        self._tally.stage("step", time.perf_counter() - began)
+        self._fault("after-step")
+        return bound
+
+    def _commit(self, items: list[Item], bound: dict[Stream, bytes]) -> None:
+        """One transaction a shard, and more where one would be too large, the earlier entries first."""
+        if time.monotonic() > self._deadline:
+            return self._lose(list(self._shards.values()), "the leases ran out")
+        by_shard: dict[Shard, list[Item]] = {}
+        for item in items:
+            by_shard.setdefault(item.key.shard, []).append(item)
+        while by_shard:
+            rest: dict[Shard, list[Item]] = {}
+            for shard, mine in by_shard.items():
+                now, more = _split(mine)
+                if more:
+                    rest[shard] = more
+                self._send(shard, now, {s.name: b for s, b in bound.items() if s.shard is shard})
+            by_shard = rest
+            if rest:
+                self._settle()
+                by_shard = {shard: mine for shard, mine in rest.items() if not shard.lost}
+        return None
+
+    def _commit_idle(self, now: float) -> None:
+        """A commit without entries where the log still holds finished ones, or the head's count of them is old."""
+        for shard in list(self._shards.values()):
+            if shard.in_flight is None and not shard.unfinished:
+                trimmable = shard.kept > 0 and now >= shard.next_trim
+                if trimmable or shard.kept != shard.head.kept:
+                    self._send(shard, [], {})
+
+    def _send(self, shard: Shard, items: list[Item], settings: dict[str, bytes]) -> None:
+        now = time.monotonic()
+        trim = None
+        if now >= shard.next_trim:
+            shard.next_trim = now + max(TRIM_EVERY_S, self._history_ms / 10_000)
+            trim = 1 << 200
+            if self._history_ms:
+                trim = id_number(b"%d-0" % max(0, int(time.time() * 1000) - self._history_ms))
+        commit = shard.build(items, settings, self._cut_ms, trim)
+        shard.sent_at = time.perf_counter()
+        self._fault("before-commit")
+        try:
+            self._broker.send(commit)
+        except Fenced as error:
+            self._tally.fenced()
+            self._lose([shard], error.detail)
+        self._fault("after-send")
+
+    def _settle(self) -> None:
+        """Reads the replies of the commits in flight; none is believed before its whole reply was checked."""
+        for shard in [shard for shard in self._shards.values() if shard.in_flight is not None]:
+            commit = shard.in_flight
+            assert commit is not None
+            try:
+                done = self._await(commit)
+            except Fenced as error:
+                self._tally.fenced()
+                self._lose([shard], error.detail)
+                continue
+            shard.in_flight = None
+            shard.kept = max(0, shard.kept - done.trimmed)
+            self._tally.committed(shard.answered, time.perf_counter() - shard.sent_at, time.time())
+            for text in done.errors:
+                self._tally.commit_error()
+                log.error("an element of a commit failed", extra={"shard": shard.number, "n": commit.n, "detail": text})
+        self._fault("after-commit")
+
+    def _await(self, commit: Commit) -> Committed:
+        """The reply of a commit. What the broker applied nothing of is sent again while the lease holds."""
+        pause_s = 0.02
+        while True:
+            try:
+                return self._broker.result(commit.shard)
+            except CommitRefused as error:
+                self._tally.commit_error()
+                log.error("commit refused by the broker", extra={"shard": commit.shard, "detail": error.detail})
+                if time.monotonic() + pause_s > self._deadline:
+                    raise Fenced(f"still refused when the lease ran out: {error.detail}") from error
+            self._broker.make_room(commit)
+            time.sleep(pause_s)  # not the hot loop: the broker takes nothing at present
+            pause_s = min(0.5, pause_s * 2)
+            self._broker.send(commit)
+
+
+def _split(items: list[Item]) -> tuple[list[Item], list[Item]]:
+    """What fits one commit, and the rest."""
+    size = 0
+    for at, item in enumerate(items):
+        size += len(item.body) + len(item.state or b"") + (item.size if item.dead else 0) + 256
+        if at >= COMMIT_ENTRIES or (size > COMMIT_BYTES and at):
+            return items[:at], items[at:]
+    return items, []

@@ -1,0 +1,121 @@
+"""One served model in a worker: its engine, the states of its streams, and how a group of entries is stepped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from service import rolling
+from service.contracts import Entry, Event, ModelInfo
+from service.errors import NonFinite, StepFailed
+from service.ports import Engine
+from service.state import StateLayout, StateTable, tensors_of, times_of_steps
+
+GROUP_STEPS: Final = 65_536  # steps of one call of the engine: bounds its memory, not its speed
+
+
+class Stepped(NamedTuple):
+    """What a group of B entries came to. `failed` holds the places that were not stepped, and why."""
+
+    rows: np.ndarray  # (B,) state rows after the last step
+    scores: np.ndarray  # (B, K) float32, of the last step
+    events: dict[int, list[Event]]
+    failed: dict[int, NonFinite | StepFailed]
+
+
+class ServedModel:
+    """Holds weights (in the engine) and its streams' states (in the table). Written only by Worker.run."""
+
+    def __init__(self, engine: Engine, schema: str) -> None:
+        manifest = engine.manifest
+        self.engine = engine
+        self.manifest = manifest
+        self.name = manifest.name
+        self.version = manifest.version
+        self.labels = list(manifest.labels)
+        self.layout = StateLayout(manifest, schema)
+        self.table = StateTable(self.layout)
+        self.interval_us = manifest.interval_s * 1e6
+        self.limits = rolling.thresholds(manifest.rolling, manifest.gap)
+        self.silent = np.array([label in manifest.background for label in manifest.labels], bool)
+        self.info = model_info(engine)
+
+    def step(
+        self,
+        x: np.ndarray,  # (B, T, …)
+        rows: np.ndarray,  # (B,) gathered state rows; changed
+        entries: Sequence[Entry],  # B
+        last_us: Sequence[int],  # (B,) event time of each entry's last step
+    ) -> Stepped:
+        """T steps of B streams. A step that would leave something non-finite behind is redone alone and refused."""
+        failed: dict[int, NonFinite | StepFailed] = {}
+        probabilities, finite = self._run(x, rows, failed)
+        intervals = [self.interval_us if e.interval_s is None else e.interval_s * 1e6 for e in entries]
+        times = times_of_steps(last_us, intervals, x.shape[1])
+        if not finite.all():
+            probabilities[~finite] = 0  # these rows are thrown away; the automaton must not see what is in them
+        ids = [(e.ms, e.number & 0xFFFF_FFFF_FFFF_FFFF) for e in entries]
+        events = rolling.fold(rows, probabilities, times, ids, self.limits, self.labels, self.silent)
+        return Stepped(rows, probabilities[:, -1], events, failed)
+
+    def _run(
+        self, x: np.ndarray, rows: np.ndarray, failed: dict[int, NonFinite | StepFailed]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities (B, T, K), and which of the B are finite (B,). Writes the next states of those into `rows`."""
+        states = tensors_of(self.layout, rows)
+        try:
+            probabilities, following = self._advance(x, states)
+            finite = _finite(probabilities)
+            for tensor in following.values():
+                finite &= _finite(tensor)
+        except StepFailed as error:
+            if len(rows) == 1:
+                failed[0] = error
+                return np.zeros((1, x.shape[1], len(self.labels)), np.float32), np.zeros(1, bool)
+            finite = np.zeros(len(rows), bool)
+        if finite.all():
+            for name, tensor in following.items():
+                rows[f"state:{name}"] = tensor
+            return probabilities, finite
+        if len(rows) == 1:
+            failed[0] = NonFinite(f"model {self.name!r} would leave a non-finite state or score behind")
+            return probabilities, finite
+        return self._run_alone(x, rows, failed)
+
+    def _run_alone(
+        self, x: np.ndarray, rows: np.ndarray, failed: dict[int, NonFinite | StepFailed]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        probabilities = np.zeros((len(rows), x.shape[1], len(self.labels)), np.float32)
+        finite = np.zeros(len(rows), bool)
+        for b in range(len(rows)):
+            mine: dict[int, NonFinite | StepFailed] = {}
+            probabilities[b : b + 1], finite[b : b + 1] = self._run(x[b : b + 1], rows[b : b + 1], mine)
+            if mine:
+                failed[b] = mine[0]
+        return probabilities, finite
+
+    def _advance(self, x: np.ndarray, states: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        if self.manifest.many_steps or x.shape[1] == 1:
+            return self.engine.run(x, states)
+        scores = []
+        for t in range(x.shape[1]):
+            one, states = self.engine.run(x[:, t : t + 1], states)
+            scores.append(one)
+        return np.concatenate(scores, axis=1), states
+
+
+def model_info(engine: Engine) -> ModelInfo:
+    manifest = engine.manifest
+    width = len(manifest.rows.features) if manifest.rows is not None else None
+    return ModelInfo(manifest.name, manifest.version, manifest.kind, width)
+
+
+def _finite(array: np.ndarray) -> np.ndarray:
+    """(B,) bool: is everything of each stream finite? One pass over the whole decides the usual case."""
+    flat = array.reshape(len(array), -1)
+    if array.dtype.kind != "f" or np.isfinite(flat.sum(dtype=np.float64)):
+        return np.ones(len(array), bool)
+    finite: np.ndarray = np.isfinite(flat).all(axis=1)
+    return finite

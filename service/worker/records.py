@@ -1,0 +1,69 @@
+"""What each entry leaves behind: its record's JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.codec import encode_record
+from service.contracts import Done, Dropped, Duplicate, Event, Prediction, Refused, Rolling
+from service.errors import EntryError
+from service.worker.model import ServedModel, Stepped
+from service.worker.shard import Item
+
+DECIMALS = 6  # of scores in records: a float32 has hardly more, and every digit is stored and sent many times
+_NO_EVENTS: list[Event] = []
+
+
+def write_predictions(
+    model: ServedModel, items: Sequence[Item], stepped: Stepped, closed: dict[int, list[Event]]
+) -> None:
+    """Sets `type`, `body` and `state` of every item that was stepped: one encode an entry, the rest by column."""
+    labels, name, version = model.labels, model.name, model.version
+    smooth = stepped.rows["smooth"]
+    scores = np.round(stepped.scores.astype(np.float64), DECIMALS).tolist()
+    rolled = np.round(smooth.astype(np.float64), DECIMALS).tolist()
+    best = stepped.scores.argmax(axis=1).tolist()
+    best_rolled = smooth.argmax(axis=1).tolist()
+    steps = stepped.rows["step"].tolist()
+    records = model.layout.encode(stepped.rows)
+    events = stepped.events
+    for b, item in enumerate(items):
+        if b in stepped.failed:
+            continue
+        mine, smoothed = scores[b], rolled[b]
+        k, r = best[b], best_rolled[b]
+        told = events.get(b, _NO_EVENTS)
+        if b in closed:
+            told = closed[b] + told
+        item.type = b"prediction"
+        item.body = encode_record(
+            Prediction(
+                item.entry.id.decode(), item.key.name, name, version, item.time_us / 1e6, steps[b],
+                labels[k], mine[k], mine, Rolling(labels[r], smoothed[r], smoothed), told, item.reason,
+            )
+        )  # fmt: skip
+        item.state = records[b]
+        item.k, item.events = k, told
+
+
+def write_refused(item: Item, error: EntryError, model: str | None) -> None:
+    item.error, item.dead, item.type = error, True, b"refused"
+    item.body = encode_record(Refused(item.entry.id.decode(), item.key.name, error.reason, error.detail, model))
+
+
+def write_late(item: Item, last: int) -> None:
+    detail = f"seq {item.entry.seq} lies below the stream's last, {last}"
+    item.type = b"dropped"
+    item.body = encode_record(Dropped(item.entry.id.decode(), item.key.name, "late", detail, item.entry.model))
+
+
+def write_duplicate(item: Item, of: bytes, seq: int) -> None:
+    item.type = b"duplicate"
+    item.body = encode_record(Duplicate(item.entry.id.decode(), item.key.name, of.decode(), seq, item.entry.model))
+
+
+def write_done(item: Item, action: str, events: list[Event]) -> None:
+    item.type = b"done"
+    item.body = encode_record(Done(item.entry.id.decode(), item.key.name, action, events))

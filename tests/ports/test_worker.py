@@ -1,0 +1,279 @@
+"""What a worker makes of a log. Every sentence holds on the log in memory and on a real broker."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.contracts import GapPolicy
+from service.keys import shard_of
+from tests.doubles import BrightnessEngine, TinyEngine, rows_fields, tiny_manifest
+from tests.oracle import Oracle, same
+from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, World, answered, wait_until, working
+
+
+@pytest.fixture(params=["memory", "valkey"])
+def world(request: pytest.FixtureRequest, prefix: str) -> World:
+    if request.param == "memory":
+        return MemoryWorld(SHARDS)
+    return BrokerWorld(request.getfixturevalue("broker_url"), prefix)
+
+
+def post(world: World, stream: str, rows: Any, shard: int | None = None, **more: bytes) -> str:
+    return world.append(stream, rows_fields(stream, np.asarray(rows, np.float32), **more), shard)
+
+
+def test_any_interleaving_and_cutting_of_streams_equals_each_stream_alone(world: World) -> None:
+    rng = np.random.default_rng(1)
+    streams = {f"s{n}": 4 * rng.normal(size=(60, 3)).astype(np.float32) for n in range(12)}
+    place = dict.fromkeys(streams, 0)
+    blocks: dict[str, list[tuple[np.ndarray, float]]] = {stream: [] for stream in streams}
+    while any(place[s] < 60 for s in streams):
+        stream = f"s{rng.integers(12)}"
+        size = int(rng.choice([1, 1, 2, 3, 7]))
+        block = streams[stream][place[stream] : place[stream] + size]
+        place[stream] += size
+        if len(block):
+            time = 1000.0 + 0.1 * min(place[stream], 60)
+            blocks[stream].append((block, time))
+            post(world, stream, block, time=repr(time).encode())
+    engine = TinyEngine(tiny_manifest())
+    with working(world.new_log(), engine):
+        bodies = answered(world, {stream: len(blocks[stream]) for stream in streams})
+    seen = 0
+    for stream in streams:
+        oracle = Oracle(engine)
+        for (block, time), body in zip(blocks[stream], bodies[stream], strict=True):
+            same(body, oracle.step(block, time))
+            seen += len(body["events"])
+    assert seen > 50, "events of every kind were compared"
+    assert max(b for b, _ in engine.calls) > 1, "streams were batched"
+
+
+def test_the_first_prediction_says_first_and_the_next_ones_nothing(world: World) -> None:
+    for _ in range(3):
+        post(world, "a", [[1, 2, 3]])
+    with working(world.new_log(), TinyEngine(tiny_manifest())):
+        bodies = answered(world, {"a": 3})
+    assert [body["restarted"] for body in bodies["a"]] == ["first", None, None]
+    assert [body["step"] for body in bodies["a"]] == [1, 2, 3]
+
+
+def test_start_begins_anew_before_and_end_after_its_entry(world: World) -> None:
+    rows = np.eye(3, dtype=np.float32)
+    post(world, "a", rows)
+    post(world, "a", rows, start=b"1")
+    post(world, "a", rows, end=b"1")
+    engine = TinyEngine(tiny_manifest())
+    with working(world.new_log(), engine):
+        answered(world, {"a": 3})
+        assert world.state("a") is None
+    post(world, "a", rows)
+    with working(world.new_log("another worker, which has only the broker's word"), engine):
+        bodies = answered(world, {"a": 4})["a"]
+    assert [body["restarted"] for body in bodies] == ["first", "start", None, "first"]
+    assert [body["step"] for body in bodies] == [3, 3, 6, 3]
+    assert bodies[0]["probabilities"] == bodies[1]["probabilities"] == bodies[3]["probabilities"]
+
+
+def test_a_label_that_is_inside_exits_when_its_state_ends(world: World) -> None:
+    engine = TinyEngine(tiny_manifest(rolling=tiny_manifest().rolling.__class__(0.0, 0.1, 0.0, 0.0, 0.0, 99.0)))
+    post(world, "a", [[9, 9, 9]])
+    post(world, "a", [[9, 9, 9]], end=b"1")
+    with working(world.new_log(), engine):
+        first, last = answered(world, {"a": 2})["a"]
+    entered = {event["label"] for event in first["events"] if event["type"] == "enter"}
+    assert entered
+    assert {event["label"] for event in last["events"] if event["type"] == "exit"} >= entered
+    assert all(event["event"] == first["id"] for event in last["events"] if event["label"] in entered)
+
+
+def test_a_reset_takes_its_turn_and_the_next_prediction_says_so(world: World) -> None:
+    post(world, "a", [[1, 2, 3]])
+    world.append("a", {"stream": b"a", "kind": b"control", "data": b'{"action": "reset"}'})
+    post(world, "a", [[1, 2, 3]])
+    with working(world.new_log(), TinyEngine(tiny_manifest())):
+        first, done, second = answered(world, {"a": 3})["a"]
+    assert (done["type"], done["action"]) == ("done", "reset")
+    assert second["restarted"] == "reset"
+    assert second["probabilities"] == first["probabilities"]
+
+
+def test_an_equal_seq_is_a_duplicate_a_lower_one_is_dropped_and_neither_steps(world: World) -> None:
+    first = post(world, "a", [[1, 2, 3]], seq=b"7")
+    post(world, "a", [[1, 2, 3]], seq=b"7")
+    post(world, "a", [[1, 2, 3]], seq=b"6")
+    post(world, "a", [[1, 2, 3]], seq=b"8")
+    with working(world.new_log(), TinyEngine(tiny_manifest())):
+        bodies = answered(world, {"a": 4})["a"]
+    assert [body["type"] for body in bodies] == ["prediction", "duplicate", "dropped", "prediction"]
+    assert (bodies[1]["of"], bodies[1]["seq"]) == (first, 7)
+    assert bodies[2]["reason"] == "late"
+    assert bodies[3]["step"] == 2
+
+
+def test_seq_is_remembered_over_a_restart(world: World) -> None:
+    first = post(world, "a", [[1, 2, 3]], seq=b"7")
+    engine = TinyEngine(tiny_manifest())
+    with working(world.new_log(), engine):
+        answered(world, {"a": 1})
+    post(world, "a", [[1, 2, 3]], seq=b"7")
+    with working(world.new_log("w2"), engine):
+        assert answered(world, {"a": 2})["a"][1]["of"] == first
+
+
+def test_a_state_that_rested_longer_than_its_ttl_begins_anew(world: World) -> None:
+    engine = TinyEngine(tiny_manifest())
+    post(world, "a", [[1, 2, 3]])
+    with working(world.new_log(), engine, state_ttl_s=0.05):
+        answered(world, {"a": 1})
+        if isinstance(world, MemoryWorld):
+            world.clock_ms += 60
+        else:  # the entries' ids decide: the next one is older by more than the TTL
+            ms = int(world.records("a")[0][0].partition("-")[0]) + 1000
+            world.client.xadd(world.keys[shard_of("a", SHARDS)].inbox, rows_fields("a", np.ones((1, 3))), id=f"{ms}-0")
+            assert answered(world, {"a": 2})["a"][1]["restarted"] == "ttl"
+            return
+        post(world, "a", [[1, 2, 3]])
+        assert answered(world, {"a": 2})["a"][1]["restarted"] == "ttl"
+
+
+def test_a_hole_in_time_resets_where_the_gap_policy_says_so(world: World) -> None:
+    engine = TinyEngine(tiny_manifest(gap=GapPolicy("reset", 5.0)))
+    for time in (b"100", b"104.9", b"110"):
+        post(world, "a", [[1, 2, 3]], time=time)
+    with working(world.new_log(), engine):
+        bodies = answered(world, {"a": 3})["a"]
+    assert [body["restarted"] for body in bodies] == ["first", None, "gap"]
+
+
+def test_a_state_that_vanished_is_said_to_be_lost(world: World) -> None:
+    engine = TinyEngine(tiny_manifest())
+    post(world, "a", [[1, 2, 3]])
+    with working(world.new_log(), engine):
+        answered(world, {"a": 1})
+    world.forget_state("a")
+    post(world, "a", [[1, 2, 3]])
+    with working(world.new_log("w2"), engine):
+        body = answered(world, {"a": 2})["a"][1]
+    assert (body["restarted"], body["step"]) == ("lost", 1)
+
+
+def test_a_state_of_another_schema_begins_anew(world: World) -> None:
+    post(world, "a", [[1, 2, 3]])
+    with working(world.new_log(), TinyEngine(tiny_manifest())):
+        answered(world, {"a": 1})
+    post(world, "a", [[1, 2, 3]])
+    other = tiny_manifest(count=3, version=2, sha256="0" * 64)
+    with working(world.new_log("w2"), TinyEngine(other)):
+        body = answered(world, {"a": 2})["a"][1]
+    assert (body["restarted"], body["version"]) == ("version", 2)
+
+
+FAULTS = {
+    "malformed": {"kind": b"samples", "shape": b"one", "data": b""},
+    "wrong_shape": {"kind": b"samples", "shape": b"1,2", "data": bytes(8)},
+    "unknown_model": {"kind": b"samples", "shape": b"1,3", "data": bytes(12), "model": b"nobody"},
+    "wrong_kind": {"kind": b"samples", "shape": b"1,3", "data": bytes(12), "model": b"brightness"},
+    "non_finite": {"kind": b"samples", "shape": b"1,3", "data": np.float32([1, np.nan, 3]).tobytes()},
+    "bad_image": {"kind": b"frame", "data": b"\xff\xd8\xff\xe0 this is not a picture", "model": b"brightness"},
+    "unsupported_media": {"kind": b"frame", "data": b"GIF89a", "model": b"brightness"},
+}
+
+
+@pytest.mark.parametrize("reason", FAULTS)
+def test_a_bad_entry_is_refused_in_its_turn_kept_with_its_bytes_and_stops_nothing(world: World, reason: str) -> None:
+    fields = {"stream": b"a", **FAULTS[reason]}
+    if alone := fields.get("model") == b"brightness":
+        world.append("a", fields)
+    else:
+        post(world, "a", [[1, 2, 3]])
+        world.append("a", fields)
+        post(world, "a", [[1, 2, 3]])
+    post(world, "b", [[1, 2, 3]])
+    with working(world.new_log(), TinyEngine(tiny_manifest()), BrightnessEngine()):
+        expected = 1 if alone else 3
+        bodies = answered(world, {"a": expected, "b": 1})
+    refused = [body for body in bodies["a"] if body["type"] == "refused"]
+    assert [body["reason"] for body in refused] == [reason]
+    assert len(refused[0]["detail"]) > 20, "it says what was wrong and what was expected"
+    assert world.dead() == [(reason, "a", FAULTS[reason]["data"])]
+    assert bodies["b"][0]["type"] == "prediction"
+    if expected == 3:
+        assert [body.get("step") for body in bodies["a"]] == [1, None, 2], "the state is as it was before"
+
+
+def test_an_entry_of_another_model_than_the_streams_is_refused(world: World) -> None:
+    post(world, "a", [[1, 2, 3]], model=b"tiny")
+    post(world, "a", [[1, 2, 3]], model=b"other")
+    post(world, "a", [[1, 2, 3]])
+    with working(world.new_log(), TinyEngine(tiny_manifest()), TinyEngine(tiny_manifest("other"))):
+        bodies = answered(world, {"a": 3})["a"]
+    assert [body.get("reason") for body in bodies] == [None, "other_model", None]
+    assert [body["model"] for body in bodies] == ["tiny", "other", "tiny"]
+
+
+def test_without_a_model_the_only_fitting_one_is_taken_else_the_candidates_are_named(world: World) -> None:
+    engines = TinyEngine(tiny_manifest()), TinyEngine(tiny_manifest("twin")), TinyEngine(tiny_manifest("wide", 5))
+    post(world, "a", np.ones((1, 5)))
+    post(world, "b", np.ones((1, 3)))
+    with working(world.new_log(), *engines):
+        bodies = answered(world, {"a": 1, "b": 1})
+    assert bodies["a"][0]["model"] == "wide"
+    assert bodies["b"][0]["reason"] == "model_needed"
+    assert "tiny (3 columns)" in bodies["b"][0]["detail"]
+
+
+def test_an_entry_in_a_shard_that_is_not_its_streams_is_refused_there(world: World) -> None:
+    home = shard_of("a", SHARDS)
+    other = (home + 1) % SHARDS
+    post(world, "a", [[1, 2, 3]], shard=other)
+    post(world, "a", [[1, 2, 3]])
+    with working(world.new_log(), TinyEngine(tiny_manifest())):
+        assert answered(world, {"a": 1})["a"][0]["step"] == 1
+    (_, kind, body, _), *rest = world.records("a", other)
+    assert (kind, json.loads(body)["reason"], rest) == ("refused", "wrong_shard", [])
+
+
+def test_an_entry_without_a_legal_stream_is_answered_under_a_question_mark(world: World) -> None:
+    world.append("a", {"kind": b"samples", "shape": b"1,3", "data": bytes(12)})
+    post(world, "a", [[1, 2, 3]])
+    with working(world.new_log(), TinyEngine(tiny_manifest())):
+        answered(world, {"a": 1})
+    (_, kind, body, _), *rest = world.records("?", shard_of("a", SHARDS))
+    assert (kind, json.loads(body)["reason"], rest) == ("refused", "bad_stream", [])
+
+
+def test_a_step_that_would_leave_infinity_behind_is_refused_alone(world: World) -> None:
+    for stream in "abcd":
+        post(world, stream, [[1, 2, 3]])
+    post(world, "b", [[3e38, 3e38, 3e38]])
+    for stream in "acd":
+        post(world, stream, [[1, 2, 4]])
+    post(world, "b", [[1, 2, 4]])
+    with working(world.new_log(), TinyEngine(tiny_manifest())):
+        bodies = answered(world, {"a": 2, "b": 3, "c": 2, "d": 2})
+    assert [body.get("reason") for body in bodies["b"]] == [None, "non_finite", None]
+    assert bodies["b"][2]["probabilities"] == bodies["a"][1]["probabilities"]
+
+
+def test_a_model_that_takes_one_step_a_call_gives_the_same(world: World) -> None:
+    rows = np.random.default_rng(2).normal(size=(9, 3)).astype(np.float32)
+    many, single = TinyEngine(tiny_manifest("many")), TinyEngine(tiny_manifest("single", many_steps=False))
+    post(world, "a", rows, model=b"many", time=b"5")
+    post(world, "b", rows, model=b"single", time=b"5")
+    with working(world.new_log(), many, single):
+        bodies = answered(world, {"a": 1, "b": 1})
+    np.testing.assert_allclose(bodies["a"][0]["probabilities"], bodies["b"][0]["probabilities"], atol=1e-6)
+    assert {t for _, t in single.calls} == {1}
+
+
+def test_finished_entries_leave_the_log(world: World) -> None:
+    for n in range(300):
+        post(world, f"s{n % 5}", [[1, 2, 3]])
+    with working(world.new_log(), TinyEngine(tiny_manifest())):
+        answered(world, {f"s{n}": 60 for n in range(5)})
+        wait_until(lambda: world.logged() == 0, 10, "the log is empty once everything is answered")

@@ -1,0 +1,1 @@
+"""From raw data to a proven model package: read, train, export, package. Needs the `train` extra."""

@@ -1,0 +1,2 @@
+def write_run(*a, **k):
+    raise SystemExit("later")

@@ -1,0 +1,351 @@
+"""What is trained on what: a task joins a data set, a net of models/catalogue.py, how it learns, how it is measured."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import cv2
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from export.data import Data, Split, arem, mnist, small_digits
+from models.catalogue import NETS, Net, Shape
+from service.contracts import FrameInput, GapPolicy, RollingSettings, RowInput
+
+Run = Callable[[np.ndarray], np.ndarray]  # x (B, T, …) from fresh states -> probabilities (B, T, K)
+
+
+class Batch(NamedTuple):
+    x: Tensor  # (B, T, …)
+    y: Tensor  # (B, T) int64
+    weight: Tensor  # (B, T) float32; 0 where a row is padding or does not count
+
+
+class Decisions(NamedTuple):
+    """Every unit that counts for the accuracy: its label, the net's, and the example it belongs to."""
+
+    truth: np.ndarray
+    guess: np.ndarray
+    example: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Everything `export.train NAME` knows before it sees the data."""
+
+    kind: ClassVar[str]
+
+    name: str
+    load: Callable[[Path], Data]
+    description: str
+    unit: str  # what one decision of the accuracy is
+    weights_terms: str
+    limits: str  # what a user should not expect
+    samples: int = 0  # held-out examples that ship with the package, of each label
+    epochs: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    smoothing: float = 0.0  # of labels
+    average: float = 0.99  # the weights kept are a running average of the trained ones
+    patience: int = 12  # epochs without a better validation before it stops
+    rolling: RollingSettings = field(default_factory=RollingSettings)
+    gap: GapPolicy = field(default_factory=GapPolicy)
+
+    @property
+    def net(self) -> Net:
+        return NETS[self.name]
+
+    def shape(self, data: Data) -> Shape:
+        raise TypeError(f"{type(self).__name__} does not say its net's shape")
+
+    def batches(self, split: Split, shape: Shape, rng: np.random.Generator) -> Iterator[Batch]:
+        """One epoch of training input; random choices come from `rng` and torch's generator only."""
+        raise TypeError(f"{type(self).__name__} does not make batches")
+
+    def steps(self, split: Split) -> int:
+        """Batches in an epoch."""
+        return math.ceil(len(split) / self.batch)
+
+    def decide(self, run: Run, split: Split) -> Decisions:
+        """The net as it will be served: every example a stream of its own, from a fresh state."""
+        raise TypeError(f"{type(self).__name__} makes no decisions")
+
+    def golden(self, data: Data) -> np.ndarray:
+        """Real input for the parity certificate: (B, T, …), T at most 64."""
+        raise TypeError(f"{type(self).__name__} has no golden input")
+
+    def describe_input(self, data: Data) -> dict[str, Any]:
+        """The manifest's field `frames` or `rows`."""
+        raise TypeError(f"{type(self).__name__} does not describe its input")
+
+    def write_sample(self, folder: Path, split: Split, index: int) -> str:
+        """Writes one example as a user would post it; returns the file's name."""
+        raise TypeError(f"{type(self).__name__} writes no samples")
+
+    def rate_hz(self) -> float | None:
+        return None
+
+
+# --- frames: each image is one step ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameTask(Task):
+    """Images, each alone. Augmentation: a random rotation, scale, shear and shift, all small."""
+
+    kind = "frame"
+    rotation: float = 0.0  # degrees, at most
+    zoom: float = 0.0  # share
+    shear: float = 0.0  # share
+    shift: float = 0.0  # pixels
+
+    def shape(self, data: Data) -> Shape:
+        height, width, channels = data.train.x.shape[1:]  # type: ignore[union-attr]
+        return Shape(len(data.labels), (height, width, channels))
+
+    def batches(self, split: Split, shape: Shape, rng: np.random.Generator) -> Iterator[Batch]:
+        order = rng.permutation(len(split))
+        for start in range(0, len(order), self.batch):
+            part = split.take(order[start : start + self.batch])
+            x = self._moved(torch.from_numpy(part.x))  # (B, H, W, C)
+            y = torch.from_numpy(part.y)[:, None]
+            yield Batch(x[:, None], y, torch.ones(y.shape))
+
+    def decide(self, run: Run, split: Split) -> Decisions:
+        parts = [run(split.x[at : at + 250, None])[:, 0] for at in range(0, len(split), 250)]  # type: ignore[call-overload]
+        return Decisions(split.y, np.concatenate(parts).argmax(-1), np.arange(len(split)))
+
+    def golden(self, data: Data) -> np.ndarray:
+        chosen = data.validation.take(np.random.default_rng(0).permutation(len(data.validation))[:24])
+        return np.asarray(chosen.x).reshape(3, 8, *chosen.x.shape[1:])  # type: ignore[union-attr]
+
+    def describe_input(self, data: Data) -> dict[str, Any]:
+        height, width, channels = self.shape(data).frame
+        colour = "gray" if channels == 1 else "rgb"
+        return {"frames": FrameInput(height=height, width=width, channels=channels, colour=colour)}  # type: ignore[arg-type]
+
+    def write_sample(self, folder: Path, split: Split, index: int) -> str:
+        name = f"{split.y[index]}-{split.names[index]}.png"
+        frame = np.asarray(split.x[index])
+        encoded = cv2.imencode(".png", frame if frame.shape[-1] == 1 else frame[..., ::-1])[1]
+        (folder / name).write_bytes(encoded.tobytes())
+        return name
+
+    def _moved(self, x: Tensor) -> Tensor:  # (B, H, W, C) uint8 -> float32 of the same scale
+        if not (self.rotation or self.zoom or self.shear or self.shift):
+            return x
+        B, H, W, _ = x.shape
+
+        def uniform(size: float) -> Tensor:
+            return (torch.rand(B) * 2 - 1) * size
+
+        angle, zoom = uniform(math.radians(self.rotation)), 1 + uniform(self.zoom)
+        rotated = torch.stack([torch.cos(angle), -torch.sin(angle), torch.sin(angle), torch.cos(angle)], -1)
+        affine = torch.zeros(B, 2, 3)
+        affine[:, :, :2] = rotated.reshape(B, 2, 2) / zoom[:, None, None]
+        affine[:, 0, 1] += uniform(self.shear)
+        affine[:, 0, 2], affine[:, 1, 2] = uniform(2 * self.shift / W), uniform(2 * self.shift / H)
+        frames = x.permute(0, 3, 1, 2).float()
+        grid = F.affine_grid(affine, list(frames.shape), align_corners=False)
+        return F.grid_sample(frames, grid, align_corners=False).permute(0, 2, 3, 1)
+
+
+# --- rows: each row is one step ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowTask(Task):
+    """Sequences of rows, a label each. Learnt from random cuts that begin anywhere, from a fresh state, as streams do.
+
+    Every label is drawn equally often. Augmentation, in standard deviations of a feature: noise on every value, a
+    scale and an offset for a whole cut; `blend` moves the level of a share of the cuts towards another of its label.
+    """
+
+    kind = "samples"
+    hz: float
+    rounds: int = 4  # batches an epoch
+    shortest: int = 64  # rows of a cut
+    longest: int = 256
+    skipped: int = 8  # first rows of a cut, of which nothing is asked yet
+    noise: float = 0.0
+    scale: float = 0.0
+    offset: float = 0.0
+    blend: float = 0.0
+    every: int = 0  # rows between decisions; 0: one, at the last row
+
+    def shape(self, data: Data) -> Shape:
+        rows = np.concatenate(list(data.train.x))
+        return Shape(len(data.labels), mean=rows.mean(0).tolist(), std=np.maximum(rows.std(0), 1e-6).tolist())
+
+    def steps(self, split: Split) -> int:
+        return self.rounds
+
+    def batches(self, split: Split, shape: Shape, rng: np.random.Generator) -> Iterator[Batch]:
+        mean, std = np.asarray(shape.mean, np.float32), np.asarray(shape.std, np.float32)
+        of_label = [np.flatnonzero(split.y == label) for label in np.unique(split.y)]
+        for _ in range(self.rounds):
+            length = int(rng.integers(self.shortest, self.longest + 1))
+            chosen = [int(rng.choice(of_label[i])) for i in rng.integers(len(of_label), size=self.batch)]
+            x = np.zeros((self.batch, length, len(mean)), np.float32)
+            weight = np.zeros((self.batch, length), np.float32)
+            for b, i in enumerate(chosen):
+                cut = self._cut(split.x[i], length, rng)
+                if self.blend and rng.random() < self.blend:
+                    other = split.x[int(rng.choice(of_label[int(np.searchsorted(np.unique(split.y), split.y[i]))]))]
+                    cut = cut + rng.random(dtype=np.float32) * (self._cut(other, length, rng).mean(0) - cut.mean(0))
+                x[b, : len(cut)] = self._disturbed(cut, mean, std, rng)
+                weight[b, min(self.skipped, len(cut) - 1) : len(cut)] = 1
+            y = np.repeat(split.y[chosen][:, None], length, 1)
+            yield Batch(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(weight))
+
+    def decide(self, run: Run, split: Split) -> Decisions:
+        lengths = np.array([len(x) for x in split.x])
+        padded = np.zeros((len(split), lengths.max(), split.x[0].shape[1]), np.float32)
+        for x, row in zip(split.x, padded, strict=True):
+            row[: len(x)] = x  # what follows the end cannot change what stands before it
+        guess = np.concatenate([run(padded[at : at + 64]).argmax(-1) for at in range(0, len(split), 64)])
+        example, at = np.array(
+            [
+                (i, row)
+                for i, length in enumerate(lengths)
+                for row in (range(self.every - 1, length, self.every) if self.every else [length - 1])
+            ]
+        ).T
+        return Decisions(split.y[example], guess[example, at], example)
+
+    def golden(self, data: Data) -> np.ndarray:
+        x = data.validation.x
+        order = np.random.default_rng(0).permutation(len(x))
+        chosen = [x[i] for i in order if len(x[i]) >= 64][:4]
+        return np.stack([rows[:64] for rows in chosen]).astype(np.float32)
+
+    def describe_input(self, data: Data) -> dict[str, Any]:
+        rows, shape = np.concatenate(list(data.train.x)), self.shape(data)
+        low, high = rows.min(0).tolist(), rows.max(0).tolist()
+        return {"rows": RowInput(data.features, self.hz, list(shape.mean), list(shape.std), low, high)}
+
+    def write_sample(self, folder: Path, split: Split, index: int) -> str:
+        name = f"{split.names[index]}.csv"
+        with (folder / name).open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(self.columns)
+            writer.writerows([[f"{value:g}" for value in row] for row in split.x[index]])
+        return name
+
+    columns: list[str] = field(default_factory=list)  # header of a sample
+
+    def rate_hz(self) -> float | None:
+        return self.hz
+
+    def _cut(self, rows: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
+        start = int(rng.integers(0, max(1, len(rows) - length + 1)))
+        return rows[start : start + length]
+
+    def _disturbed(self, x: np.ndarray, mean: np.ndarray, std: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        def normal(*size: int) -> np.ndarray:
+            return rng.standard_normal(size, dtype=np.float32)
+
+        F = x.shape[-1]
+        x = mean + (x - mean) * (1 + self.scale * normal(F)) + self.offset * std * normal(F)
+        return x + self.noise * std * normal(*x.shape)
+
+
+def write_samples(task: Task, data: Data, folder: Path, seed: int = 0) -> None:
+    """Held-out test examples, `task.samples` of each label, drawn at random: not by what the model makes of them.
+
+    An example that also stands in the training data is not held out and is left out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    files = []
+    for label in range(len(data.labels)):
+        candidates = [i for i in np.flatnonzero(data.test.y == label) if data.test.names[i] not in data.copies]
+        for i in sorted(rng.permutation(candidates)[: task.samples].tolist()):
+            files.append({"file": task.write_sample(folder, data.test, i), "label": data.labels[label]})
+    index = {"source": f"{data.about.name}, test split: {data.about.source}", "licence": data.about.licence}
+    index |= {"rate_hz": task.rate_hz(), "files": files}  # type: ignore[dict-item]
+    (folder / "samples.json").write_bytes(msgspec.json.format(msgspec.json.encode(index), indent=1) + b"\n")
+
+
+# --- the tasks ---------------------------------------------------------------------------------------------------
+
+AREM_COLUMNS = ["avg_rss12", "var_rss12", "avg_rss13", "var_rss13", "avg_rss23", "var_rss23"]
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        FrameTask(
+            name="digits-cnn",
+            load=mnist,
+            description="Handwritten digits, one image at a time: convolution, ReLU and max pooling, then a dense net.",
+            unit="a test image",
+            weights_terms="Apache-2.0; trained on MNIST (CC BY-SA 3.0, as usually given)",
+            limits="White strokes on black, one centred digit an image. Anything else gets a digit, too.",
+            samples=4,
+            epochs=30,
+            batch=256,
+            learning_rate=6e-3,
+            weight_decay=0.02,
+            smoothing=0.05,
+            average=0.998,
+            rotation=12,
+            zoom=0.1,
+            shear=0.1,
+            shift=2.5,
+            rolling=RollingSettings(half_life_s=0.3, enter=0.7, exit=0.4, dwell_s=0.2, update_s=1.0),
+            gap=GapPolicy("carry", 10.0),
+        ),
+        FrameTask(
+            name="digits-small",
+            load=small_digits,
+            description="Handwritten digits of 8×8 pixels: the small model that needs no download.",
+            unit="a test image",
+            weights_terms="Apache-2.0; trained on scikit-learn's digits (CC BY 4.0)",
+            limits="White strokes on black, one digit an image of 8×8 pixels.",
+            samples=2,
+            epochs=20,
+            batch=64,
+            learning_rate=1e-2,
+            weight_decay=0.02,
+            average=0.98,
+            rotation=8,
+            shift=0.5,
+            rolling=RollingSettings(half_life_s=0.3, enter=0.7, exit=0.4),
+        ),
+        RowTask(
+            name="activity-lstm",
+            load=arem,
+            description="What a person does, from the signal strength between three radios on chest and ankles.",
+            unit="6 s of a test recording (rows 24, 48, …, 480), seen as a stream",
+            weights_terms="Apache-2.0; trained on AReM (CC BY 4.0)",
+            limits="One person, one room, one set of radios. Sitting and standing look alike to these sensors.",
+            samples=1,
+            hz=4.0,
+            columns=AREM_COLUMNS,
+            every=24,
+            epochs=80,
+            batch=32,
+            rounds=10,
+            learning_rate=5e-3,
+            weight_decay=0.1,
+            smoothing=0.05,
+            average=0.98,
+            patience=80,
+            shortest=64,
+            longest=256,
+            noise=0.3,
+            scale=0.1,
+            rolling=RollingSettings(half_life_s=4.0, enter=0.6, exit=0.35, dwell_s=2.0, update_s=10.0),
+            gap=GapPolicy("reset", 30.0),
+        ),
+    )
+}

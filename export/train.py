@@ -1,0 +1,264 @@
+"""Trains a net of the catalogue and packages it: `python -m export.train NAME --data-dir DIR`.
+
+Reads like a lab protocol: what is trained on what (tasks.py), one epoch, what is kept, when it ends, the package.
+A run lies in `runs/NAME/`: `checkpoint.pt` after every epoch, from which the same command goes on after Ctrl-C or a
+kill and ends with the same weights, since every epoch draws its random numbers from (seed, epoch) alone.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from export import package
+from export.data import Data, DataError
+from export.metrics import accuracy
+from export.tasks import TASKS, Batch, Run, Task
+
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a run's result, together with the data: a checkpoint of other settings is not gone on with."""
+
+    task: str
+    seed: int
+    epochs: int
+    device: str  # cpu, cuda
+    precision: str  # float32; bfloat16: matrix products in 16 bits, twice as fast where the processor has them
+
+
+@dataclass
+class Trained:
+    """What training leaves behind: the kept weights and how it went."""
+
+    net: nn.Module  # in eval mode, on the CPU
+    settings: Settings
+    history: list[dict[str, float]]  # an epoch each: loss, accuracy of validation, seconds
+    best: int  # the epoch whose weights are kept, from 1
+
+
+def train(task: Task, data: Data, settings: Settings, folder: Path, *, resume: bool = True) -> Trained:
+    """Trains until the last epoch, or until validation has not improved for `task.patience` epochs.
+
+    Raises CheckpointError when `folder` holds another run's checkpoint and `resume` is set.
+    """
+    torch.manual_seed(settings.seed)
+    shape = task.shape(data)
+    net = task.net.build(shape).to(settings.device)
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(task.average), use_buffers=True)
+    optimiser = torch.optim.AdamW(net.parameters(), task.learning_rate, weight_decay=task.weight_decay)
+    steps = settings.epochs * task.steps(data.train)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, task.learning_rate, total_steps=steps)
+    parts = {"net": net, "average": average, "optimiser": optimiser, "schedule": schedule}
+    fingerprint = asdict(settings) | {"data": data.sha256, "parameters": sum(p.numel() for p in net.parameters())}
+    history: list[dict[str, float]] = []
+    kept: dict[str, Any] = {"epoch": 0, "score": (-1.0, 0.0), "weights": {}}
+
+    path = folder / "checkpoint.pt"
+    if resume and path.is_file():
+        history, kept = _restore(path, fingerprint, parts)
+        console.print(f"going on after epoch {len(history)} of {path}")
+
+    with _progress() as bar:
+        for epoch in range(len(history), settings.epochs):
+            if epoch - kept["epoch"] >= task.patience:
+                console.print(f"stopped early: no better validation for {task.patience} epochs")
+                break
+            began = time.monotonic()
+            row = bar.add_task(f"epoch {epoch + 1}/{settings.epochs}", total=task.steps(data.train), note="")
+            _seed(settings.seed, epoch)
+            rng = np.random.default_rng((settings.seed, epoch))
+            losses = []
+            for batch in task.batches(data.train, shape, rng):
+                losses.append(_step(net, batch, task, settings, optimiser))
+                schedule.step()
+                average.update_parameters(net)
+                bar.update(row, advance=1, note=f"loss {losses[-1]:.4f}")
+            run = torch_run(average.module, settings.device)
+            right = accuracy(task.decide(run, data.validation))
+            loss = float(np.mean(losses))
+            history.append({"loss": loss, "validation": right, "seconds": time.monotonic() - began})
+            if (right, -loss) > tuple(kept["score"]):
+                weights = {name: value.cpu().clone() for name, value in average.module.state_dict().items()}
+                kept = {"epoch": epoch + 1, "score": (right, -loss), "weights": weights}
+            _save(path, {"fingerprint": fingerprint, "history": history, "kept": kept}, parts)
+            bar.update(row, note=f"loss {loss:.4f}  validation {right:.4f}")
+            if not console.is_terminal:
+                console.print(f"epoch {epoch + 1}/{settings.epochs}  loss {loss:.4f}  validation {right:.4f}")
+
+    net = task.net.build(shape)
+    net.load_state_dict(kept["weights"])
+    return Trained(net.eval(), settings, history, kept["epoch"])
+
+
+def _step(net: nn.Module, batch: Batch, task: Task, settings: Settings, optimiser: torch.optim.Optimizer) -> float:
+    """One batch from fresh states: cross entropy of every step that counts, log(1 / probability of the true label)."""
+    x, y, weight = (part.to(settings.device) for part in batch)
+    state = {name: value.to(settings.device) for name, value in net.initial_state(len(x)).items()}
+    net.train()
+    with torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        logits, _ = net(x, state)  # (B, T, K)
+    each = F.cross_entropy(
+        logits.float().flatten(0, 1), y.flatten(), reduction="none", label_smoothing=task.smoothing
+    )  # (B·T,)
+    loss = (each * weight.flatten()).sum() / weight.sum()
+    optimiser.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    optimiser.step()
+    return float(loss.detach())
+
+
+def torch_run(net: nn.Module, device: str = "cpu") -> Run:
+    """The net as a function of whole sequences, each from a fresh state."""
+
+    def run(x: np.ndarray) -> np.ndarray:
+        net.eval()
+        state = {name: value.to(device) for name, value in net.initial_state(len(x)).items()}
+        with torch.no_grad():
+            logits, _ = net(torch.from_numpy(x).to(device), state)
+        return logits.float().softmax(-1).cpu().numpy()
+
+    return run
+
+
+# --- checkpoints -------------------------------------------------------------------------------------------------
+
+
+class CheckpointError(Exception):
+    """A checkpoint is damaged or belongs to another run."""
+
+
+def _save(path: Path, values: dict[str, Any], parts: dict[str, Any]) -> None:
+    """Whole or not at all: a kill leaves the previous one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    with fresh.open("wb") as file:
+        torch.save(values | {name: part.state_dict() for name, part in parts.items()}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+def _restore(path: Path, fingerprint: dict[str, Any], parts: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    advice = "give another --out, or --no-resume to begin anew"
+    try:
+        stored = torch.load(path, weights_only=True)
+    except Exception as error:  # torch's readers raise whatever the damage leads to
+        raise CheckpointError(f"{path}: damaged checkpoint ({error}); {advice}") from None
+    found = stored.get("fingerprint", {})
+    differ = [
+        f"{name} {found.get(name)!r}, now {wanted!r}"
+        for name, wanted in fingerprint.items()
+        if found.get(name) != wanted
+    ]
+    if differ:
+        raise CheckpointError(f"{path}: of another run ({'; '.join(differ)}); {advice}")
+    for name, part in parts.items():
+        part.load_state_dict(stored[name])
+    return stored["history"], stored["kept"]
+
+
+def _seed(seed: int, epoch: int) -> None:
+    """Dropout and augmentation draw from torch's generator: every epoch begins it anew."""
+    torch.manual_seed(random.Random(f"{seed}:{epoch}").getrandbits(63))
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+# --- command line ------------------------------------------------------------------------------------------------
+
+
+def main(
+    name: Annotated[str, typer.Argument(help=f"What to train: {', '.join(TASKS)}.")],
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(envvar="ROLLCAST_DATA", help="Folder of data sets; docs/models.md says what is in it."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs at most; none: the task's own number.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; none: runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")] = True,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0: as many as it likes.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, or bfloat16 for matrix products.")] = "float32",
+    version: Annotated[int, typer.Option(min=1, help="Version of the package.")] = 1,
+) -> None:
+    """Trains NAME, measures it on the test split, and writes its package to RUN/package/NAME/VERSION."""
+    task = TASKS.get(name)
+    if task is None:
+        fail(f"no task {name!r}; there are: {', '.join(TASKS)}")
+    for value, allowed in ((device, ("auto", "cpu", "cuda")), (precision, ("float32", "bfloat16"))):
+        if value not in allowed:
+            fail(f"{value!r}: expected one of {', '.join(allowed)}")
+    if threads:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    folder = out if out is not None else Path("runs") / name
+    settings = Settings(name, seed, epochs or task.epochs, device, precision)
+    data = load(task, data_dir)
+    try:
+        trained = train(task, data, settings, folder, resume=resume)
+    except CheckpointError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        console.print("\nstopped; the same command goes on after the last whole epoch")
+        raise typer.Exit(130) from None
+    place = package.write_run(task, data, trained, folder / "package", version=version)
+    report = msgspec.json.decode((place / "manifest.json").read_bytes())["metrics"]
+    low, high = report["interval95"]
+    console.print(f"{place}: accuracy {report['accuracy']:.4f} ({low:.4f} to {high:.4f}) on the test split")
+
+
+def load(task: Task, data_dir: Path | None) -> Data:
+    """The task's data, or an end that says what is missing and what can be done without it."""
+    offer = "To try everything without a download: python -m export.train digits-small"
+    needs_folder = task.load is not TASKS["digits-small"].load
+    if data_dir is None and needs_folder:
+        data_dir = Path("data")  # so that the message names a place
+    try:
+        return task.load(data_dir or Path())
+    except DataError as error:
+        fail(f"{error}\nThen: python -m export.train {task.name} --data-dir {data_dir}\n{offer}")
+
+
+def fail(text: str) -> Any:
+    console.print(text, style="red", highlight=False, soft_wrap=True, markup=False)
+    raise typer.Exit(2)
+
+
+if __name__ == "__main__":
+    app: Callable[..., None] = typer.run  # type: ignore[assignment]
+    with suppress(KeyboardInterrupt):
+        app(main)
+    sys.exit(130)

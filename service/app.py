@@ -22,9 +22,10 @@ from service.embedded import EmbeddedBroker
 from service.engine import OnnxEngine
 from service.errors import BrokerAway, BrokerFailed, PackageRefused, StartError
 from service.logs import set_up_logs
-from service.metrics import MetricsServer, WorkerMetrics, create_registry, serve_metrics
+from service.metrics import WorkerMetrics, create_registry, serve_metrics
 from service.packages import Package, load_packages
 from service.parity import verify
+from service.ports import WorkerInfo
 from service.settings import Settings
 from service.supervisor import Child, Interrupts, Supervisor, listen
 from service.worker import Worker
@@ -37,19 +38,22 @@ log = logging.getLogger("rollcast.app")
 # --- one process of each kind ------------------------------------------------------------------------------------
 
 
-def run_worker(settings: Settings, number: int) -> None:
-    """One worker until SIGTERM or SIGINT: finishes its batch, commits it, gives its shards back."""
+def run_worker(settings: Settings, number: int, name: str | None = None) -> None:
+    """One worker until SIGTERM or SIGINT: finishes its batch, commits it, gives its shards back.
+
+    A worker that comes back under the same `name` takes its shards at once; else it waits for their leases to end.
+    """
     set_up_logs(settings.log_format, settings.log_level, f"worker {number}")
     url = broker_url(settings)
     registry = create_registry()
     metrics = WorkerMetrics(registry)
     packages = served_packages(settings.models)
     engines = {name: (OnnxEngine(package), package.schema) for name, package in packages.items()}
-    for name, (engine, _) in engines.items():
+    for engine, _ in engines.values():
         engine.warm_up()
         manifest = engine.manifest
-        metrics.model_info.labels(name, manifest.version, manifest.sha256).set(1)
-    name = f"{socket.gethostname()}-{os.getpid()}"
+        metrics.model_info.labels(manifest.name, manifest.version, manifest.sha256).set(1)
+    name = name or f"{socket.gethostname()}-{os.getpid()}"
     port = settings.metrics_port + number if settings.metrics_port else 0
     worker: Worker | None = None
 
@@ -80,25 +84,20 @@ def run_worker(settings: Settings, number: int) -> None:
         batch_entries=settings.batch_entries,
         decode_threads=settings.decode_threads,
         max_pixels=settings.max_pixels,
-        about=about(name, number, packages, server),
+        about=msgspec.json.encode(
+            WorkerInfo(
+                id=name,
+                models={model: package.manifest.version for model, package in packages.items()},
+                process=f"worker-{number}",
+                metrics=f"http://127.0.0.1:{server.port}/metrics",
+            )
+        ),
     )
     log.info("worker ready", extra={"models": ",".join(sorted(packages)), "metrics_port": server.port})
     try:
         worker.run(stop_on_signals(worker))
     finally:
         server.close()
-
-
-def about(name: str, number: int, packages: Mapping[str, Package], server: MetricsServer) -> bytes:
-    """What a worker says of itself while it lives, for the api: `worker:ID`, docs/formats.md."""
-    return msgspec.json.encode(
-        {
-            "id": name,
-            "process": f"worker-{number}",
-            "models": {model: package.manifest.version for model, package in packages.items()},
-            "metrics": f"http://127.0.0.1:{server.port}/metrics",
-        }
-    )
 
 
 def served_packages(folder: Path | None) -> dict[str, Package]:
@@ -152,7 +151,7 @@ def run_up(settings: Settings, *, demo: bool = False, seconds: float | None = No
     supervisor = Supervisor(
         broker=broker,
         api=Child("api", _command("api", "--fd", str(listener.fileno())), pass_fds=[listener.fileno()]),
-        workers=[Child(f"worker {n}", _command("worker", "--number", str(n))) for n in range(settings.workers)],
+        workers=[_worker_child(n) for n in range(settings.workers)],
         environment=environment,
         listener=listener,
         output=output,
@@ -203,6 +202,12 @@ def _await_ready(supervisor: Supervisor, interrupts: Interrupts, url: str) -> No
                 raise StartError(f"{url}/readyz: not ready after {READY_S:.0f} s; it answers why")
             supervisor.tend()
             time.sleep(TURN_S)
+
+
+def _worker_child(number: int) -> Child:
+    """Named after this supervisor: when it starts again it takes its shards back without waiting for its own lease."""
+    name = f"{socket.gethostname()}-{os.getpid()}-worker-{number}"
+    return Child(f"worker {number}", _command("worker", "--number", str(number), "--name", name))
 
 
 def _command(*arguments: str) -> Sequence[str]:

@@ -69,7 +69,6 @@ class Settings(BaseSettings):
     input_history_s: Seconds = Field(0.0, description="how long finished entries stay in the log")
     output_history_s: Seconds = Field(600.0, description="how long records are kept")
     records_kept: Positive = Field(1000, description="records kept of a stream, at most")
-    max_resident_streams: Positive = Field(100_000, description="streams whose state a worker keeps in memory")
     batch_entries: Annotated[int, Field(ge=1, le=1024)] = Field(
         1024, description="entries in one batch and one commit, at most"
     )

@@ -56,11 +56,12 @@ def api(
 def worker(
     settings: Settings,
     number: Annotated[int, typer.Option("--number", help="Which worker this is, from 0.", min=0, max=9999)] = 0,
+    name: Annotated[str | None, typer.Option("--name", help="Its id in the deployment.", hidden=True)] = None,
 ) -> None:
     """Run one worker process on a broker that runs elsewhere (--broker)."""
     from service import app
 
-    app.run_worker(settings, number)
+    app.run_worker(settings, number, name)
 
 
 def shard(settings: Settings, stream: Annotated[str, typer.Argument(help="A stream's id.")]) -> None:

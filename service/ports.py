@@ -166,8 +166,9 @@ class WorkerInfo(msgspec.Struct, frozen=True):
     """What a live worker says of itself: JSON, in the broker."""
 
     id: str
-    models: list[str]  # names
-    metrics: str = ""  # host:port of its /metrics
+    models: dict[str, int]  # name -> version
+    process: str = ""  # a short name that outlives it: worker-0
+    metrics: str = ""  # URL of its /metrics
 
 
 class StreamRow(NamedTuple):

@@ -1,0 +1,113 @@
+"""The front door: HTTP in, records out. `create_app` builds it around the broker's port.
+
+The caller sets `app.state.closing` before it stops the server: open subscriptions then say `bye` and end, instead of
+holding the server up for its whole grace time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from service.api import openapi
+from service.api.context import Context, Limits
+from service.api.follower import Follower
+from service.api.health import health_routes
+from service.api.ingest import ingest_routes
+from service.api.models import model_routes
+from service.api.monitor import Monitor
+from service.api.problems import add_handlers
+from service.api.records import record_routes
+from service.api.streams import stream_routes
+from service.api.timing import Timing
+from service.contracts import Manifest
+from service.metrics import ApiMetrics
+from service.ports import Predictions
+
+__all__ = ["Limits", "create_app"]
+
+
+def create_app(
+    predictions: Predictions,
+    models: Sequence[Manifest],
+    registry: CollectorRegistry,
+    *,
+    parity: Mapping[str, Mapping[str, object]] | None = None,
+    defaults: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
+    heartbeat_s: float = 15.0,
+) -> FastAPI:
+    """`parity`: model -> figures of its certificate; `defaults`: kind -> model of new streams that name none.
+
+    The app closes `predictions` when it stops.
+    """
+    metrics = ApiMetrics(registry)
+    context = Context(
+        predictions=predictions,
+        models={manifest.name: manifest for manifest in models},
+        parity=parity or {},
+        defaults=defaults or {},
+        limits=limits or Limits(),
+        heartbeat_s=heartbeat_s,
+        metrics=metrics,
+        registry=registry,
+        follower=Follower(predictions, metrics),
+        monitor=Monitor(predictions, metrics),
+    )
+    app = FastAPI(
+        title="rollcast",
+        version=_version(),
+        description="Rolling classifications over live video, sensor and text streams.",
+        lifespan=lambda _: _running(context),
+    )
+    app.state.closing = context.closing
+    app.add_middleware(Timing, metrics=metrics)
+    add_handlers(app)
+    for routes in (ingest_routes, record_routes, stream_routes, model_routes, health_routes):
+        app.include_router(routes(context))
+
+    @app.get("/", include_in_schema=False)
+    async def pointer() -> dict[str, str]:
+        return {"name": "rollcast", "version": app.version, "docs": "/docs", "models": "/v1/models"}
+
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
+    return app
+
+
+@asynccontextmanager
+async def _running(context: Context) -> AsyncIterator[None]:
+    """The tasks that follow the shards live as long as the server."""
+
+    async def end_subscriptions() -> None:
+        await context.closing.wait()
+        context.follower.close()
+
+    tasks = [asyncio.create_task(work) for work in (context.follower.run(), context.monitor.run(), end_subscriptions())]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        await context.predictions.close()
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        app.openapi_schema = openapi.describe(app)
+    return app.openapi_schema
+
+
+def _version() -> str:
+    try:
+        return version("rollcast")
+    except PackageNotFoundError:
+        return "0"

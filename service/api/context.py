@@ -1,0 +1,48 @@
+"""What the routes share: the broker, the models, the limits, and the tasks that follow the shards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry
+
+from service.api.follower import Follower
+from service.api.monitor import Monitor
+from service.contracts import Manifest, ModelInfo
+from service.metrics import ApiMetrics
+from service.ports import Predictions
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest bodies that are taken."""
+
+    frame_bytes: int = 8 * 2**20
+    entry_bytes: int = 8 * 2**20
+    pixels: int = 16_777_216
+
+
+@dataclass(frozen=True)
+class Context:
+    """One api process. Built once by `create_app`; the routes only read it."""
+
+    predictions: Predictions
+    models: Mapping[str, Manifest]
+    parity: Mapping[str, Mapping[str, object]]  # model -> figures of its certificate
+    defaults: Mapping[str, str]  # kind -> model
+    limits: Limits
+    heartbeat_s: float
+    metrics: ApiMetrics
+    registry: CollectorRegistry
+    follower: Follower
+    monitor: Monitor
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def infos(self) -> dict[str, ModelInfo]:
+        """What choosing a model needs."""
+        return {
+            name: ModelInfo(name, m.version, m.kind, len(m.rows.features) if m.rows is not None else None)
+            for name, m in self.models.items()
+        }

@@ -1,0 +1,73 @@
+"""What an api process measures of the deployment, about once a second: shards, their lag, live workers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from service.errors import RollcastError
+from service.metrics import ApiMetrics
+from service.ports import Predictions, ShardStatus, WorkerInfo
+
+POLL_S: Final = 1.0
+FRESH_S: Final = 0.1  # a refusal is not given on older news than this
+log = logging.getLogger("rollcast.api")
+
+
+class Monitor:
+    """Written by its own task, `run`, and by `serves` when its news is stale."""
+
+    def __init__(self, predictions: Predictions, metrics: ApiMetrics) -> None:
+        self.workers: Sequence[WorkerInfo] = ()
+        self.shards: Sequence[ShardStatus] = ()
+        self.away: str | None = "the broker has not answered yet"
+        self._predictions = predictions
+        self._metrics = metrics
+        self._workers_at = float("-inf")
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.refresh()
+            except RollcastError as error:
+                self.away = error.detail
+            except Exception as error:
+                log.exception("measuring the shards failed")
+                self.away = f"{type(error).__name__}: {error}"
+            await asyncio.sleep(POLL_S)
+
+    async def refresh(self) -> None:
+        await self._refresh_workers()
+        self.shards = await self._predictions.shard_status()
+        self.away = None
+        for status in self.shards:
+            self._metrics.lag_entries.labels(status.shard).set(status.lag_entries)
+            self._metrics.lag_seconds.labels(status.shard).set(status.lag_s)
+            self._metrics.shard_owned.labels(status.shard).set(status.owned)
+
+    async def serves(self, model: str) -> bool:
+        """Whether a live worker has the model. Raises BrokerAway."""
+        if self._lists(model):
+            return True
+        if asyncio.get_running_loop().time() - self._workers_at > FRESH_S:
+            await self._refresh_workers()
+        return self._lists(model)
+
+    def reasons(self, models: Sequence[str]) -> list[str]:
+        """Why the deployment cannot answer now; empty when it can."""
+        if self.away is not None:
+            return [f"broker: {self.away}"]
+        reasons = [f"no worker serves model {model}" for model in models if not self._lists(model)]
+        free = [str(status.shard) for status in self.shards if not status.owned]
+        if free:
+            reasons.append(f"{len(free)} of {len(self.shards)} shards have no owner: {', '.join(free[:10])}")
+        return reasons
+
+    async def _refresh_workers(self) -> None:
+        self.workers = await self._predictions.workers()
+        self._workers_at = asyncio.get_running_loop().time()
+
+    def _lists(self, model: str) -> bool:
+        return any(model in worker.models for worker in self.workers)

@@ -1,0 +1,279 @@
+"""What /docs says of each call: parameters, bodies, answers, problems. One constant a route, used by its decorator."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.api.problems import HTTP_TYPES, MEDIA_TYPE, TYPE_PREFIX
+from service.api.query import MAX_RECORDS, MAX_WAIT_S
+from service.codec import MAX_INTERVAL_S, MAX_SEQ, MAX_TIME_S
+from service.contracts import RECORD_TYPES, Done, Dropped, Duplicate, Manifest, Prediction, Refused
+from service.errors import RollcastError
+from service.metrics import CONTENT_TYPE
+
+Route = dict[str, Any]  # keyword arguments of a route
+Responses = dict[int | str, dict[str, Any]]
+Schema = dict[str, Any]
+_REF: Final = "#/components/schemas/"
+
+
+class StreamSummary(msgspec.Struct, frozen=True):
+    """One stream, as listed. Its numbers are those of its last prediction; null where none is kept."""
+
+    stream: str
+    model: str | None
+    steps: int | None
+    label: str | None  # rolling
+    score: float | None  # rolling
+    last_entry: str | None  # id of the last finished entry
+    last_record: str | None
+    seq: int | None  # the producer's last counter
+    shard: int
+
+
+# --- small parts -------------------------------------------------------------------------------------------------
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": _REF + name}
+
+
+def _json(schema: Schema, example: Any = None) -> Schema:
+    content: Schema = {"schema": schema}
+    if example is not None:
+        content["example"] = example
+    return {"application/json": content}
+
+
+def _object(**properties: Schema) -> Schema:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _array(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def _query(name: str, schema: Schema, description: str) -> Schema:
+    return {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
+
+
+def _seconds(high: float) -> Schema:
+    return {"type": "number", "minimum": 0, "maximum": high}
+
+
+def problem_types() -> dict[int, list[str]]:
+    """Status -> the problem types that answer with it."""
+    types: dict[int, list[str]] = {status: [kind] for status, kind in HTTP_TYPES.items()}
+
+    def visit(error: type[RollcastError]) -> None:
+        if error.type not in types.setdefault(error.status, []):
+            types[error.status].append(error.type)
+        for below in error.__subclasses__():
+            visit(below)
+
+    visit(RollcastError)
+    return types
+
+
+def _problems(*statuses: int) -> Responses:
+    types = problem_types()
+    return {
+        status: {
+            "description": ", ".join(f"`{kind}`" for kind in types[status]),
+            "content": {MEDIA_TYPE: {"schema": _ref("Problem")}},
+        }
+        for status in statuses
+    }
+
+
+_ID: Final[Schema] = {"type": "string", "pattern": r"^\d+-\d+$", "examples": ["1763860000000-0"]}
+_FLAG: Final[Schema] = {"type": "integer", "enum": [0, 1]}
+_RECORD: Final[Schema] = {"oneOf": [_ref(t.__name__) for t in (Prediction, Refused, Dropped, Duplicate, Done)]}
+_MODEL: Final[Schema] = {
+    "allOf": [
+        _ref("Manifest"),
+        _object(parity={"type": "object"}, served={"type": "boolean", "description": "a live worker has it"}),
+    ]
+}
+
+# --- posting -----------------------------------------------------------------------------------------------------
+
+_POST_QUERY: Final = [
+    _query(
+        "model", {"type": "string"}, "Else the stream's, else the default of this kind, else the only one that fits."
+    ),
+    _query(
+        "seq", {"type": "integer", "minimum": 0, "maximum": MAX_SEQ}, "The producer's own counter: makes retries safe."
+    ),
+    _query("time", _seconds(MAX_TIME_S), "Event time, seconds since 1970; of the last row of a block."),
+    _query("start", _FLAG, "1: the state begins anew before this entry."),
+    _query("end", _FLAG, "1: the state is dropped after this entry."),
+    _query("wait", _seconds(MAX_WAIT_S), "Wait this many seconds for the entry's record, and answer with it."),
+]
+_INTERVAL: Final = _query("interval_s", _seconds(MAX_INTERVAL_S), "Seconds between rows; else the model's rate.")
+_ACCEPTED: Final[Responses] = {
+    200: {"description": "With `wait`: the prediction.", "content": _json(_ref("Prediction"))},
+    202: {
+        "description": "The entry is in the log.",
+        "content": _json(
+            _object(id=_ID, stream={"type": "string"}, model={"type": "string"}),
+            {"id": "1763860000000-0", "stream": "cam-1", "model": "digits-cnn"},
+        ),
+    },
+    **_problems(400, 404, 409, 410, 413, 415, 422, 503, 504),
+}
+_BINARY: Final[Schema] = {"schema": {"type": "string", "format": "binary"}}
+
+
+def _post(content: Schema, parameters: list[Schema]) -> Route:
+    return {
+        "status_code": 202,
+        "response_model": None,
+        "responses": _ACCEPTED,
+        "openapi_extra": {"parameters": parameters, "requestBody": {"required": True, "content": content}},
+    }
+
+
+POST_FRAME: Final = _post(
+    {
+        "image/jpeg": _BINARY,
+        "image/png": _BINARY,
+        "image/webp": _BINARY,
+        "multipart/form-data": {"schema": _object(frame={"type": "string", "format": "binary"})},
+    },
+    _POST_QUERY,
+)
+POST_SAMPLES: Final = _post(
+    {
+        **_json(
+            {
+                "type": "object",
+                "required": ["samples"],
+                "additionalProperties": False,
+                "properties": {
+                    "samples": {"type": "array", "minItems": 1, "items": _array({"type": "number"})},
+                    "time": _seconds(MAX_TIME_S),
+                },
+            },
+            {"samples": [[39.25, 0.43, 22.75, 0.43, 33.75, 1.3]], "time": 1763860000.0},
+        ),
+        "text/csv": {
+            "schema": {"type": "string"},
+            "example": "avg_rss12,var_rss12,avg_rss13,var_rss13,avg_rss23,var_rss23\n39.25,0.43,22.75,0.43,33.75,1.3\n",
+        },
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary", "description": "float32 rows"}},
+    },
+    [*_POST_QUERY, _INTERVAL],
+)
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def _get(responses: Responses, parameters: list[Schema] | None = None) -> Route:
+    extra = {"parameters": parameters} if parameters else None
+    return {"response_model": None, "responses": responses, "openapi_extra": extra}
+
+
+GET_PREDICTIONS: Final = _get(
+    {
+        200: {
+            "description": (
+                "`text/event-stream`: every record after the cursor as it comes; a prediction is an unnamed event, "
+                "`refused`, `dropped`, `duplicate`, `done`, `gap` and `bye` are named. "
+                "`application/json`: a page, ascending; `gap` is true where records before it are not kept any more."
+            ),
+            "content": {
+                **_json(_object(predictions=_array(_RECORD), next=_ID, gap={"type": "boolean"})),
+                "text/event-stream": {
+                    "schema": {"type": "string"},
+                    "example": 'data: {"type":"prediction","id":"1763860000000-0", …}\nid: 1763860000000-0\n\n',
+                },
+            },
+        },
+        **_problems(400, 503),
+    },
+    [
+        _query(
+            "after",
+            {"type": "string"},
+            "Cursor: the id of an entry; 0: all that is kept. None: from now, or the newest.",
+        ),
+        _query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_RECORDS}, "JSON: at most so many records."),
+        _query(
+            "type", {"type": "string", "enum": ["all", *RECORD_TYPES], "default": "prediction"}, "JSON: which records."
+        ),
+        {
+            "name": "Last-Event-ID",
+            "in": "header",
+            "required": False,
+            "schema": {"type": "string"},
+            "description": "Events: the last one seen; goes before `after`.",
+        },
+    ],
+)
+GET_STREAMS: Final = _get(
+    {
+        200: {
+            "description": "The streams, by name.",
+            "content": _json(_object(streams=_array(_ref("StreamSummary")), next={"type": ["string", "null"]})),
+        },
+        **_problems(400, 503),
+    },
+    [
+        _query("after", {"type": "string"}, "The name after which the page begins."),
+        _query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_RECORDS, "default": 100}, "At most so many."),
+    ],
+)
+GET_STREAM: Final = _get(
+    {
+        200: {
+            "description": "The stream.",
+            "content": _json({"allOf": [_ref("StreamSummary"), _object(last={"oneOf": [_RECORD, {"type": "null"}]})]}),
+        },
+        **_problems(400, 404, 503),
+    }
+)
+GET_MODELS: Final = _get({200: {"description": "The packages.", "content": _json(_object(models=_array(_MODEL)))}})
+GET_MODEL: Final = _get({200: {"description": "The package.", "content": _json(_MODEL)}, **_problems(404)})
+GET_METRICS: Final = _get({200: {"description": "Metrics.", "content": {CONTENT_TYPE: {"schema": {"type": "string"}}}}})
+GET_LIVEZ: Final = _get({200: {"description": "Alive.", "content": _json(_object(live={"type": "boolean"}))}})
+_READY: Final = _json(_object(ready={"type": "boolean"}, reasons=_array({"type": "string"})))
+GET_READYZ: Final = _get(
+    {200: {"description": "Ready.", "content": _READY}, 503: {"description": "Not ready, and why.", "content": _READY}}
+)
+
+
+# --- the document ------------------------------------------------------------------------------------------------
+
+
+def describe(app: FastAPI) -> Schema:
+    """The OpenAPI document, with the schemas of what msgspec encodes."""
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
+    )
+    types = (Prediction, Refused, Dropped, Duplicate, Done, Manifest, StreamSummary)
+    _, schemas = msgspec.json.schema_components(types, ref_template=_REF + "{name}")
+    schemas["Problem"] = {
+        "type": "object",
+        "description": "RFC 9457. `wait` adds the entry's `id`, `stream` and `reason`, or `of`.",
+        "required": ["type", "title", "status", "detail"],
+        "properties": {
+            "type": {"type": "string", "enum": [TYPE_PREFIX + t for ts in problem_types().values() for t in ts]},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+        },
+    }
+    components = document.setdefault("components", {})
+    kept = {name: schema for name, schema in components.get("schemas", {}).items() if "Validation" not in name}
+    components["schemas"] = {**kept, **schemas}
+    for path in document["paths"].values():
+        for call in path.values():
+            validation = call["responses"].get("422", {}).get("content", {}).get("application/json")
+            if validation is not None:  # added by the framework for path parameters; ours are problems
+                del call["responses"]["422"]
+    return document

@@ -1,0 +1,68 @@
+"""Errors as RFC 9457 answers. docs/problems.md lists every type; a test keeps the two together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from service.errors import NotAnswered, RequestError, RollcastError, Unavailable
+
+MEDIA_TYPE: Final = "application/problem+json"
+TYPE_PREFIX: Final = "urn:rollcast:problem:"
+HTTP_TYPES: Final = {404: "not-found", 405: "method-not-allowed"}  # what the router itself answers
+
+
+def problem(
+    status: int,
+    kind: str,
+    title: str,
+    detail: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    members: Mapping[str, object] | None = None,
+) -> Response:
+    """`{"type", "title", "status", "detail"}` and what this type adds."""
+    body = {"type": TYPE_PREFIX + kind, "title": title, "status": status, "detail": detail, **(members or {})}
+    return Response(msgspec.json.encode(body), status, dict(headers or {}), MEDIA_TYPE)
+
+
+def answer_error(error: RollcastError) -> Response:
+    headers = {"Retry-After": str(math.ceil(error.retry_after_s))} if isinstance(error, Unavailable) else None
+    members = error.members if isinstance(error, NotAnswered) else None
+    return problem(error.status, error.type, error.title, error.detail, headers=headers, members=members)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Every error that leaves a route, and those that never reach one."""
+
+    @app.exception_handler(RollcastError)
+    async def on_rollcast_error(_: Request, error: RollcastError) -> Response:
+        return answer_error(error)
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        title = HTTPStatus(error.status_code).phrase
+        kind = HTTP_TYPES.get(error.status_code, title.lower().replace(" ", "-"))
+        detail = f"{request.method} {request.url.path} is no call of this server; /docs lists them"
+        return problem(error.status_code, kind, title, detail, headers=error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(_: Request, error: RequestValidationError) -> Response:
+        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        return answer_error(RequestError("; ".join(faults)))
+
+    @app.exception_handler(ClientDisconnect)
+    async def on_disconnect(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # nobody reads it
+
+    @app.exception_handler(Exception)
+    async def on_bug(_: Request, __: Exception) -> Response:
+        return problem(500, RollcastError.type, RollcastError.title, "a fault of the server; its log has the details")

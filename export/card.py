@@ -1,0 +1,94 @@
+"""card.md: what a reader must know before trusting a package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from export.data import Data
+from export.tasks import Task
+from service.contracts import Manifest
+from service.parity import ParityReport
+
+
+def card(task: Task, data: Data, manifest: Manifest, best: int, epochs: int, parity: ParityReport) -> str:
+    metrics, about = manifest.metrics, data.about
+    parts = [
+        f"# {manifest.name}, version {manifest.version}",
+        task.description,
+        _facts(task, manifest),
+        "## Accuracy",
+        f"Of the package in ONNX Runtime, every test example a stream of its own from a fresh state; one decision is "
+        f"{metrics['unit']}. The test split was used once, after training.",
+        _accuracy_table(metrics),
+        *_copies(metrics),
+        f"Validation: {metrics['validation_accuracy']:.4f} at epoch {best} of {epochs}, whose weights are kept.",
+        "![learning curves](learning.png)",
+        "![confusion matrix](confusion.png)",
+        "## Data",
+        f"- {about.name}: {about.source}\n- licence: {about.licence}\n- split: {about.split}\n"
+        f"- examples: {len(data.train)} to train, {len(data.validation)} to validate, {len(data.test)} to test",
+        "## Use and limits",
+        f"{task.limits} Trained for demonstration and teaching; check it on your own data before you rely on it.",
+        f"Terms of the weights: {manifest.weights_terms}.",
+        "## Parity certificate",
+        "Measured when the package was written; the server measures again before it serves.",
+        _parity_table(parity),
+        f"Made by `python -m export.train {task.name}`; settings and history are in training.json.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(task: Task, manifest: Manifest) -> str:
+    if manifest.frames is not None:
+        frames = manifest.frames
+        takes = f"frames, resized to {frames.height}×{frames.width}, {frames.colour}"
+    elif manifest.rows is not None:
+        features = manifest.rows.features
+        takes = f"rows of {len(features)} ({', '.join(features)}) at {manifest.rows.rate_hz:g} Hz"
+    else:
+        takes = "texts"
+    size = sum(4 * _count(state.shape) for state in manifest.states)
+    rolling = manifest.rolling
+    return "\n".join(
+        (
+            f"- takes {takes}",
+            f"- says {', '.join(manifest.labels)}",
+            f"- {manifest.family}, {manifest.parameters:,} parameters, state {size} bytes a stream",
+            f"- rolling by default: half-life {rolling.half_life_s:g} s, enters at {rolling.enter:g} after "
+            f"{rolling.dwell_s:g} s, exits below {rolling.exit:g}",
+        )
+    )
+
+
+def _count(shape: list[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _accuracy_table(metrics: dict[str, Any]) -> str:
+    rows = [("as the data set is split", metrics)]
+    if "without_copies" in metrics:
+        rows.append(("without the copies", metrics["without_copies"]))
+    lines = ["| test | decisions | accuracy | 95 % interval |", "| --- | --- | --- | --- |"]
+    for name, figures in rows:
+        low, high = figures["interval95"]
+        lines.append(f"| {name} | {figures['units']:,} | {figures['accuracy']:.4f} | {low:.4f} to {high:.4f} |")
+    return "\n".join(lines)
+
+
+def _copies(metrics: dict[str, Any]) -> list[str]:
+    if "without_copies" not in metrics:
+        return []
+    copies = ", ".join(metrics["without_copies"]["copies"])
+    return [
+        f"The data set holds some recordings twice: the test's {copies} also stand among the training recordings under "
+        "another number, byte for byte. The second row leaves them out; it is the one to believe."
+    ]
+
+
+def _parity_table(parity: ParityReport) -> str:
+    lines = ["| check | found | limit |", "| --- | --- | --- |"]
+    lines += [f"| {check.name}: {check.detail} | {check.figure:.1e} | {check.limit:.0e} |" for check in parity.checks]
+    return "\n".join(lines)

@@ -46,7 +46,12 @@ class Client:
 
     def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 30.0) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(timeout_s, connect=5.0))
+        near = httpx.URL(self.url).host in ("127.0.0.1", "localhost", "::1")
+        self._http = httpx.Client(
+            base_url=self.url,
+            timeout=httpx.Timeout(timeout_s, connect=5.0),
+            trust_env=not near,  # a proxy from the environment is no way to this machine
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -10,32 +10,75 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import suppress
 
 import msgspec
+import uvicorn
 
 from rollcast import Client
+from service.api import Limits, create_app
 from service.broker.log import RedisLog
+from service.broker.predictions import RedisPredictions
 from service.broker.wire import Wire
 from service.demo import Demo
 from service.embedded import EmbeddedBroker
 from service.engine import OnnxEngine
 from service.errors import BrokerAway, BrokerFailed, PackageRefused, StartError
+from service.faults import fault_from
 from service.logs import set_up_logs
 from service.metrics import WorkerMetrics, create_registry, serve_metrics
 from service.packages import Package, load_packages
-from service.parity import verify
+from service.parity import ParityReport, verify
 from service.ports import WorkerInfo
 from service.settings import Settings
 from service.supervisor import Child, Interrupts, Supervisor, listen
 from service.worker import Worker
 
+GRACE_S = 5  # how long open answers may take when the api stops
 READY_S = 60.0  # how long `up --demo` waits for the api and the workers
 TURN_S = 0.05  # how often the supervisor looks after its children
 log = logging.getLogger("rollcast.app")
 
 
 # --- one process of each kind ------------------------------------------------------------------------------------
+
+
+def run_api(settings: Settings, fd: int | None) -> None:
+    """One api process until SIGTERM or SIGINT. `fd`: an open socket to listen on, the supervisor's; else its own."""
+    set_up_logs(settings.log_format, settings.log_level, "api")
+    url = broker_url(settings)
+    listener = listen(settings.host, settings.port) if fd is None else socket.socket(fileno=fd)
+    reports = served_packages(settings)
+    app = create_app(
+        RedisPredictions(url, settings.prefix, settings.shards),
+        [package.manifest for package, _ in reports.values()],
+        create_registry(),
+        parity={name: _figures(report) for name, (_, report) in reports.items()},
+        defaults=settings.default_models(),
+        limits=Limits(
+            frame_bytes=settings.max_frame_bytes, entry_bytes=settings.max_entry_bytes, pixels=settings.max_pixels
+        ),
+    )
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    log.info("listening", extra={"url": f"http://{settings.host}:{listener.getsockname()[1]}"})
+    with suppress(KeyboardInterrupt):
+        Server(config).run(sockets=[listener])
+    log.info("stopped")
+
+
+class Server(uvicorn.Server):
+    """Tells the app that it is closing before it waits for open answers: subscriptions end by themselves."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app.state.closing.set()  # type: ignore[union-attr]
+        await super().shutdown(sockets)
 
 
 def run_worker(settings: Settings, number: int, name: str | None = None) -> None:
@@ -47,7 +90,7 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
     url = broker_url(settings)
     registry = create_registry()
     metrics = WorkerMetrics(registry)
-    packages = served_packages(settings.models)
+    packages = {name: package for name, (package, _) in served_packages(settings).items()}
     engines = {name: (OnnxEngine(package), package.schema) for name, package in packages.items()}
     for engine, _ in engines.values():
         engine.warm_up()
@@ -92,28 +135,38 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
                 metrics=f"http://127.0.0.1:{server.port}/metrics",
             )
         ),
+        fault=fault_from(os.environ),
     )
     log.info("worker ready", extra={"models": ",".join(sorted(packages)), "metrics_port": server.port})
     try:
         worker.run(stop_on_signals(worker))
     finally:
         server.close()
+    log.info("stopped")
 
 
-def served_packages(folder: Path | None) -> dict[str, Package]:
+def served_packages(settings: Settings) -> dict[str, tuple[Package, ParityReport]]:
     """The packages that hold what their certificate promises; the others are named in the log. Raises StartError."""
-    packages, refused = load_packages(folder)
-    for name, package in list(packages.items()):
+    packages, refused = load_packages(settings.models)
+    home = settings.home.expanduser()
+    cache = home / "parity" if os.access(home, os.W_OK) else None  # proven once on this machine, not at every start
+    served = {}
+    for name, package in packages.items():
         try:
-            verify(package)
+            served[name] = package, verify(package, cache)
         except PackageRefused as error:
             refused.append(error)
-            del packages[name]
     for fault in refused:
         log.error("model package refused", extra={"check": fault.check, "detail": fault.detail})
-    if not packages:
-        raise StartError(f"no model package can be served from {folder or 'the shipped zoo'}; see the lines above")
-    return packages
+    if not served:
+        raise StartError(
+            f"no model package can be served from {settings.models or 'the shipped zoo'}; see the lines above"
+        )
+    return served
+
+
+def _figures(report: ParityReport) -> dict[str, object]:
+    return {check.name: {"figure": check.figure, "limit": check.limit} for check in report.checks}
 
 
 def stop_on_signals(worker: Worker) -> threading.Event:

@@ -76,20 +76,20 @@ def check(
 
     Exit status 1 when a check fails.
     """
+    from service import parity
     from service.errors import PackageRefused
     from service.packages import load_package
-    from service.parity import verify
 
-    console = Console()
+    console = Console(highlight=False)
     try:
-        loaded = load_package(package)
-        results = verify(loaded)
+        report = parity.check(load_package(package))
     except PackageRefused as error:
-        console.print(f"[bold red]refused[/] ({error.check}): {error}", soft_wrap=True, highlight=False)
+        console.print(f"refused ({error.check}): {error}", soft_wrap=True, markup=False)
         raise typer.Exit(1) from None
     table = Table(
-        "check", "largest difference", "allowed", "", title=f"{loaded.manifest.name} {loaded.manifest.version}"
+        "check", "largest difference", "at most", "", "what", title=f"{report.name}, version {report.version}"
     )
-    for result in results:
-        table.add_row(result.name, f"{result.value:.2e}", f"{result.limit:.0e}", "ok" if result.passed else "FAILED")
+    for one in report.checks:
+        table.add_row(one.name, f"{one.figure:.1e}", f"{one.limit:.0e}", "ok" if one.passed else "FAILED", one.detail)
     console.print(table)
+    raise typer.Exit(0 if report.passed else 1)

@@ -17,6 +17,11 @@ from bench.model import BenchPackage
 from service.keys import ShardKeys
 
 PACK = hiredis.pack_command
+XADD = (
+    b"*12\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$6\r\nMAXLEN\r\n$1\r\n~\r\n$4\r\n1000\r\n$%d\r\n%b\r\n"
+    b"$4\r\ntype\r\n$10\r\nprediction\r\n$4\r\nbody\r\n$%d\r\n%b\r\n$4\r\nprev\r\n$%d\r\n%b\r\n"
+)
+SET = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nPX\r\n$9\r\n691200000\r\n"
 
 
 class Line:
@@ -36,7 +41,7 @@ class Line:
 def drain(
     path: str, prefix: str, shards: int, package: BenchPackage, streams: int, entries: int, sizes: tuple[int, int]
 ) -> None:
-    """Answers `entries` single rows. `sizes`: bytes of a record's body and of a state record, as rollcast writes them."""
+    """Answers `entries` single rows. `sizes`: bytes of a record's body and of a state record, as rollcast has them."""
     body_bytes, state_bytes = sizes
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -98,13 +103,12 @@ def drain(
                 body = b'{"type":"prediction","id":"%b","stream":"%b","label":"%b","probabilities":%b}' % (
                     entry_id, stream, labels[best[at]].encode(), str(row).encode(),
                 )  # fmt: skip
+                body, name = body.ljust(body_bytes), key.out_prefix + stream
                 out.append(
-                    PACK((b"XADD", key.out_prefix + stream, b"MAXLEN", b"~", b"1000", entry_id, b"type", b"prediction",
-                          b"body", body.ljust(body_bytes), b"prev", prev[slot]))
-                )  # fmt: skip
-                out.append(
-                    PACK((b"SET", key.state_prefix + stream, states[at * state_bytes : (at + 1) * state_bytes], b"PX", b"691200000"))
-                )  # fmt: skip
+                    XADD % (len(name), name, len(entry_id), entry_id, len(body), body, len(prev[slot]), prev[slot])
+                )
+                state, name = states[at * state_bytes : (at + 1) * state_bytes], key.state_prefix + stream
+                out.append(SET % (len(name), name, state_bytes, state))
                 prev[slot] = entry_id
                 positions += [stream, b"%b %b - - %b" % (entry_id, entry_id, entry_id)]
                 touched += [entry_id.partition(b"-")[0], stream]
@@ -112,9 +116,8 @@ def drain(
                 at += 1
             out.append(PACK((b"HSET", key.pos, *positions)))
             out.append(PACK((b"ZADD", key.streams, *touched)))
-            out.append(
-                PACK((b"XADD", key.feed, b"MAXLEN", b"~", b"10000", b"%d-0" % n, b"token", b"token", b"records", b" ".join(answered)))
-            )  # fmt: skip
+            feed = b"%d-0" % n, b"token", b"token", b"records", b" ".join(answered)
+            out.append(PACK((b"XADD", key.feed, b"MAXLEN", b"~", b"10000", *feed)))
             out += [PACK((b"EXEC",)), PACK((b"WATCH", key.head)), PACK((b"GET", key.head))]
             commits[p].socket.sendall(b"".join(out))
             in_flight[p] = len(out)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -71,9 +72,6 @@ def predecessor(number: int) -> int:
 # --- entries -----------------------------------------------------------------------------------------------------
 
 _KINDS_BYTES: Final = {kind.encode(): kind for kind in KINDS}
-_KNOWN: Final = frozenset(
-    (b"stream", b"kind", b"data", b"model", b"time", b"seq", b"start", b"end", b"shape", b"interval_s", b"traceparent")
-)
 
 
 def parse_entry(entry_id: bytes, fields: Sequence[bytes]) -> Entry:
@@ -85,17 +83,12 @@ def parse_entry(entry_id: bytes, fields: Sequence[bytes]) -> Entry:
     data = values.get(b"data", b"")
     kind = _KINDS_BYTES.get(values.get(b"kind", b""), "")
     fault: EntryError | None = None
-    try:
-        stream = values[b"stream"].decode()
-    except (KeyError, UnicodeDecodeError):
-        stream = ""
-    if STREAM_ID.fullmatch(stream) is None:
-        fault = BadStreamId(
-            f"field stream {stream[:140]!r}: expected 1 to 128 characters of A-Z a-z 0-9 . _ : -"
-            if stream
-            else "field stream is missing or not text"
-        )
+    stream = _stream_of(values.get(b"stream", b""))
+    if not stream:
         stream = NO_STREAM
+        fault = BadStreamId(
+            f"field stream {_show(values.get(b'stream'))}: expected 1 to 128 characters of A-Z a-z 0-9 . _ : -"
+        )
     try:
         if not kind:
             raise Malformed(f"field kind {_show(values.get(b'kind'))}: expected one of {', '.join(KINDS)}")
@@ -167,19 +160,36 @@ def entry_fields(
     return fields
 
 
-def _parse_shape(value: bytes | None, data_bytes: int) -> tuple[int, int]:
+@lru_cache(maxsize=1 << 16)  # a process meets the same streams again and again
+def _stream_of(value: bytes) -> str:
+    """The stream id, or nothing when it is not a legal one."""
     try:
-        rows_text, columns_text = value.split(b",")  # type: ignore[union-attr]
-        rows, columns = int(rows_text), int(columns_text)
-    except (ValueError, AttributeError):
-        raise Malformed(f"field shape {_show(value)}: expected T,F, two decimal numbers") from None
+        stream = value.decode()
+    except UnicodeDecodeError:
+        return ""
+    return stream if STREAM_ID.fullmatch(stream) else ""
+
+
+@lru_cache(maxsize=1 << 10)
+def _numbers_of(value: bytes) -> tuple[int, int] | None:
+    parts = value.split(b",")
+    if len(parts) != 2 or not all(part.isdigit() and len(part) < 10 for part in parts):
+        return None
+    return int(parts[0]), int(parts[1])
+
+
+def _parse_shape(value: bytes | None, data_bytes: int) -> tuple[int, int]:
+    shape = _numbers_of(value or b"")
+    if shape is None:
+        raise Malformed(f"field shape {_show(value)}: expected T,F, two decimal numbers")
+    rows, columns = shape
     if not 1 <= rows <= MAX_ROWS or columns < 1:
         raise WrongShape(f"shape {rows},{columns}: expected 1 to {MAX_ROWS} rows of at least one column")
     if rows * columns * 4 != data_bytes:
         raise WrongShape(
             f"shape {rows},{columns} needs {rows * columns * 4} bytes of little-endian float32, data has {data_bytes}"
         )
-    return rows, columns
+    return shape
 
 
 def _parse_text(values: dict[bytes, bytes], name: bytes) -> str | None:

@@ -21,11 +21,9 @@ def write_predictions(
 ) -> None:
     """Sets `type`, `body` and `state` of every item that was stepped: one encode an entry, the rest by column."""
     labels, name, version = model.labels, model.name, model.version
-    smooth = stepped.rows["smooth"]
-    scores = np.round(stepped.scores.astype(np.float64), DECIMALS).tolist()
-    rolled = np.round(smooth.astype(np.float64), DECIMALS).tolist()
-    best = stepped.scores.argmax(axis=1).tolist()
-    best_rolled = smooth.argmax(axis=1).tolist()
+    both = np.stack([stepped.scores, stepped.rows["smooth"]])  # (2, B, K)
+    scores, rolled = np.round(both.astype(np.float64), DECIMALS).tolist()
+    best, best_rolled = both.argmax(axis=2).tolist()
     steps = stepped.rows["step"].tolist()
     records = model.layout.encode(stepped.rows)
     events = stepped.events

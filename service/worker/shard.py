@@ -34,7 +34,9 @@ class Stream:
         self.stepped_ms = 0 if position.stepped in (b"-", b"reset") else int(position.stepped.partition(b"-")[0])
 
     def position(self) -> bytes:
-        return Position(self.last, self.record, self.seq, self.seq_id, self.stepped).encode()
+        """What `pos` is to hold: every finished entry left a record, so that `last` and `record` are one id."""
+        seq = b"-" if self.seq is None else b"%d" % self.seq
+        return b"%b %b %b %b %b" % (self.record, self.record, seq, self.seq_id, self.stepped)
 
 
 class Item:

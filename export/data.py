@@ -66,6 +66,11 @@ def hold_out(split: Split, share: float, seed: int, groups: Sequence[object] | N
     return split.take(np.flatnonzero(~inside)), split.take(np.flatnonzero(inside))
 
 
+def join(one: Split, other: Split) -> Split:
+    x = [*one.x, *other.x] if isinstance(one.x, list) else np.concatenate([one.x, other.x])
+    return Split(x, np.concatenate([one.y, other.y]), one.names + other.names)
+
+
 def _digest(*arrays: np.ndarray) -> str:
     total = hashlib.sha256()
     for array in arrays:

@@ -11,26 +11,25 @@ import shutil
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+import typer
 from torch import nn
 
 from export.card import card
-from export.data import Data
+from export.data import Data, DataError
 from export.metrics import accuracy, confusion, interval95
 from export.plots import confusion_matrix, learning_curves
-from export.tasks import Decisions, Run, Task, write_samples
+from export.runs import CheckpointError, Trained, load_trained
+from export.tasks import TASKS, Decisions, Run, Task, write_samples
 from export.to_onnx import Output, run_torch, to_onnx
 from service.contracts import Manifest, StateTensor
 from service.engine import OnnxEngine
 from service.errors import PackageRefused
 from service.packages import Package, load_package
 from service.parity import ParityReport, check
-
-if TYPE_CHECKING:
-    from export.train import Trained
 
 
 def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: int = 1) -> Path:
@@ -43,7 +42,7 @@ def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: 
         format=1,
         name=task.name,
         version=version,
-        kind=task.kind,  # type: ignore[arg-type]
+        kind=task.kind,
         labels=data.labels,
         sha256="",
         family=task.net.family,
@@ -123,7 +122,7 @@ def _state(name: str, value: np.ndarray) -> StateTensor:  # value (1, *shape)
     first = value.flat[0]
     if not (value == first).all():
         raise PackageRefused(f"state {name}: a new stream's tensor must hold one value everywhere", check="states")
-    return StateTensor(name, list(value.shape[1:]), str(value.dtype), initial=float(first))  # type: ignore[arg-type]
+    return StateTensor(name, list(value.shape[1:]), str(value.dtype), initial=float(first))
 
 
 def _metrics(task: Task, data: Data, trained: Trained, decisions: Decisions) -> dict[str, Any]:
@@ -181,3 +180,31 @@ class _Draft:
             self.draft.rename(self.place)
         else:
             shutil.rmtree(self.draft, ignore_errors=True)
+
+
+# --- command line ------------------------------------------------------------------------------------------------
+
+
+def main(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, such as runs/digits-cnn.")],
+    name: Annotated[str | None, typer.Option(help="What the run trained; none: the folder's name.")] = None,
+    data_dir: Annotated[Path, typer.Option(envvar="ROLLCAST_DATA", help="Folder of data sets.")] = Path("data"),
+    into: Annotated[Path | None, typer.Option(help="Folder of packages; none: RUN/package.")] = None,
+    version: Annotated[int, typer.Option(min=1, help="Version of the package.")] = 1,
+) -> None:
+    """Writes the package of a finished run anew: INTO/NAME/VERSION."""
+    task = TASKS.get(name or run.name)
+    if task is None:
+        typer.echo(f"no task {name or run.name!r}; give --name, one of: {', '.join(TASKS)}", err=True)
+        raise typer.Exit(2)
+    try:
+        data = task.load(data_dir)
+        place = write_run(task, data, load_trained(run, task, data), into or run / "package", version=version)
+    except (DataError, CheckpointError, PackageRefused) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    typer.echo(str(place))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -57,6 +57,7 @@ class Task:
     smoothing: float = 0.0  # of labels
     average: float = 0.99  # the weights kept are a running average of the trained ones
     patience: int = 12  # epochs without a better validation before it stops
+    refit: bool = False  # trains once more on training and validation data together: where examples are few
     rolling: RollingSettings = field(default_factory=RollingSettings)
     gap: GapPolicy = field(default_factory=GapPolicy)
 
@@ -109,7 +110,7 @@ class FrameTask(Task):
     shift: float = 0.0  # pixels
 
     def shape(self, data: Data) -> Shape:
-        height, width, channels = data.train.x.shape[1:]  # type: ignore[union-attr]
+        height, width, channels = data.train.x.shape[1:]
         return Shape(len(data.labels), (height, width, channels))
 
     def batches(self, split: Split, shape: Shape, rng: np.random.Generator) -> Iterator[Batch]:
@@ -121,17 +122,17 @@ class FrameTask(Task):
             yield Batch(x[:, None], y, torch.ones(y.shape))
 
     def decide(self, run: Run, split: Split) -> Decisions:
-        parts = [run(split.x[at : at + 250, None])[:, 0] for at in range(0, len(split), 250)]  # type: ignore[call-overload]
+        parts = [run(split.x[at : at + 250, None])[:, 0] for at in range(0, len(split), 250)]
         return Decisions(split.y, np.concatenate(parts).argmax(-1), np.arange(len(split)))
 
     def golden(self, data: Data) -> np.ndarray:
         chosen = data.validation.take(np.random.default_rng(0).permutation(len(data.validation))[:24])
-        return np.asarray(chosen.x).reshape(3, 8, *chosen.x.shape[1:])  # type: ignore[union-attr]
+        return np.asarray(chosen.x).reshape(3, 8, *chosen.x.shape[1:])
 
     def describe_input(self, data: Data) -> dict[str, Any]:
         height, width, channels = self.shape(data).frame
         colour = "gray" if channels == 1 else "rgb"
-        return {"frames": FrameInput(height=height, width=width, channels=channels, colour=colour)}  # type: ignore[arg-type]
+        return {"frames": FrameInput(height=height, width=width, channels=channels, colour=colour)}
 
     def write_sample(self, folder: Path, split: Split, index: int) -> str:
         name = f"{split.y[index]}-{split.names[index]}.png"
@@ -272,7 +273,7 @@ def write_samples(task: Task, data: Data, folder: Path, seed: int = 0) -> None:
         for i in sorted(rng.permutation(candidates)[: task.samples].tolist()):
             files.append({"file": task.write_sample(folder, data.test, i), "label": data.labels[label]})
     index = {"source": f"{data.about.name}, test split: {data.about.source}", "licence": data.about.licence}
-    index |= {"rate_hz": task.rate_hz(), "files": files}  # type: ignore[dict-item]
+    index |= {"rate_hz": task.rate_hz(), "files": files}
     (folder / "samples.json").write_bytes(msgspec.json.format(msgspec.json.encode(index), indent=1) + b"\n")
 
 

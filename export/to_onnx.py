@@ -54,7 +54,7 @@ def to_onnx(net: nn.Module, x: np.ndarray, output: Output = "logits") -> bytes:
         torch.onnx.export(
             served,
             (example, *state.values()),
-            buffer,  # type: ignore[arg-type]
+            buffer,
             input_names=["x", *names],
             output_names=["probabilities", *following],
             dynamic_axes=axes,

@@ -7,15 +7,11 @@ kill and ends with the same weights, since every epoch draws its random numbers 
 
 from __future__ import annotations
 
-import os
 import random
-import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 import numpy as np
@@ -28,54 +24,50 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from export import package
-from export.data import Data, DataError
+from export.data import Data, DataError, Split, join
 from export.metrics import accuracy
+from export.runs import CHECKPOINT, REFIT, CheckpointError, Settings, Trained, restore, save
 from export.tasks import TASKS, Batch, Run, Task
+from service.errors import PackageRefused
 
 console = Console(stderr=True)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides a run's result, together with the data: a checkpoint of other settings is not gone on with."""
-
-    task: str
-    seed: int
-    epochs: int
-    device: str  # cpu, cuda
-    precision: str  # float32; bfloat16: matrix products in 16 bits, twice as fast where the processor has them
-
-
-@dataclass
-class Trained:
-    """What training leaves behind: the kept weights and how it went."""
-
-    net: nn.Module  # in eval mode, on the CPU
-    settings: Settings
-    history: list[dict[str, float]]  # an epoch each: loss, accuracy of validation, seconds
-    best: int  # the epoch whose weights are kept, from 1
 
 
 def train(task: Task, data: Data, settings: Settings, folder: Path, *, resume: bool = True) -> Trained:
     """Trains until the last epoch, or until validation has not improved for `task.patience` epochs.
 
-    Raises CheckpointError when `folder` holds another run's checkpoint and `resume` is set.
+    A task that refits then trains once more, on training and validation data together, for every epoch. Raises
+    CheckpointError when `folder` holds another run's checkpoint and `resume` is set.
     """
+    history, kept = _learn(task, data, data.train, data.validation, settings, folder / CHECKPOINT, resume)
+    best = kept["epoch"]
+    if task.refit:
+        console.print("once more, on training and validation data together")
+        both = join(data.train, data.validation)
+        _, kept = _learn(task, data, both, None, settings, folder / REFIT, resume)
+    net = task.net.build(task.shape(data))
+    net.load_state_dict(kept["weights"])
+    return Trained(net.eval(), settings, history, best)
+
+
+def _learn(
+    task: Task, data: Data, split: Split, validation: Split | None, settings: Settings, path: Path, resume: bool
+) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """History, and the weights to keep: those of the best validation; without one, those of the last epoch."""
     torch.manual_seed(settings.seed)
     shape = task.shape(data)
     net = task.net.build(shape).to(settings.device)
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(task.average), use_buffers=True)
     optimiser = torch.optim.AdamW(net.parameters(), task.learning_rate, weight_decay=task.weight_decay)
-    steps = settings.epochs * task.steps(data.train)
+    steps = settings.epochs * task.steps(split)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, task.learning_rate, total_steps=steps)
     parts = {"net": net, "average": average, "optimiser": optimiser, "schedule": schedule}
     fingerprint = asdict(settings) | {"data": data.sha256, "parameters": sum(p.numel() for p in net.parameters())}
     history: list[dict[str, float]] = []
     kept: dict[str, Any] = {"epoch": 0, "score": (-1.0, 0.0), "weights": {}}
-
-    path = folder / "checkpoint.pt"
     if resume and path.is_file():
-        history, kept = _restore(path, fingerprint, parts)
+        stored = restore(path, fingerprint, parts)
+        history, kept = stored["history"], stored["kept"]
         console.print(f"going on after epoch {len(history)} of {path}")
 
     with _progress() as bar:
@@ -84,30 +76,30 @@ def train(task: Task, data: Data, settings: Settings, folder: Path, *, resume: b
                 console.print(f"stopped early: no better validation for {task.patience} epochs")
                 break
             began = time.monotonic()
-            row = bar.add_task(f"epoch {epoch + 1}/{settings.epochs}", total=task.steps(data.train), note="")
-            _seed(settings.seed, epoch)
-            rng = np.random.default_rng((settings.seed, epoch))
+            row = bar.add_task(f"epoch {epoch + 1}/{settings.epochs}", total=task.steps(split), note="")
+            rng = _seed(settings.seed, epoch)
             losses = []
-            for batch in task.batches(data.train, shape, rng):
+            for batch in task.batches(split, shape, rng):
                 losses.append(_step(net, batch, task, settings, optimiser))
                 schedule.step()
                 average.update_parameters(net)
                 bar.update(row, advance=1, note=f"loss {losses[-1]:.4f}")
-            run = torch_run(average.module, settings.device)
-            right = accuracy(task.decide(run, data.validation))
             loss = float(np.mean(losses))
-            history.append({"loss": loss, "validation": right, "seconds": time.monotonic() - began})
-            if (right, -loss) > tuple(kept["score"]):
+            entry = {"loss": loss}
+            score = (float(epoch), 0.0)
+            if validation is not None:
+                entry["validation"] = accuracy(task.decide(torch_run(average.module, settings.device), validation))
+                score = (entry["validation"], -loss)
+            history.append(entry | {"seconds": time.monotonic() - began})
+            if score > tuple(kept["score"]):
                 weights = {name: value.cpu().clone() for name, value in average.module.state_dict().items()}
-                kept = {"epoch": epoch + 1, "score": (right, -loss), "weights": weights}
-            _save(path, {"fingerprint": fingerprint, "history": history, "kept": kept}, parts)
-            bar.update(row, note=f"loss {loss:.4f}  validation {right:.4f}")
+                kept = {"epoch": epoch + 1, "score": score, "weights": weights}
+            save(path, {"fingerprint": fingerprint, "history": history, "kept": kept}, parts)
+            note = "  ".join(f"{name} {value:.4f}" for name, value in entry.items())
+            bar.update(row, note=note)
             if not console.is_terminal:
-                console.print(f"epoch {epoch + 1}/{settings.epochs}  loss {loss:.4f}  validation {right:.4f}")
-
-    net = task.net.build(shape)
-    net.load_state_dict(kept["weights"])
-    return Trained(net.eval(), settings, history, kept["epoch"])
+                console.print(f"epoch {epoch + 1}/{settings.epochs}  {note}")
+    return history, kept
 
 
 def _step(net: nn.Module, batch: Batch, task: Task, settings: Settings, optimiser: torch.optim.Optimizer) -> float:
@@ -141,46 +133,10 @@ def torch_run(net: nn.Module, device: str = "cpu") -> Run:
     return run
 
 
-# --- checkpoints -------------------------------------------------------------------------------------------------
-
-
-class CheckpointError(Exception):
-    """A checkpoint is damaged or belongs to another run."""
-
-
-def _save(path: Path, values: dict[str, Any], parts: dict[str, Any]) -> None:
-    """Whole or not at all: a kill leaves the previous one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    with fresh.open("wb") as file:
-        torch.save(values | {name: part.state_dict() for name, part in parts.items()}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-
-
-def _restore(path: Path, fingerprint: dict[str, Any], parts: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    advice = "give another --out, or --no-resume to begin anew"
-    try:
-        stored = torch.load(path, weights_only=True)
-    except Exception as error:  # torch's readers raise whatever the damage leads to
-        raise CheckpointError(f"{path}: damaged checkpoint ({error}); {advice}") from None
-    found = stored.get("fingerprint", {})
-    differ = [
-        f"{name} {found.get(name)!r}, now {wanted!r}"
-        for name, wanted in fingerprint.items()
-        if found.get(name) != wanted
-    ]
-    if differ:
-        raise CheckpointError(f"{path}: of another run ({'; '.join(differ)}); {advice}")
-    for name, part in parts.items():
-        part.load_state_dict(stored[name])
-    return stored["history"], stored["kept"]
-
-
-def _seed(seed: int, epoch: int) -> None:
-    """Dropout and augmentation draw from torch's generator: every epoch begins it anew."""
+def _seed(seed: int, epoch: int) -> np.random.Generator:
+    """Every epoch draws from generators of its own: torch's, for dropout and augmentation, and the one returned."""
     torch.manual_seed(random.Random(f"{seed}:{epoch}").getrandbits(63))
+    return np.random.default_rng((seed, epoch))
 
 
 def _progress() -> Progress:
@@ -234,7 +190,10 @@ def main(
     except KeyboardInterrupt:
         console.print("\nstopped; the same command goes on after the last whole epoch")
         raise typer.Exit(130) from None
-    place = package.write_run(task, data, trained, folder / "package", version=version)
+    try:
+        place = package.write_run(task, data, trained, folder / "package", version=version)
+    except PackageRefused as error:
+        fail(str(error))
     report = msgspec.json.decode((place / "manifest.json").read_bytes())["metrics"]
     low, high = report["interval95"]
     console.print(f"{place}: accuracy {report['accuracy']:.4f} ({low:.4f} to {high:.4f}) on the test split")
@@ -252,13 +211,10 @@ def load(task: Task, data_dir: Path | None) -> Data:
         fail(f"{error}\nThen: python -m export.train {task.name} --data-dir {data_dir}\n{offer}")
 
 
-def fail(text: str) -> Any:
+def fail(text: str) -> NoReturn:
     console.print(text, style="red", highlight=False, soft_wrap=True, markup=False)
     raise typer.Exit(2)
 
 
 if __name__ == "__main__":
-    app: Callable[..., None] = typer.run  # type: ignore[assignment]
-    with suppress(KeyboardInterrupt):
-        app(main)
-    sys.exit(130)
+    typer.run(main)

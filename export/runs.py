@@ -1,0 +1,92 @@
+"""A run on disk: what decides it, its checkpoints, what it left behind."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from export.data import Data
+from export.tasks import Task
+
+CHECKPOINT = "checkpoint.pt"
+REFIT = "refit.pt"  # of the second training, on training and validation data together
+
+
+class CheckpointError(Exception):
+    """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a run's result, together with the data: a checkpoint of other settings is not gone on with."""
+
+    task: str
+    seed: int
+    epochs: int
+    device: str  # cpu, cuda
+    precision: str  # float32; bfloat16: matrix products in 16 bits, twice as fast where the processor has them
+
+
+@dataclass
+class Trained:
+    """What training leaves behind: the kept weights and how it went."""
+
+    net: nn.Module  # in eval mode, on the CPU
+    settings: Settings
+    history: list[dict[str, float]]  # an epoch each: loss, accuracy of validation, seconds
+    best: int  # the epoch of best validation, from 1; its weights are kept unless the task refits
+
+
+def save(path: Path, values: dict[str, Any], parts: dict[str, Any]) -> None:
+    """Whole or not at all: a kill leaves the previous checkpoint. `parts` have a state_dict."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    with fresh.open("wb") as file:
+        torch.save(values | {name: part.state_dict() for name, part in parts.items()}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+def restore(path: Path, fingerprint: dict[str, Any], parts: dict[str, Any]) -> dict[str, Any]:
+    """Loads `parts` and returns the values saved beside them. Raises CheckpointError."""
+    advice = "give another --out, or --no-resume to begin anew"
+    stored = _read(path)
+    found = stored["fingerprint"]
+    differ = [f"{k} {found.get(k)!r}, now {wanted!r}" for k, wanted in fingerprint.items() if found.get(k) != wanted]
+    if differ:
+        raise CheckpointError(f"{path}: of another run ({'; '.join(differ)}); {advice}")
+    for name, part in parts.items():
+        part.load_state_dict(stored[name])
+    return stored
+
+
+def load_trained(folder: Path, task: Task, data: Data) -> Trained:
+    """A run that has at least one epoch behind it, from its folder. Raises CheckpointError."""
+    first = _read(folder / CHECKPOINT)
+    last = _read(folder / REFIT) if task.refit else first
+    fingerprint = first["fingerprint"]
+    if fingerprint["task"] != task.name or fingerprint["data"] != data.sha256:
+        raise CheckpointError(f"{folder}: the run trained {fingerprint['task']} on other data")
+    settings = Settings(**{name: fingerprint[name] for name in Settings.__dataclass_fields__})
+    net = task.net.build(task.shape(data))
+    net.load_state_dict(last["kept"]["weights"])
+    return Trained(net.eval(), settings, first["history"], first["kept"]["epoch"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        stored: dict[str, Any] = torch.load(path, weights_only=True)
+        if stored.keys() >= {"fingerprint", "history", "kept"}:
+            return stored
+        reason = f"it holds {sorted(stored)}"
+    except Exception as error:  # torch's readers raise whatever the damage leads to
+        reason = str(error).splitlines()[0]
+    raise CheckpointError(f"{path}: damaged checkpoint ({reason}); --no-resume begins anew")

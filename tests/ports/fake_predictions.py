@@ -1,0 +1,127 @@
+"""ports.Predictions on the MemoryBroker of tests/doubles.py: what a worker commits there, an api reads here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+
+from service.codec import id_number, number_id, parse_head
+from service.errors import AppendUnknown, BrokerAway, BrokerFull
+from service.keys import shard_of
+from service.ports import FeedItem, OutRecord, ShardStatus, StreamRow, WorkerInfo
+from tests.doubles import MemoryBroker, MemoryShard
+
+LOOK_S = 0.002  # how often `follow` looks for commits
+
+
+class FakePredictions:
+    """`broker.away` makes every call fail; `lose_reply` and `full` make the next append fail, after and before it."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self.broker = broker
+        self.live: list[WorkerInfo] = []
+        self.lose_reply = False
+        self.full = False
+
+    @property
+    def shards(self) -> int:
+        return len(self.broker.shards)
+
+    async def check_deployment(self) -> None:
+        self._check()
+
+    async def append(self, stream: str, fields: Mapping[str, bytes]) -> str:
+        self._check()
+        if self.full:
+            raise BrokerFull("nothing was appended")
+        entry_id = self.broker.append(stream, fields)
+        if self.lose_reply:
+            raise AppendUnknown("the reply was lost")
+        return entry_id
+
+    async def records(self, stream: str, after: str, limit: int) -> list[OutRecord]:
+        return [record for record in self._out(stream) if id_number(record.id) > id_number(after)][:limit]
+
+    async def newest(self, stream: str, limit: int, before: str = "+") -> list[OutRecord]:
+        end = id_number(before) if before != "+" else 1 << 200
+        return [record for record in self._out(stream) if id_number(record.id) < end][-limit:]
+
+    async def fetch(self, wanted: Sequence[tuple[str, str]]) -> list[OutRecord | None]:
+        return [next((r for r in self._out(stream) if r.id == wanted_id), None) for stream, wanted_id in wanted]
+
+    async def follow(self) -> AsyncGenerator[list[FeedItem]]:
+        self._check()
+        lives = self._lives()
+        cursors = [max(it.feed, default=0) for it in self.broker.shards]
+        yield []
+        while True:
+            self._check()
+            now = self._lives()
+            if any(old and new and old != new for old, new in zip(lives, now, strict=True)):
+                raise BrokerAway("a log began anew")
+            lives = now
+            items = []
+            for shard, it in enumerate(self.broker.shards):
+                token = parse_head(it.head).token if it.head else ""
+                items += [FeedItem(shard, n, token, pairs) for n, pairs in it.feed.items() if n > cursors[shard]]
+                cursors[shard] = max(it.feed, default=0)
+            if items:
+                yield items
+            await asyncio.sleep(LOOK_S)
+
+    async def last_generated(self, stream: str) -> str:
+        return number_id(self._shard(stream).last).decode()
+
+    async def position(self, stream: str) -> bytes | None:
+        return self._shard(stream).pos.get(stream)
+
+    async def settings(self, stream: str) -> bytes | None:
+        return self._shard(stream).settings.get(stream)
+
+    async def stream(self, stream: str) -> StreamRow | None:
+        it = self._shard(stream)
+        if stream not in it.pos:
+            return None
+        return StreamRow(stream, shard_of(stream, self.shards), 0, it.pos[stream], it.settings.get(stream))
+
+    async def streams(self, after: str, limit: int) -> list[StreamRow]:
+        names = sorted(name for it in self.broker.shards for name in it.pos if name > after)[:limit]
+        rows = [await self.stream(name) for name in names]
+        return [row for row in rows if row is not None]
+
+    async def shard_status(self) -> list[ShardStatus]:
+        self._check()
+        status = []
+        for shard, it in enumerate(self.broker.shards):
+            low = parse_head(it.head).low if it.head else 0
+            waiting = [number for number in it.log if number > low]
+            lag_s = (self.broker.clock_ms - (waiting[0] >> 64)) / 1000 if waiting else 0.0
+            status.append(ShardStatus(shard, it.owner != "", len(waiting), lag_s))
+        return status
+
+    async def workers(self) -> list[WorkerInfo]:
+        self._check()
+        return self.live
+
+    async def ping(self) -> None:
+        self._check()
+
+    async def close(self) -> None: ...
+
+    def _check(self) -> None:
+        if self.broker.away:
+            raise BrokerAway("the broker is away")
+
+    def _lives(self) -> list[bytes]:
+        return [it.head.split(b" ")[0] for it in self.broker.shards]
+
+    def _shard(self, stream: str) -> MemoryShard:
+        self._check()
+        return self.broker.shards[shard_of(stream, self.shards)]
+
+    def _out(self, stream: str) -> list[OutRecord]:
+        self._check()
+        return [
+            OutRecord(number_id(n).decode(), kind.decode(), body, prev.decode())
+            for n, (kind, body, prev) in sorted(self._shard(stream).out.get(stream, {}).items())
+        ]

@@ -1,0 +1,275 @@
+"""The api's side of the broker: the same sentences for the fake and for real brokers."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+import redis
+from redis.retry import Retry
+
+from service.broker.predictions import RedisPredictions
+from service.codec import entry_fields, id_number
+from service.embedded import EmbeddedBroker
+from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement
+from service.keys import ShardKeys, shard_of
+from service.ports import FeedItem
+from tests.answering import Answering, InMemory, OnBroker
+
+pytestmark = pytest.mark.anyio
+LIMIT_S = 5.0
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(params=["memory", "valkey", "redis"])
+async def world(
+    request: pytest.FixtureRequest, start_broker: Callable[[str], EmbeddedBroker], prefix: str
+) -> AsyncIterator[Answering]:
+    if request.param == "memory":
+        yield InMemory()
+        return
+    on_broker = OnBroker(start_broker(request.param).url, prefix)
+    yield on_broker
+    await on_broker.predictions.close()
+    on_broker.close()
+
+
+def rows(stream: str) -> dict[str, bytes]:
+    return entry_fields(stream, "samples", b"\0\0\0\0", shape=(1, 1), model="tiny")
+
+
+async def test_what_is_appended_gets_ascending_ids(world: Answering) -> None:
+    ids = [await world.predictions.append("cam-1", rows("cam-1")) for _ in range(3)]
+    assert sorted(ids, key=id_number) == ids
+    assert len(set(ids)) == 3
+    assert await world.predictions.last_generated("cam-1") == ids[-1]
+
+
+async def test_a_log_without_entries_has_generated_nothing(world: Answering) -> None:
+    assert await world.predictions.last_generated("cam-1") == "0-0"
+
+
+async def test_records_are_read_from_a_cursor_on_and_backwards_from_the_newest(world: Answering) -> None:
+    ids = [await world.predictions.append("cam-1", rows("cam-1")) for _ in range(5)]
+    bodies = [world.answer("cam-1", entry_id, step=n) for n, entry_id in enumerate(ids, 1)]
+    found = await world.predictions.records("cam-1", ids[1], 2)
+    assert [record.id for record in found] == ids[2:4]
+    assert [record.body.decode() for record in found] == bodies[2:4]
+    assert [record.prev for record in found] == ids[1:3]
+    assert [record.id for record in await world.predictions.newest("cam-1", 2)] == ids[3:]
+    assert [record.id for record in await world.predictions.newest("cam-1", 2, before=ids[3])] == ids[1:3]
+    assert await world.predictions.records("cam-1", ids[-1], 10) == []
+    assert await world.predictions.records("no-such", "0-0", 10) == []
+
+
+async def test_fetch_finds_each_record_or_says_that_there_is_none(world: Answering) -> None:
+    wanted = []
+    for stream in ("cam-1", "cam-2", "belt-3"):
+        wanted.append((stream, await world.predictions.append(stream, rows(stream))))
+    for stream, entry_id in wanted[:2]:
+        world.answer(stream, entry_id)
+    found = await world.predictions.fetch(wanted)
+    assert [record and record.id for record in found] == [wanted[0][1], wanted[1][1], None]
+    assert await world.predictions.fetch([]) == []
+
+
+async def test_follow_says_when_now_is_fixed_then_gives_every_commit_once(world: Answering) -> None:
+    old = await world.predictions.append("cam-1", rows("cam-1"))
+    world.answer("cam-1", old)
+    async with asyncio.timeout(LIMIT_S), aclosing(world.predictions.follow()) as commits:
+        assert await anext(commits) == []
+        new = [(s, await world.predictions.append(s, rows(s))) for s in ("cam-1", "cam-2", "cam-1")]
+        for stream, entry_id in new:
+            world.answer(stream, entry_id)
+        found: list[tuple[str, str]] = []
+        while len(found) < 3:
+            found += [pair for item in await anext(commits) for pair in item.records]
+        assert sorted(found) == sorted(new)
+
+
+async def test_following_ends_when_a_log_begins_anew(world: Answering) -> None:
+    for _ in range(3):
+        world.answer("cam-1", await world.predictions.append("cam-1", rows("cam-1")))
+    async with asyncio.timeout(LIMIT_S), aclosing(world.predictions.follow()) as commits:
+        await anext(commits)
+        world.begin_anew()
+        world.answer("cam-1", await world.predictions.append("cam-1", rows("cam-1")))
+        with pytest.raises(BrokerAway, match="began anew"):
+            await read_on(commits)
+
+
+async def read_on(commits: AsyncIterator[list[FeedItem]]) -> None:
+    async for _ in commits:
+        pass
+
+
+async def test_streams_are_listed_page_by_page(world: Answering) -> None:
+    names = [f"cam-{n}" for n in range(7)]
+    for name in reversed(names):
+        world.answer(name, await world.predictions.append(name, rows(name)))
+    first = await world.predictions.streams("", 4)
+    rest = await world.predictions.streams(first[-1].stream, 4)
+    assert [row.stream for row in first + rest] == names
+    assert all(row.position and row.settings for row in first)
+    assert [row.shard for row in first] == [shard_of(name, 4) for name in names[:4]]
+    one = await world.predictions.stream("cam-3")
+    assert one is not None
+    assert one.position == await world.predictions.position("cam-3")
+    assert one.settings == await world.predictions.settings("cam-3")
+    assert await world.predictions.stream("no-such") is None
+    assert await world.predictions.position("no-such") is None
+
+
+async def test_lag_counts_unfinished_entries_of_each_shard(world: Answering) -> None:
+    shard = shard_of("cam-1", 4)
+    before = (await world.predictions.shard_status())[shard]
+    assert (before.owned, before.lag_entries, before.lag_s) == (False, 0, 0.0)
+    ids = [await world.predictions.append("cam-1", rows("cam-1")) for _ in range(3)]
+    world.serve("tiny")
+    waiting = (await world.predictions.shard_status())[shard]
+    assert (waiting.owned, waiting.lag_entries) == (True, 3)
+    assert waiting.lag_s >= 0
+    for entry_id in ids:
+        world.answer("cam-1", entry_id)
+    assert (await world.predictions.shard_status())[shard].lag_s == 0
+
+
+async def test_live_workers_say_what_they_have(world: Answering) -> None:
+    assert await world.predictions.workers() == []
+    world.serve("tiny", "brightness", metrics="http://127.0.0.1:1/metrics")
+    (worker,) = await world.predictions.workers()
+    assert worker.models == {"tiny": 1, "brightness": 1}
+    assert worker.process == "worker-0"
+
+
+# --- only a real broker can show these ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def real(broker_url: str, prefix: str) -> AsyncIterator[OnBroker]:
+    on_broker = OnBroker(broker_url, prefix)
+    yield on_broker
+    await on_broker.predictions.close()
+    on_broker.close()
+
+
+async def test_connections_that_write_never_retry(broker_url: str, prefix: str) -> None:
+    predictions = RedisPredictions(f"{broker_url}?retry_on_timeout=true", prefix, 4)
+    await predictions.ping()
+    connection = await predictions.pool.get_connection()
+    assert isinstance(connection.retry, Retry)
+    assert connection.retry.get_retries() == 0
+    await predictions.pool.release(connection)
+    await predictions.close()
+
+
+async def test_another_number_of_shards_is_a_disagreement(broker_url: str, prefix: str) -> None:
+    first, second = RedisPredictions(broker_url, prefix, 4), RedisPredictions(broker_url, prefix, 8)
+    await first.check_deployment()
+    await first.check_deployment()
+    with pytest.raises(Disagreement, match=r"4 shards.*this process.*8 shards"):
+        await second.check_deployment()
+    await first.close()
+    await second.close()
+
+
+async def test_no_broker_is_broker_away(tmp_path: Path) -> None:
+    predictions = RedisPredictions(f"unix://{tmp_path}/none.sock", "t", 4)
+    for call in (predictions.ping(), predictions.append("cam-1", rows("cam-1")), predictions.workers()):
+        with pytest.raises(BrokerAway, match=r"none\.sock"):
+            await call
+    with pytest.raises(BrokerAway):
+        await anext(predictions.follow())
+
+
+async def test_a_lost_reply_is_append_unknown_and_the_entry_is_in_the_log_once(
+    broker: EmbeddedBroker, prefix: str, tmp_path: Path, real: OnBroker
+) -> None:
+    with Cutting(broker.url.removeprefix("unix://"), tmp_path / "cut.sock", b"XADD") as path:
+        predictions = RedisPredictions(f"unix://{path}", prefix, 4)
+        with pytest.raises(AppendUnknown, match="same seq"):
+            await predictions.append("cam-1", rows("cam-1"))
+        await predictions.close()
+    inbox = ShardKeys(prefix, shard_of("cam-1", 4)).inbox
+    deadline = asyncio.get_running_loop().time() + LIMIT_S
+    while not real.redis.xlen(inbox) and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.01)
+    assert real.redis.xlen(inbox) == 1
+
+
+async def test_an_entry_refused_for_memory_is_broker_full(tmp_path: Path) -> None:
+    broker = EmbeddedBroker(tmp_path / "home")
+    broker.start()
+    try:
+        with redis.Redis.from_url(broker.url) as direct:
+            direct.config_set("maxmemory", "1")
+        predictions = RedisPredictions(broker.url, "t", 4)
+        with pytest.raises(BrokerFull, match="nothing was appended"):
+            await predictions.append("cam-1", rows("cam-1"))
+        await predictions.close()
+    finally:
+        broker.stop()
+
+
+async def test_a_cancelled_call_leaves_its_reply_to_nobody(real: OnBroker) -> None:
+    for turns in range(40):  # cancelled at a different point of its way each time
+        call = asyncio.create_task(real.predictions.append("cam-1", rows("cam-1")))
+        for _ in range(turns // 2):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        assert await real.predictions.workers() == []
+
+
+async def test_the_status_of_a_shard_never_carries_the_bytes_of_an_entry(real: OnBroker) -> None:
+    frame = entry_fields("cam-1", "frame", b"\xff" * 1_000_000, model="brightness")
+    await real.predictions.append("cam-1", frame)
+    before = real.redis.info("stats")["total_net_output_bytes"]
+    assert (await real.predictions.shard_status())[shard_of("cam-1", 4)].lag_entries == 1
+    await real.predictions.last_generated("cam-1")
+    assert real.redis.info("stats")["total_net_output_bytes"] - before < 50_000
+
+
+class Cutting:
+    """A socket in front of a broker that passes everything on, until a command named `word` was passed: then it
+    cuts the client off without the reply."""
+
+    def __init__(self, broker: str, path: Path, word: bytes) -> None:
+        self._broker, self._path, self._word = broker, path, word
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+
+    def __enter__(self) -> Path:
+        self._listener.bind(str(self._path))
+        self._listener.listen()
+        self._thread.start()
+        return self._path
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(LIMIT_S)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            with client, socket.socket(socket.AF_UNIX) as broker:
+                broker.connect(self._broker)
+                while data := client.recv(65536):
+                    broker.sendall(data)
+                    answer = broker.recv(65536)
+                    if self._word in data:
+                        break
+                    client.sendall(answer)

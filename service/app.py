@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 import msgspec
 import uvicorn
@@ -68,8 +67,9 @@ def run_api(settings: Settings, fd: int | None) -> None:
         timeout_graceful_shutdown=GRACE_S,
     )
     log.info("listening", extra={"url": f"http://{settings.host}:{listener.getsockname()[1]}"})
-    with suppress(KeyboardInterrupt):
-        Server(config).run(sockets=[listener])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # uvicorn raises them once more after it has stopped
+    Server(config).run(sockets=[listener])
     log.info("stopped")
 
 

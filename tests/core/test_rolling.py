@@ -1,0 +1,120 @@
+"""Smoothing and events: the vectorised fold is the automaton that the documentation tells, label by label."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service import rolling
+from service.contracts import Event, GapPolicy, Manifest, RollingSettings, RowInput
+from service.state import StateLayout, times_of_steps
+from tests.doubles import tiny_manifest
+from tests.oracle import Oracle
+
+LABELS = ["rest", "walk", "run"]
+
+
+def manifest(**changes: object) -> Manifest:
+    rows = RowInput(["x"], 10.0, [0.0], [1.0], [0.0], [1.0])
+    return tiny_manifest(labels=LABELS, background=["rest"], states=[], rows=rows, **changes)
+
+
+class Scores:
+    """An engine that says what it is fed: x (B, T, K) are the probabilities."""
+
+    def __init__(self, made: Manifest) -> None:
+        self.manifest = made
+
+    def run(self, x: np.ndarray, states: object) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        return x.astype(np.float32), {}
+
+
+def fold(made: Manifest, rows: np.ndarray, scores: np.ndarray, last_s: list[float]) -> dict[int, list[Event]]:
+    times = times_of_steps([round(t * 1e6) for t in last_s], [1e5] * len(rows), scores.shape[1])
+    limits = rolling.thresholds(made.rolling, made.gap)
+    ids = [(17, b) for b in range(len(rows))]
+    return rolling.fold(rows, scores, times, ids, limits, LABELS, np.array([True, False, False]))
+
+
+def fresh(made: Manifest, count: int) -> np.ndarray:
+    return np.repeat(StateLayout(made, "00" * 8).fresh[None], count)
+
+
+steps = st.lists(st.tuples(*[st.sampled_from([0.0, 0.2, 0.35, 0.5, 0.7, 1.0])] * 3), min_size=1, max_size=40)
+
+
+@settings(deadline=None)
+@given(
+    streams=st.lists(steps, min_size=1, max_size=4),
+    cut=st.integers(1, 7),
+    half_life=st.sampled_from([0.0, 0.1, 0.37]),
+    dwell=st.sampled_from([0.0, 0.1, 0.3]),
+    refractory=st.sampled_from([0.0, 0.2, 0.5]),
+    update=st.sampled_from([0.0, 0.3]),
+)
+def test_any_cutting_and_batching_equals_the_plain_automaton(
+    streams: list[list[tuple[float, float, float]]],
+    cut: int,
+    half_life: float,
+    dwell: float,
+    refractory: float,
+    update: float,
+) -> None:
+    # thresholds that no smoothed value of these scores meets exactly: float32 and float64 must agree on the side
+    made = manifest(rolling=RollingSettings(half_life, 0.451, 0.301, dwell, refractory, update))
+    length = max(map(len, streams))
+    scores = np.array([(s + s[-1:] * length)[:length] for s in streams], np.float32)  # (B, T, K)
+    oracles = [Oracle(Scores(made)) for _ in streams]  # type: ignore[arg-type]
+    rows = fresh(made, len(streams))
+    for at in range(0, length, cut):
+        block = scores[:, at : at + cut]
+        last = round(100 + 0.1 * (at + block.shape[1]), 6)
+        events = fold(made, rows, block, [last] * len(streams))
+        for b, oracle in enumerate(oracles):
+            expected = oracle.step(block[b], last)
+            np.testing.assert_allclose(rows["smooth"][b], expected["rolling"], atol=1e-5)
+            told = [(e.type, e.label, e.step, e.time) for e in events.get(b, [])]
+            near = [abs(v - t) < 1e-5 for v in expected["rolling"] for t in (0.451, 0.301)]
+            assert told == expected["events"] or any(near)
+
+
+def test_an_event_tells_its_beginning_its_peak_and_the_entry_in_which_it_entered() -> None:
+    made = manifest(rolling=RollingSettings(0.0, 0.5, 0.4, 0.2, 0.0, 10.0))
+    rows = fresh(made, 1)
+    climb = np.array([[[0, p, 0] for p in (0.6, 0.7, 0.9, 0.8)]], np.float32)
+    (entered,) = fold(made, rows, climb, [100.0])[0]
+    assert entered == Event("enter", "walk", "17-0", 3, 99.9, 99.7, 0.9, 0.9)
+    (left,) = fold(made, rows, np.array([[[0, 0.1, 0]]], np.float32), [100.1])[0]
+    assert (left.type, left.event, left.step, left.start, left.peak) == ("exit", "17-0", 5, 99.7, 0.9)
+
+
+def test_a_background_label_makes_no_events() -> None:
+    made = manifest()
+    assert fold(made, fresh(made, 1), np.ones((1, 50, 1), np.float32) * [1, 0, 0], [100.0]) == {}
+
+
+def test_an_update_comes_only_when_the_peak_rose_and_not_too_often() -> None:
+    made = manifest(rolling=RollingSettings(0.0, 0.5, 0.4, 0.0, 0.0, 0.3))
+    rising = np.array([[[0, p, 0] for p in (0.6, 0.7, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9)]], np.float32)
+    events = fold(made, fresh(made, 1), rising, [100.0])[0]
+    assert [(e.type, e.step) for e in events] == [("enter", 1), ("update", 4)]
+
+
+def test_a_long_silence_moves_the_score_no_further_than_the_gap_says() -> None:
+    made = manifest(rolling=RollingSettings(1.0, 0.99, 0.01, 0.0, 0.0, 1.0), gap=GapPolicy("carry", 1.0))
+    rows = fresh(made, 1)
+    fold(made, rows, np.array([[[0, 1, 0]]], np.float32), [100.0])
+    fold(made, rows, np.array([[[0, 0, 1]]], np.float32), [100_000.0])
+    np.testing.assert_allclose(rows["smooth"][0], [0, 0.5, 0.5], atol=1e-6)
+
+
+def test_closing_a_state_exits_what_is_inside() -> None:
+    made = manifest(rolling=RollingSettings(0.0, 0.5, 0.4, 0.0, 0.0, 1.0))
+    rows = fresh(made, 2)
+    fold(made, rows, np.array([[[0, 1, 1]], [[1, 0, 0]]], np.float32), [100.0, 100.0])
+    assert [(e.type, e.label, e.time) for e in rolling.close(rows[0], LABELS)] == [
+        ("exit", "walk", 100.0),
+        ("exit", "run", 100.0),
+    ]
+    assert rolling.close(rows[1], LABELS) == []

@@ -1,0 +1,87 @@
+"""Rows of states: gathered, scattered, stored and read back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from service.codec import NOWHERE, Position
+from service.contracts import StateTensor
+from service.state import StateLayout, StateTable, restart_on_load, tensors_of
+from tests.doubles import tiny_manifest
+
+SCHEMA = "0123456789abcdef"
+
+
+def layout(**changes: object) -> StateLayout:
+    return StateLayout(tiny_manifest(**changes), SCHEMA)  # type: ignore[arg-type]
+
+
+def test_a_new_row_holds_the_initial_values() -> None:
+    table = StateTable(layout(states=[StateTensor("h", [2, 3], initial=0.5), StateTensor("n", [], "int64")]))
+    rows = table.gather(np.array([table.put(None)]))
+    assert tensors_of(table.layout, rows)["h"].tolist() == [[[0.5] * 3] * 2]
+    assert tensors_of(table.layout, rows)["n"].tolist() == [0]
+    assert rows["step"].tolist() == [0]
+
+
+def test_what_is_gathered_is_a_copy_until_it_is_scattered() -> None:
+    table = StateTable(layout())
+    slots = np.array([table.put(None), table.put(None)])
+    rows = table.gather(slots)
+    rows["step"] = [3, 4]
+    assert table.row(int(slots[0]))["step"] == 0
+    table.scatter(slots, rows)
+    assert table.gather(slots[::-1])["step"].tolist() == [4, 3]
+
+
+def test_a_record_reads_back_to_the_same_row() -> None:
+    made = layout()
+    table = StateTable(made)
+    slot = table.put(None)
+    rows = table.gather(np.array([slot]))
+    rows["state:h"] = np.random.default_rng(0).normal(size=rows["state:h"].shape)
+    rows["step"], rows["inside"] = 7, True
+    (record,) = made.encode(rows)
+    assert len(record) == made.record_bytes
+    assert made.decode(record) == rows[0]
+
+
+OTHERS = {
+    "size": layout(count=5),
+    "model": layout(name="other"),
+    "schema": StateLayout(tiny_manifest(), "f" * 16),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_a_record_of_another_model_or_schema_is_not_taken(other: StateLayout) -> None:
+    made = layout()
+    (record,) = made.encode(made.fresh[None])
+    assert other.decode(record) is None
+    assert made.decode(record[:-1]) is None
+    assert made.decode(b"") is None
+
+
+def test_a_newer_version_of_the_same_schema_takes_the_record() -> None:
+    (record,) = layout().encode(layout().fresh[None])
+    assert layout(version=2).decode(record) is not None
+
+
+def test_a_table_grows_and_reuses_what_was_freed() -> None:
+    table = StateTable(layout(), capacity=2)
+    slots = [table.put(None) for _ in range(100)]
+    assert len(set(slots)) == len(table) == 100
+    table.free(slots[0])
+    assert table.put(None) == slots[0]
+    assert table.nbytes == 100 * table.layout.dtype.itemsize
+
+
+def test_why_a_stream_begins_anew_when_it_is_first_touched() -> None:
+    stepped = Position(1 << 64, b"1-0", None, b"-", b"1-0")
+    assert restart_on_load(None, False, False) == "first"
+    assert restart_on_load(NOWHERE, True, True) == "first"
+    assert restart_on_load(stepped._replace(stepped=b"reset"), False, False) == "reset"
+    assert restart_on_load(stepped, False, False) == "lost"
+    assert restart_on_load(stepped, True, False) == "version"
+    assert restart_on_load(stepped, True, True) is None

@@ -103,7 +103,7 @@ class OnBroker:
         self._lives = 0
 
     def answer(self, stream: str, entry_id: str, kind: str = "prediction", **more: Any) -> str:
-        keys = self._keys(stream)
+        keys = self.keys(stream)
         found = self.redis.hget(keys.pos, stream)
         was = parse_position(found) if found else NOWHERE
         head, position = _after(self.redis.get(keys.head), was, entry_id, kind, self._lives)
@@ -127,7 +127,7 @@ class OnBroker:
             self.redis.set(ShardKeys(self.prefix, shard).owner, b"w token")
 
     def trim(self, stream: str) -> None:
-        self.redis.xtrim(self._keys(stream).out(stream), maxlen=0, approximate=False)
+        self.redis.xtrim(self.keys(stream).out(stream), maxlen=0, approximate=False)
 
     def begin_anew(self) -> None:
         self._lives += 1
@@ -137,7 +137,7 @@ class OnBroker:
     def close(self) -> None:
         self.redis.close()
 
-    def _keys(self, stream: str) -> ShardKeys:
+    def keys(self, stream: str) -> ShardKeys:
         return ShardKeys(self.prefix, shard_of(stream, self.shards))
 
 

@@ -327,7 +327,7 @@ _settings_decoder = msgspec.json.Decoder(StreamSettings)
 
 
 def encode_record(record: Record) -> bytes:
-    """The JSON of DESIGN §6: the `body` of an out record, the data of an SSE event."""
+    """JSON: the `body` of an out record, the data of an SSE event."""
     return _json.encode(record)
 
 

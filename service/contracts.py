@@ -192,7 +192,7 @@ class StateTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RollingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Smoothing and thresholds (DESIGN: Rolling). Seconds are event time."""
+    """Smoothing and thresholds (rolling.py). Seconds are event time."""
 
     half_life_s: float = 0.5  # 0: no smoothing
     enter: float = 0.6

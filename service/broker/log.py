@@ -1,4 +1,4 @@
-"""The worker's side of the broker: leases, reading, loading, committing. PROTOCOL's rules, on real connections.
+"""The worker's side of the broker: leases, reading, loading, committing. docs/protocol.md, on real connections.
 
 Connections: one for scripts and loads, one whose reads block, and one a shard for commits, which always has
 `WATCH head` outstanding. None of them retries.
@@ -257,7 +257,7 @@ class RedisLog:
         self._script(scripts.TRIM, (keys.head, keys.inbox), (commit.before, low))
 
     def _commands(self, commit: Commit) -> list[bytes]:
-        """The transaction, packed, a command each: in the order of PROTOCOL's commit rule."""
+        """The transaction, packed, a command each: in the order of docs/protocol.md."""
         keys = self._keys[commit.shard]
         out, state = keys.out_prefix, keys.state_prefix
         kept, px = self._records_kept, self._state_px

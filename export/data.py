@@ -225,9 +225,9 @@ def _arem_rows(folder: Path) -> tuple[np.ndarray, list[str], list[int]]:
 
 def _arem_npz(path: Path, activity: list[str], number: list[int]) -> np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             x, names, numbers = stored["x"], stored["activity"].tolist(), stored["dataset"].tolist()
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"damaged file {path}: {error}\n{_arem_wanted(path.parent.parent)}") from None
     if names != activity or numbers != number or x.shape != (len(activity) * AREM_ROWS, len(AREM_FEATURES)):
         raise DataError(f"damaged file {path}: expected 88 recordings of {AREM_ROWS} rows in the order of the archive")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from service.demo.feeds import digit_feed, sensor_feed
+from service.demo.screen import Screen
 from service.demo.tally import Tally
 
 
@@ -87,3 +88,19 @@ def test_a_sensor_stream_replays_recordings_at_five_times_real_time(tmp_path: Pa
         1.0,
         0.5,
     ]
+
+
+@pytest.mark.parametrize(
+    ("right", "unanswered", "status"), [(95, 0, 0), (94, 0, 1), (95, 1, 1)], ids=["good", "low", "unanswered"]
+)
+def test_the_exit_status_says_whether_the_demo_went_well(right: int, unanswered: int, status: int) -> None:
+    tally = Tally({"digits": 0.95, "activity": 0.85})
+    tally.answered.update(digits=100, activity=100)
+    tally.right.update(digits=right, activity=85)
+    for n in range(unanswered):
+        tally.on_posted("digit-1", f"{n}-0", "7")
+    assert Screen("http://127.0.0.1", tally).close() == status
+
+
+def test_a_demo_without_a_prediction_did_not_go_well() -> None:
+    assert Screen("http://127.0.0.1", Tally({"digits": 0.95})).close() == 1

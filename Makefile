@@ -41,14 +41,14 @@ clean:  ## remove environments, caches and the demo's data
 .venv/ready: pyproject.toml
 	@$(call make_venv,.venv)
 	@echo "installing what serving needs (no torch) into .venv …"
-	@.venv/bin/python -m pip install --quiet --editable .
+	@.venv/bin/python -m pip install -qq --editable .
 	@touch $@
 
 .venv-test/ready: pyproject.toml
 	@$(call make_venv,.venv-test)
 	@echo "installing what training and testing need into .venv-test …"
-	@.venv-test/bin/python -m pip install --quiet "torch==2.13.*"
-	@.venv-test/bin/python -m pip install --quiet --editable ".[train,test]"
+	@.venv-test/bin/python -m pip install -qq "torch==2.13.*"
+	@.venv-test/bin/python -m pip install -qq --editable ".[train,test]"
 	@touch $@
 
 define make_venv

@@ -21,12 +21,12 @@ def card(task: Task, data: Data, manifest: Manifest, best: int, epochs: int, par
         f"{metrics['unit']}. The test split was used once, after training.",
         _accuracy_table(metrics),
         *_copies(metrics),
-        f"Validation: {metrics['validation_accuracy']:.4f} at epoch {best} of {epochs}, whose weights are kept.",
+        _validation(task, metrics, best, epochs),
         "![learning curves](learning.png)",
         "![confusion matrix](confusion.png)",
         "## Data",
         f"- {about.name}: {about.source}\n- licence: {about.licence}\n- split: {about.split}\n"
-        f"- examples: {len(data.train)} to train, {len(data.validation)} to validate, {len(data.test)} to test",
+        f"- examples: {len(data.train)} to train, {len(data.validation or [])} to validate, {len(data.test)} to test",
         "## Use and limits",
         f"{task.limits} Trained for demonstration and teaching; check it on your own data before you rely on it.",
         f"Terms of the weights: {manifest.weights_terms}.",
@@ -86,6 +86,16 @@ def _copies(metrics: dict[str, Any]) -> list[str]:
         f"The data set holds some recordings twice: the test's {copies} also stand among the training recordings under "
         "another number, byte for byte. The second row leaves them out; it is the one to believe."
     ]
+
+
+def _validation(task: Task, metrics: dict[str, Any], best: int, epochs: int) -> str:
+    found = f"{metrics['validation_accuracy']:.4f}"
+    if task.folds:
+        return (
+            f"Validation: {found}, the mean of {task.folds} folds of the training examples, each a net that never saw "
+            "the fold. Everything was chosen by it. The net here then learnt from all training examples."
+        )
+    return f"Validation: {found} at epoch {best} of {epochs}, whose weights are kept. Everything was chosen by it."
 
 
 def _parity_table(parity: ParityReport) -> str:

@@ -29,14 +29,15 @@ class Split:
     x: np.ndarray | list[np.ndarray]
     y: np.ndarray  # (N,) int64, index into the labels
     names: list[str]  # of each example, as the data set calls it
+    group: np.ndarray  # (N,) int64: examples of one group (a person, copies of a recording) stay on one side of a cut
 
     def __len__(self) -> int:
         return len(self.y)
 
     def take(self, index: Sequence[int] | np.ndarray) -> Split:
-        chosen = [int(i) for i in index]
+        chosen = np.asarray(index, np.int64)
         x = [self.x[i] for i in chosen] if isinstance(self.x, list) else self.x[chosen]
-        return Split(x, self.y[chosen], [self.names[i] for i in chosen])
+        return Split(x, self.y[chosen], [self.names[i] for i in chosen], self.group[chosen])
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Data:
     """A data set, split. `about` goes into the manifest; `sha256` binds a run's checkpoints to what it was fed."""
 
     train: Split
-    validation: Split
+    validation: Split | None  # none: few examples, validated in folds of `train`
     test: Split
     labels: list[str]
     about: TrainingData
@@ -53,22 +54,26 @@ class Data:
     copies: frozenset[str] = frozenset()  # test examples that also stand in the training data under another name
 
 
-def hold_out(split: Split, share: float, seed: int, groups: Sequence[object] | None = None) -> tuple[Split, Split]:
-    """(rest, held out): of every label `share` of its groups, at least one, drawn at random. A group is never torn."""
-    keys = list(groups) if groups is not None else list(range(len(split)))
+def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """(rest, held out): of every label `share` of its groups, at least one, drawn at random."""
     rng = np.random.default_rng(seed)
-    held: set[object] = set()
+    held: set[int] = set()
     for label in np.unique(split.y):
-        of_label = list(dict.fromkeys(key for key, y in zip(keys, split.y, strict=True) if y == label))
-        count = max(1, round(share * len(of_label)))
-        held.update(of_label[i] for i in rng.permutation(len(of_label))[:count])
-    inside = np.array([key in held for key in keys])
+        groups = np.unique(split.group[split.y == label])
+        held.update(rng.permutation(groups)[: max(1, round(share * len(groups)))].tolist())
+    inside = np.isin(split.group, list(held))
     return split.take(np.flatnonzero(~inside)), split.take(np.flatnonzero(inside))
 
 
-def join(one: Split, other: Split) -> Split:
-    x = [*one.x, *other.x] if isinstance(one.x, list) else np.concatenate([one.x, other.x])
-    return Split(x, np.concatenate([one.y, other.y]), one.names + other.names)
+def folds(split: Split, count: int, seed: int) -> list[tuple[Split, Split]]:
+    """(rest, held out) `count` times: every group is held out once, every label spread over the folds."""
+    rng = np.random.default_rng(seed)
+    place: dict[int, int] = {}
+    for label in np.unique(split.y):
+        for group in rng.permutation(np.unique(split.group[split.y == label])).tolist():
+            place.setdefault(group, len(place) % count)
+    fold = np.array([place[group] for group in split.group.tolist()])
+    return [(split.take(np.flatnonzero(fold != k)), split.take(np.flatnonzero(fold == k))) for k in range(count)]
 
 
 def _digest(*arrays: np.ndarray) -> str:
@@ -124,7 +129,8 @@ def _mnist_file(folder: Path, name: str, md5: str) -> np.ndarray:
 
 
 def _images(images: np.ndarray, labels: np.ndarray) -> Split:
-    return Split(images[..., None], labels.astype(np.int64), [f"{i:05d}" for i in range(len(labels))])
+    names = [f"{i:05d}" for i in range(len(labels))]
+    return Split(images[..., None], labels.astype(np.int64), names, np.arange(len(labels)))
 
 
 # --- scikit-learn's digits: real, small, installed with it -------------------------------------------------------
@@ -136,7 +142,8 @@ def small_digits(folder: Path) -> Data:
 
     bunch = load_digits()
     images = (bunch.images * 255 / 16).round().astype(np.uint8)[..., None]
-    everything = Split(images, bunch.target.astype(np.int64), [f"{i:04d}" for i in range(len(images))])
+    names = [f"{i:04d}" for i in range(len(images))]
+    everything = Split(images, bunch.target.astype(np.int64), names, np.arange(len(images)))
     rest, test = hold_out(everything, 0.25, seed=0)
     train, validation = hold_out(rest, 0.15, seed=0)
     about = TrainingData(
@@ -176,21 +183,18 @@ def arem(folder: Path) -> Data:
     labels = sorted(set(label))
     y = np.array([labels.index(name) for name in label], np.int64)
     names = [f"{name}-{n}" for name, n in zip(activity, number, strict=True)]
-    everything = Split(list(rows), y, names)
+    everything = Split(list(rows), y, names, _same_recording(rows))
     last_of_test = [2 if name.startswith("bending") else 3 for name in activity]
     tested = np.array([n <= last for n, last in zip(number, last_of_test, strict=True)])
     train, test = everything.take(np.flatnonzero(~tested)), everything.take(np.flatnonzero(tested))
-    rest, validation = hold_out(train, 0.2, seed=0, groups=_same_recording(train))
-    pairs = zip(test.names, test.x, strict=True)
-    copies = frozenset(name for name, x in pairs if any(_overlap(x, other) for other in train.x))
+    copies = frozenset(name for name, group in zip(test.names, test.group, strict=True) if group in train.group)
     about = TrainingData(
         name="AReM",
         source="F. Palumbo, C. Gallicchio, R. Pucci, A. Micheli: AReM, UCI Machine Learning Repository, 2016",
         licence="CC BY 4.0",
-        split="by recording. Test: datasets 1–2 of bending1 and bending2, 1–3 of the others; of the rest a fifth of "
-        "each label to validate",
+        split="by recording. Test: datasets 1–2 of bending1 and bending2, 1–3 of the others",
     )
-    return Data(rest, validation, test, labels, about, found, AREM_FEATURES, copies)
+    return Data(train, None, test, labels, about, found, AREM_FEATURES, copies)
 
 
 def _arem_wanted(folder: Path) -> str:
@@ -221,9 +225,9 @@ def _arem_rows(folder: Path) -> tuple[np.ndarray, list[str], list[int]]:
 
 def _arem_npz(path: Path, activity: list[str], number: list[int]) -> np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             x, names, numbers = stored["x"], stored["activity"].tolist(), stored["dataset"].tolist()
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"damaged file {path}: {error}\n{_arem_wanted(path.parent.parent)}") from None
     if names != activity or numbers != number or x.shape != (len(activity) * AREM_ROWS, len(AREM_FEATURES)):
         raise DataError(f"damaged file {path}: expected 88 recordings of {AREM_ROWS} rows in the order of the archive")
@@ -242,14 +246,11 @@ def _arem_csv(path: Path | zipfile.Path) -> np.ndarray:
     return rows[:, 1:].astype(np.float32)
 
 
-def _overlap(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two recordings are the same one: most rows are equal, place by place."""
-    return bool((one == other).all(-1).mean() > 0.5)
-
-
-def _same_recording(split: Split) -> list[int]:
-    """A group a recording; copies of one recording share it, so that a split never tears them."""
-    groups: list[int] = []
-    for i, x in enumerate(split.x):
-        groups.append(next((groups[j] for j in range(i) if _overlap(split.x[j], x)), i))
+def _same_recording(rows: np.ndarray) -> np.ndarray:
+    """A group a recording (88,); recordings most of whose rows are equal, place by place, are copies and share one."""
+    groups = np.arange(len(rows))
+    for i, x in enumerate(rows):
+        alike = (rows[:i] == x).all(-1).mean(-1) > 0.5
+        if alike.any():
+            groups[i] = groups[int(alike.argmax())]
     return groups

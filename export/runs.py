@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,7 +15,8 @@ from export.data import Data
 from export.tasks import Task
 
 CHECKPOINT = "checkpoint.pt"
-REFIT = "refit.pt"  # of the second training, on training and validation data together
+
+History = list[dict[str, float]]  # an epoch each: loss, validation (accuracy), seconds
 
 
 class CheckpointError(Exception):
@@ -38,8 +40,8 @@ class Trained:
 
     net: nn.Module  # in eval mode, on the CPU
     settings: Settings
-    history: list[dict[str, float]]  # an epoch each: loss, accuracy of validation, seconds
-    best: int  # the epoch of best validation, from 1; its weights are kept unless the task refits
+    history: History
+    best: int  # the epoch whose weights are kept, from 1
 
 
 def save(path: Path, values: dict[str, Any], parts: dict[str, Any]) -> None:
@@ -68,15 +70,28 @@ def restore(path: Path, fingerprint: dict[str, Any], parts: dict[str, Any]) -> d
 
 def load_trained(folder: Path, task: Task, data: Data) -> Trained:
     """A run that has at least one epoch behind it, from its folder. Raises CheckpointError."""
-    first = _read(folder / CHECKPOINT)
-    last = _read(folder / REFIT) if task.refit else first
-    fingerprint = first["fingerprint"]
+    stored = _read(folder / CHECKPOINT)
+    fingerprint = stored["fingerprint"]
     if fingerprint["task"] != task.name or fingerprint["data"] != data.sha256:
         raise CheckpointError(f"{folder}: the run trained {fingerprint['task']} on other data")
+    tried = [_read(folder / fold_name(number))["history"] for number in range(1, task.folds + 1)]
     settings = Settings(**{name: fingerprint[name] for name in Settings.__dataclass_fields__})
-    net = task.net.build(task.shape(data))
-    net.load_state_dict(last["kept"]["weights"])
-    return Trained(net.eval(), settings, first["history"], first["kept"]["epoch"])
+    net = task.net.build(task.shape(data.train, len(data.labels)))
+    net.load_state_dict(stored["kept"]["weights"])
+    return Trained(net.eval(), settings, with_folds(stored["history"], tried), stored["kept"]["epoch"])
+
+
+def fold_name(number: int) -> str:
+    """Checkpoint of the net that never saw fold `number`, from 1."""
+    return f"fold{number}.pt"
+
+
+def with_folds(history: History, tried: list[History]) -> History:
+    """An epoch's validation is the mean of its folds'; without folds the history is as it was measured."""
+    if not tried:
+        return history
+    means = [float(np.mean([entry["validation"] for entry in entries])) for entries in zip(*tried, strict=True)]
+    return [entry | {"validation": mean} for entry, mean in zip(history, means, strict=True)]
 
 
 def _read(path: Path) -> dict[str, Any]:

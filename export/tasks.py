@@ -57,7 +57,7 @@ class Task:
     smoothing: float = 0.0  # of labels
     average: float = 0.99  # the weights kept are a running average of the trained ones
     patience: int = 12  # epochs without a better validation before it stops
-    refit: bool = False  # trains once more on training and validation data together: where examples are few
+    folds: int = 0  # of validation where the data has none of its own: where examples are few
     rolling: RollingSettings = field(default_factory=RollingSettings)
     gap: GapPolicy = field(default_factory=GapPolicy)
 
@@ -65,7 +65,8 @@ class Task:
     def net(self) -> Net:
         return NETS[self.name]
 
-    def shape(self, data: Data) -> Shape:
+    def shape(self, split: Split, labels: int) -> Shape:
+        """What the net must know of the examples it learns from."""
         raise TypeError(f"{type(self).__name__} does not say its net's shape")
 
     def batches(self, split: Split, shape: Shape, rng: np.random.Generator) -> Iterator[Batch]:
@@ -109,9 +110,9 @@ class FrameTask(Task):
     shear: float = 0.0  # share
     shift: float = 0.0  # pixels
 
-    def shape(self, data: Data) -> Shape:
-        height, width, channels = data.train.x.shape[1:]
-        return Shape(len(data.labels), (height, width, channels))
+    def shape(self, split: Split, labels: int) -> Shape:
+        height, width, channels = np.shape(split.x)[1:]
+        return Shape(labels, (height, width, channels))
 
     def batches(self, split: Split, shape: Shape, rng: np.random.Generator) -> Iterator[Batch]:
         order = rng.permutation(len(split))
@@ -126,11 +127,12 @@ class FrameTask(Task):
         return Decisions(split.y, np.concatenate(parts).argmax(-1), np.arange(len(split)))
 
     def golden(self, data: Data) -> np.ndarray:
-        chosen = data.validation.take(np.random.default_rng(0).permutation(len(data.validation))[:24])
-        return np.asarray(chosen.x).reshape(3, 8, *chosen.x.shape[1:])
+        held = data.train if data.validation is None else data.validation
+        frames = np.asarray(held.take(np.random.default_rng(0).permutation(len(held))[:24]).x)
+        return frames.reshape(3, 8, *frames.shape[1:])
 
     def describe_input(self, data: Data) -> dict[str, Any]:
-        height, width, channels = self.shape(data).frame
+        height, width, channels = self.shape(data.train, len(data.labels)).frame
         colour = "gray" if channels == 1 else "rgb"
         return {"frames": FrameInput(height=height, width=width, channels=channels, colour=colour)}
 
@@ -183,9 +185,9 @@ class RowTask(Task):
     blend: float = 0.0
     every: int = 0  # rows between decisions; 0: one, at the last row
 
-    def shape(self, data: Data) -> Shape:
-        rows = np.concatenate(list(data.train.x))
-        return Shape(len(data.labels), mean=rows.mean(0).tolist(), std=np.maximum(rows.std(0), 1e-6).tolist())
+    def shape(self, split: Split, labels: int) -> Shape:
+        rows = np.concatenate(list(split.x))
+        return Shape(labels, mean=rows.mean(0).tolist(), std=np.maximum(rows.std(0), 1e-6).tolist())
 
     def steps(self, split: Split) -> int:
         return self.rounds
@@ -224,13 +226,13 @@ class RowTask(Task):
         return Decisions(split.y[example], guess[example, at], example)
 
     def golden(self, data: Data) -> np.ndarray:
-        x = data.validation.x
+        x = (data.train if data.validation is None else data.validation).x
         order = np.random.default_rng(0).permutation(len(x))
         chosen = [x[i] for i in order if len(x[i]) >= 64][:4]
         return np.stack([rows[:64] for rows in chosen]).astype(np.float32)
 
     def describe_input(self, data: Data) -> dict[str, Any]:
-        rows, shape = np.concatenate(list(data.train.x)), self.shape(data)
+        rows, shape = np.concatenate(list(data.train.x)), self.shape(data.train, len(data.labels))
         low, high = rows.min(0).tolist(), rows.max(0).tolist()
         return {"rows": RowInput(data.features, self.hz, list(shape.mean), list(shape.std), low, high)}
 
@@ -340,7 +342,7 @@ TASKS: dict[str, Task] = {
             weight_decay=0.1,
             smoothing=0.05,
             average=0.98,
-            patience=80,
+            folds=5,
             shortest=64,
             longest=256,
             noise=0.3,

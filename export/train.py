@@ -18,15 +18,25 @@ import numpy as np
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from export import package
-from export.data import Data, DataError, Split, join
+from export.data import Data, DataError, Split, folds
 from export.metrics import accuracy
-from export.runs import CHECKPOINT, REFIT, CheckpointError, Settings, Trained, restore, save
+from export.runs import (
+    CHECKPOINT,
+    CheckpointError,
+    History,
+    Settings,
+    Trained,
+    fold_name,
+    restore,
+    save,
+    with_folds,
+)
 from export.tasks import TASKS, Batch, Run, Task
 from service.errors import PackageRefused
 
@@ -36,70 +46,92 @@ console = Console(stderr=True)
 def train(task: Task, data: Data, settings: Settings, folder: Path, *, resume: bool = True) -> Trained:
     """Trains until the last epoch, or until validation has not improved for `task.patience` epochs.
 
-    A task that refits then trains once more, on training and validation data together, for every epoch. Raises
-    CheckpointError when `folder` holds another run's checkpoint and `resume` is set.
+    Data without a validation split is validated in folds, a training each; then the net learns from all of it, and the
+    weights of the last epoch are kept. Raises CheckpointError when `folder` holds another run's checkpoint and `resume`
+    is set.
     """
-    history, kept = _learn(task, data, data.train, data.validation, settings, folder / CHECKPOINT, resume)
-    best = kept["epoch"]
-    if task.refit:
-        console.print("once more, on training and validation data together")
-        both = join(data.train, data.validation)
-        _, kept = _learn(task, data, both, None, settings, folder / REFIT, resume)
-    net = task.net.build(task.shape(data))
-    net.load_state_dict(kept["weights"])
-    return Trained(net.eval(), settings, history, best)
+    labels = len(data.labels)
+    fingerprint = asdict(settings) | {"data": data.sha256}
+    tried: list[History] = []
+    if data.validation is None:
+        for number, (rest, held) in enumerate(folds(data.train, task.folds, settings.seed), 1):
+            console.print(f"fold {number} of {task.folds}: {len(rest)} examples to train, {len(held)} to validate")
+            learner = _Learner(task, rest, labels, settings, folder / fold_name(number), fingerprint)
+            tried.append(learner.learn(held, settings.epochs, resume))
+        console.print(f"all {len(data.train)} examples")
+    learner = _Learner(task, data.train, labels, settings, folder / CHECKPOINT, fingerprint)
+    history = learner.learn(data.validation, task.patience, resume)
+    net = task.net.build(task.shape(data.train, labels))
+    net.load_state_dict(learner.kept["weights"])
+    return Trained(net.eval(), settings, with_folds(history, tried), learner.kept["epoch"])
 
 
-def _learn(
-    task: Task, data: Data, split: Split, validation: Split | None, settings: Settings, path: Path, resume: bool
-) -> tuple[list[dict[str, float]], dict[str, Any]]:
-    """History, and the weights to keep: those of the best validation; without one, those of the last epoch."""
-    torch.manual_seed(settings.seed)
-    shape = task.shape(data)
-    net = task.net.build(shape).to(settings.device)
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(task.average), use_buffers=True)
-    optimiser = torch.optim.AdamW(net.parameters(), task.learning_rate, weight_decay=task.weight_decay)
-    steps = settings.epochs * task.steps(split)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, task.learning_rate, total_steps=steps)
-    parts = {"net": net, "average": average, "optimiser": optimiser, "schedule": schedule}
-    fingerprint = asdict(settings) | {"data": data.sha256, "parameters": sum(p.numel() for p in net.parameters())}
-    history: list[dict[str, float]] = []
-    kept: dict[str, Any] = {"epoch": 0, "score": (-1.0, 0.0), "weights": {}}
-    if resume and path.is_file():
-        stored = restore(path, fingerprint, parts)
-        history, kept = stored["history"], stored["kept"]
-        console.print(f"going on after epoch {len(history)} of {path}")
+class _Learner:
+    """One net that learns from one split: everything a checkpoint holds."""
 
-    with _progress() as bar:
-        for epoch in range(len(history), settings.epochs):
-            if epoch - kept["epoch"] >= task.patience:
-                console.print(f"stopped early: no better validation for {task.patience} epochs")
-                break
-            began = time.monotonic()
-            row = bar.add_task(f"epoch {epoch + 1}/{settings.epochs}", total=task.steps(split), note="")
-            rng = _seed(settings.seed, epoch)
-            losses = []
-            for batch in task.batches(split, shape, rng):
-                losses.append(_step(net, batch, task, settings, optimiser))
-                schedule.step()
-                average.update_parameters(net)
-                bar.update(row, advance=1, note=f"loss {losses[-1]:.4f}")
-            loss = float(np.mean(losses))
-            entry = {"loss": loss}
-            score = (float(epoch), 0.0)
-            if validation is not None:
-                entry["validation"] = accuracy(task.decide(torch_run(average.module, settings.device), validation))
-                score = (entry["validation"], -loss)
-            history.append(entry | {"seconds": time.monotonic() - began})
-            if score > tuple(kept["score"]):
-                weights = {name: value.cpu().clone() for name, value in average.module.state_dict().items()}
-                kept = {"epoch": epoch + 1, "score": score, "weights": weights}
-            save(path, {"fingerprint": fingerprint, "history": history, "kept": kept}, parts)
-            note = "  ".join(f"{name} {value:.4f}" for name, value in entry.items())
-            bar.update(row, note=note)
-            if not console.is_terminal:
-                console.print(f"epoch {epoch + 1}/{settings.epochs}  {note}")
-    return history, kept
+    def __init__(
+        self, task: Task, split: Split, labels: int, settings: Settings, path: Path, fingerprint: dict[str, Any]
+    ) -> None:
+        torch.manual_seed(settings.seed)
+        self.task, self.split, self.settings, self.path = task, split, settings, path
+        self.shape = task.shape(split, labels)
+        self.net = task.net.build(self.shape).to(settings.device)
+        self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(task.average), use_buffers=True)
+        self.optimiser = torch.optim.AdamW(self.net.parameters(), task.learning_rate, weight_decay=task.weight_decay)
+        steps = settings.epochs * task.steps(split)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, task.learning_rate, total_steps=steps)
+        self.fingerprint = fingerprint | {"parameters": sum(p.numel() for p in self.net.parameters())}
+        self.history: History = []
+        self.kept: dict[str, Any] = {"epoch": 0, "score": (-1.0, 0.0), "weights": {}}
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        return {"net": self.net, "average": self.average, "optimiser": self.optimiser, "schedule": self.schedule}
+
+    def learn(self, validation: Split | None, patience: int, resume: bool) -> History:
+        """Keeps the averaged weights of the best validation; without one, those of the last epoch."""
+        if resume and self.path.is_file():
+            stored = restore(self.path, self.fingerprint, self.parts)
+            self.history, self.kept = stored["history"], stored["kept"]
+            console.print(f"going on after epoch {len(self.history)} of {self.path}")
+        with _progress() as bar:
+            for epoch in range(len(self.history), self.settings.epochs):
+                if epoch - self.kept["epoch"] >= patience:
+                    console.print(f"stopped early: no better validation for {patience} epochs")
+                    break
+                began = time.monotonic()
+                row = bar.add_task(f"epoch {epoch + 1}/{self.settings.epochs}", total=self._steps(), note="")
+                entry = {"loss": self._epoch(epoch, bar, row)}
+                score = (float(epoch), 0.0)
+                if validation is not None:
+                    run = torch_run(self.average.module, self.settings.device)
+                    entry["validation"] = accuracy(self.task.decide(run, validation))
+                    score = (entry["validation"], -entry["loss"])
+                self.history.append(entry | {"seconds": round(time.monotonic() - began, 2)})
+                if score > tuple(self.kept["score"]):
+                    weights = {name: value.cpu().clone() for name, value in self.average.module.state_dict().items()}
+                    self.kept = {"epoch": epoch + 1, "score": score, "weights": weights}
+                values = {"fingerprint": self.fingerprint, "history": self.history, "kept": self.kept}
+                save(self.path, values, self.parts)
+                note = "  ".join(f"{name} {value:.4f}" for name, value in entry.items())
+                bar.update(row, note=note)
+                if not console.is_terminal:
+                    console.print(f"epoch {epoch + 1}/{self.settings.epochs}  {note}")
+        return self.history
+
+    def _epoch(self, epoch: int, bar: Progress, row: TaskID) -> float:
+        """All batches once. Returns the mean loss."""
+        rng = _seed(self.settings.seed, epoch)
+        losses = []
+        for batch in self.task.batches(self.split, self.shape, rng):
+            losses.append(_step(self.net, batch, self.task, self.settings, self.optimiser))
+            self.schedule.step()
+            self.average.update_parameters(self.net)
+            bar.update(row, advance=1, note=f"loss {losses[-1]:.4f}")
+        return float(np.mean(losses))
+
+    def _steps(self) -> int:
+        return self.task.steps(self.split)
 
 
 def _step(net: nn.Module, batch: Batch, task: Task, settings: Settings, optimiser: torch.optim.Optimizer) -> float:

@@ -111,8 +111,13 @@ class Client:
     def models(self) -> dict[str, Any]:
         return self._get("/v1/models")
 
-    def streams(self) -> dict[str, Any]:
-        return self._get("/v1/streams")
+    def streams(self) -> Iterator[dict[str, Any]]:
+        """Every stream, by name."""
+        after: str | None = ""
+        while after is not None:
+            page = self._get("/v1/streams", _query(after=after or None, limit=1000))
+            yield from page["streams"]
+            after = page["next"]
 
     def ready(self) -> bool:
         """Whether the server is ready to answer."""

@@ -187,7 +187,7 @@ def stop_on_signals(worker: Worker) -> threading.Event:
 
 def run_up(settings: Settings, *, demo: bool = False, seconds: float | None = None) -> int:
     """Broker, api and workers until Ctrl-C, SIGTERM or `seconds` are over. Returns the exit status."""
-    set_up_logs(settings.log_format, settings.log_level, "up")
+    set_up_logs(settings.log_format, "warning" if demo else settings.log_level, "up")
     listener = listen(settings.host, settings.port)
     url = f"http://{settings.host}:{listener.getsockname()[1]}"
     output = settings.home / "rollcast.log" if demo else None  # the demo's table needs the terminal

@@ -16,7 +16,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -108,7 +108,7 @@ class _Golden(NamedTuple):
 def _read(package: Package) -> _Golden:
     path, manifest = package.folder / GOLDEN, package.manifest
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, _archive(file) as stored:
             x, probabilities = stored["x"], stored["probabilities"]
             states = {state.name: stored[f"state:{state.name}"] for state in manifest.states}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -125,6 +125,15 @@ def _read(package: Package) -> _Golden:
     if B < 2 or not 2 <= T <= 64:
         raise PackageRefused(f"{path}: x: expected at least 2 streams of 2 to 64 steps, found {B} of {T}", "golden")
     return _Golden(x, probabilities, states)
+
+
+def _archive(file: BinaryIO) -> np.lib.npyio.NpzFile:
+    """Raises ValueError when it is not an npz archive."""
+    if not zipfile.is_zipfile(file):
+        raise ValueError("not an npz archive")
+    file.seek(0)
+    archive: np.lib.npyio.NpzFile = np.load(file, allow_pickle=False)
+    return archive
 
 
 def _step_shape(manifest: Manifest, x: np.ndarray) -> tuple[int, ...]:

@@ -103,7 +103,7 @@ def models(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
 def streams(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
     """List the streams a server knows."""
     with Client(url) as client:
-        found = client.streams()["streams"]
+        found = list(client.streams())
     if as_json:
         _print_json(found)
         return

@@ -20,7 +20,8 @@ from service.packages import Package, load_packages, samples
 DIGITS: Final = "digits-cnn"
 ACTIVITY: Final = "activity-lstm"
 LEAST_ACCURACY: Final = {DIGITS: 0.95, ACTIVITY: 0.85}
-STREAMS: Final = 4  # of each model
+DIGIT_STREAMS: Final = 4
+SENSOR_STREAMS: Final = 6  # one recording each at a time, as many as there are activities
 LAST_ANSWERS_S: Final = 5.0  # how long the end waits for what was posted
 
 
@@ -34,13 +35,9 @@ class Demo:
             raise StartError(f"the demo needs the model packages {', '.join(LEAST_ACCURACY)}: {missing} are not there")
         self._tally = Tally(LEAST_ACCURACY)
         self._screen = Screen(url, self._tally)
-        feeds = [
-            *(digit_feed(f"digit-{n}", DIGITS, _samples(packages[DIGITS]), seed=n) for n in range(1, STREAMS + 1)),
-            *(
-                sensor_feed(f"sensor-{n}", ACTIVITY, _samples(packages[ACTIVITY]), seed=n)
-                for n in range(1, STREAMS + 1)
-            ),
-        ]
+        images, recordings = _samples(packages[DIGITS]), _samples(packages[ACTIVITY])
+        feeds = [digit_feed(f"digit-{n + 1}", DIGITS, images, seed=n) for n in range(DIGIT_STREAMS)]
+        feeds += [sensor_feed(f"sensor-{n + 1}", ACTIVITY, recordings, first=n) for n in range(SENSOR_STREAMS)]
         self._watchers = [Watcher(url, feed.stream, self._tally) for feed in feeds]
         self._producers = [Producer(url, feed, self._tally) for feed in feeds]
 

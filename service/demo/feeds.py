@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -60,20 +61,22 @@ def digit_feed(stream: str, model: str, samples: Samples, *, seed: int) -> Feed:
     return Feed(stream, model, 1 / FRAMES_A_SECOND, entries())
 
 
-def sensor_feed(stream: str, model: str, samples: Samples, *, seed: int) -> Feed:
-    """One recording after the other at 5× real time. Entry times are recording time, from the start of the demo on."""
+def sensor_feed(stream: str, model: str, samples: Samples, *, first: int) -> Feed:
+    """One recording after the other, beginning with the `first`, at 5× real time, round and round.
+
+    Entry times are recording time, from the start of the demo on.
+    """
     recordings = [(label, rate_hz or 1.0, read_rows(path)) for label, path, rate_hz in samples]
 
     def entries() -> Iterator[Shown]:
-        chance = random.Random(seed)
         now = time.time()
-        while True:
-            for label, rate_hz, rows in chance.sample(recordings, len(recordings)):
-                size = max(1, round(SECONDS_A_BLOCK * rate_hz))
-                for at in range(0, len(rows), size):
-                    block = rows[at : at + size]
-                    now += len(block) / rate_hz
-                    yield Shown(label, None, block, at == 0, now)
+        for n in count(first):
+            label, rate_hz, rows = recordings[n % len(recordings)]
+            size = max(1, round(SECONDS_A_BLOCK * rate_hz))
+            for at in range(0, len(rows), size):
+                block = rows[at : at + size]
+                now += len(block) / rate_hz
+                yield Shown(label, None, block, at == 0, now)
 
     return Feed(stream, model, SECONDS_A_BLOCK / SPEED, entries())
 

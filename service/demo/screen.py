@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -45,8 +46,8 @@ class Screen:
             if now >= self._next_line:
                 self._live.update(self._table(), refresh=True)
                 self._next_line = now + 0.1
-        elif now >= self._next_line and self._tally.posted:
-            shown = "  ".join(f"{row.stream} {row.label} {row.score:.2f}" for row in self._tally.rows())
+        elif now >= self._next_line and (rows := self._tally.rows()):
+            shown = "  ".join(f"{row.stream} {row.label} {row.score:.2f}" for row in rows)
             print(f"{shown}  |  {self._accuracies()}", flush=True)
             self._next_line = now + LINE_EVERY_S
 
@@ -82,13 +83,13 @@ class Screen:
         )
 
     def _table(self) -> Group:
-        table = Table()
-        for name in ("stream", "model", "shown", "label", "score", "rolling", "", "steps", "latency"):
-            table.add_column(name, justify="right" if name in ("score", "", "steps", "latency") else "left")
+        table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)  # fits 80 columns
+        for name in ("stream", "model", "shown", "label", "score", "rolling", "score", "steps", "ms"):
+            table.add_column(name, justify="right" if name in ("score", "steps", "ms") else "left", no_wrap=True)
         for row in self._tally.rows():
             style = "" if row.label == row.known else "red"
             table.add_row(
-                row.stream, row.model, row.known, Text(row.label, style), f"{row.score:.3f}",
-                row.rolling_label, f"{row.rolling_score:.3f}", str(row.step), f"{row.latency_s * 1000:.0f} ms",
+                row.stream, row.model, row.known, Text(row.label, style), f"{row.score:.2f}",
+                row.rolling_label, f"{row.rolling_score:.2f}", str(row.step), f"{row.latency_s * 1000:.0f}",
             )  # fmt: skip
         return Group(table, Text(f"accuracy so far: {self._accuracies()}"))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from service.demo.feeds import digit_feed, sensor_feed
+from service.demo.screen import Screen
 from service.demo.tally import Tally
 
 
@@ -72,13 +73,13 @@ def test_a_sensor_stream_replays_recordings_at_five_times_real_time(tmp_path: Pa
     for name in ("walking", "lying"):
         (tmp_path / f"{name}.csv").write_text("a,b\n" + "".join(f"{n},{n}.5\n" for n in range(10)))
     samples = [("walking", tmp_path / "walking.csv", 4.0), ("lying", tmp_path / "lying.csv", 4.0)]
-    feed = sensor_feed("sensor-1", "m", samples, seed=1)
+    feed = sensor_feed("sensor-1", "m", samples, first=1)
     shown = list(islice(feed.entries, 6))
     assert feed.interval_s == 0.2  # for one second of recording
     assert [len(entry.rows) for entry in shown] == [4, 4, 2, 4, 4, 2]
     assert shown[0].rows[3] == [3.0, 3.5]
     assert [entry.start for entry in shown] == [True, False, False, True, False, False]
-    assert {shown[0].label, shown[3].label} == {"walking", "lying"}
+    assert [shown[0].label, shown[3].label] == ["lying", "walking"]
     times = [entry.time for entry in shown if entry.time is not None]
     assert [round(later - sooner, 6) for sooner, later in pairwise(times)] == [
         1.0,
@@ -87,3 +88,19 @@ def test_a_sensor_stream_replays_recordings_at_five_times_real_time(tmp_path: Pa
         1.0,
         0.5,
     ]
+
+
+@pytest.mark.parametrize(
+    ("right", "unanswered", "status"), [(95, 0, 0), (94, 0, 1), (95, 1, 1)], ids=["good", "low", "unanswered"]
+)
+def test_the_exit_status_says_whether_the_demo_went_well(right: int, unanswered: int, status: int) -> None:
+    tally = Tally({"digits": 0.95, "activity": 0.85})
+    tally.answered.update(digits=100, activity=100)
+    tally.right.update(digits=right, activity=85)
+    for n in range(unanswered):
+        tally.on_posted("digit-1", f"{n}-0", "7")
+    assert Screen("http://127.0.0.1", tally).close() == status
+
+
+def test_a_demo_without_a_prediction_did_not_go_well() -> None:
+    assert Screen("http://127.0.0.1", Tally({"digits": 0.95})).close() == 1

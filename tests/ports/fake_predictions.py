@@ -15,7 +15,8 @@ LOOK_S = 0.002  # how often `follow` looks for commits
 
 
 class FakePredictions:
-    """`broker.away` makes every call fail; `lose_reply` and `full` make the next append fail, after and before it."""
+    """Read on one thread while a test writes on another. `broker.away` makes every call fail; `lose_reply` and `full`
+    make appends fail, after and before the entry is in the log."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self.broker = broker
@@ -47,7 +48,11 @@ class FakePredictions:
         return [record for record in self._out(stream) if id_number(record.id) < end][-limit:]
 
     async def fetch(self, wanted: Sequence[tuple[str, str]]) -> list[OutRecord | None]:
-        return [next((r for r in self._out(stream) if r.id == wanted_id), None) for stream, wanted_id in wanted]
+        return [
+            _record(id_number(wanted_id), found) if found else None
+            for stream, wanted_id in wanted
+            for found in [self._shard(stream).out.get(stream, {}).get(id_number(wanted_id))]
+        ]
 
     async def follow(self) -> AsyncGenerator[list[FeedItem]]:
         self._check()
@@ -57,14 +62,14 @@ class FakePredictions:
         while True:
             self._check()
             now = self._lives()
-            if any(old and new and old != new for old, new in zip(lives, now, strict=True)):
+            if any(old and old != new for old, new in zip(lives, now, strict=True)):
                 raise BrokerAway("a log began anew")
             lives = now
             items = []
             for shard, it in enumerate(self.broker.shards):
                 token = parse_head(it.head).token if it.head else ""
-                items += [FeedItem(shard, n, token, pairs) for n, pairs in it.feed.items() if n > cursors[shard]]
-                cursors[shard] = max(it.feed, default=0)
+                items += [FeedItem(shard, n, token, pairs) for n, pairs in list(it.feed.items()) if n > cursors[shard]]
+                cursors[shard] = max([cursors[shard], *(item.n for item in items if item.shard == shard)])
             if items:
                 yield items
             await asyncio.sleep(LOOK_S)
@@ -121,7 +126,9 @@ class FakePredictions:
 
     def _out(self, stream: str) -> list[OutRecord]:
         self._check()
-        return [
-            OutRecord(number_id(n).decode(), kind.decode(), body, prev.decode())
-            for n, (kind, body, prev) in sorted(self._shard(stream).out.get(stream, {}).items())
-        ]
+        return [_record(n, found) for n, found in sorted(self._shard(stream).out.get(stream, {}).items())]
+
+
+def _record(number: int, found: tuple[bytes, bytes, bytes]) -> OutRecord:
+    kind, body, prev = found
+    return OutRecord(number_id(number).decode(), kind.decode(), body, prev.decode())

@@ -1,0 +1,171 @@
+"""The certificate finds what streams would suffer from, and its result is kept only for what it was measured on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.rnn import Recurrent
+from service import parity
+from service.engine import OnnxEngine
+from service.errors import PackageRefused, StepFailed
+from service.packages import Package, load_package
+from service.parity import check, verify
+from tests.export.conftest import recurrent, some_rows, write
+
+
+def failing(package: Package) -> set[str]:
+    return {each.name for each in check(package).checks if not each.passed}
+
+
+class Wrapped(nn.Module):
+    """A net around a recurrent one, with one fault."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner: Recurrent = recurrent()
+
+    def initial_state(self, batch: int) -> dict[str, Tensor]:
+        return self.inner.initial_state(batch)
+
+    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.inner(x, state)
+
+
+class MixesStreams(Wrapped):
+    """Subtracts the mean over the batch: streams influence each other."""
+
+    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.inner(x - x.mean(0, keepdim=True), state)
+
+
+class SeesTheFuture(Wrapped):
+    """Subtracts the mean over the call's steps: how a sequence is cut matters."""
+
+    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.inner(x - x.mean(1, keepdim=True), state)
+
+
+class ForgetsItsState(Wrapped):
+    """Begins anew at every call."""
+
+    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.inner(x, {name: value * 0 for name, value in state.items()})
+
+
+def test_streams_that_influence_each_other_are_found(tmp_path: Path) -> None:
+    assert {"batch", "neighbours"} <= failing(write(MixesStreams().eval(), tmp_path))
+
+
+def test_a_net_that_sees_the_future_is_found(tmp_path: Path) -> None:
+    assert {"torch, step by step", "blocks"} <= failing(write(SeesTheFuture().eval(), tmp_path))
+
+
+def test_a_net_that_forgets_its_state_is_found(tmp_path: Path) -> None:
+    assert {"torch, step by step", "blocks"} <= failing(write(ForgetsItsState().eval(), tmp_path))
+
+
+def test_a_pass_is_kept_for_the_same_files_and_measured_anew_for_others(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    monkeypatch.setattr(parity, "check", lambda package: measured.append(package.manifest.name) or check(package))
+    package = load_package(sound)
+
+    first = verify(package, tmp_path)
+    assert verify(package, tmp_path) == first
+    assert measured == ["tiny"]
+
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(b"{ torn")
+    verify(package, tmp_path)
+    assert len(measured) == 2, "a torn file is measured anew"
+
+    monkeypatch.setattr(parity.onnxruntime, "__version__", "another")
+    verify(package, tmp_path)
+    assert len(measured) == 3, "another library is measured anew"
+
+
+def test_a_failure_is_not_kept(tmp_path: Path) -> None:
+    package = write(MixesStreams().eval(), tmp_path / "zoo")
+    for _ in range(2):
+        with pytest.raises(PackageRefused) as caught:
+            verify(package, tmp_path / "cache")
+        assert caught.value.check == "batch"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_report_is_plain_json(sound: Path, tmp_path: Path) -> None:
+    verify(load_package(sound), tmp_path)
+    (kept,) = tmp_path.iterdir()
+    assert {each["name"] for each in json.loads(kept.read_text())["checks"]} >= {"batch", "slots", "neighbours"}
+
+
+# --- the engine --------------------------------------------------------------------------------------------------
+
+
+class BatchInTheMiddle(nn.Module):
+    """An LSTM whose state tensors are (layers, B, width), as torch likes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.memory, self.head = nn.LSTM(3, 8, 2, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, (h, c) = self.memory(x, (h, c))
+        return self.head(y).softmax(-1), h, c
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_batch_axis_of_a_state_may_stand_anywhere(tmp_path: Path, sound: Path) -> None:
+    net, zeros = BatchInTheMiddle().eval(), torch.zeros(2, 1, 8)
+    axes = {name: {1: "batch"} for name in ("h", "c", "h_next", "c_next")}
+    axes |= {name: {0: "batch", 1: "time"} for name in ("x", "probabilities")}
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(
+        net,
+        (torch.zeros(1, 2, 3), zeros, zeros),
+        str(path),
+        input_names=["x", "h", "c"],
+        output_names=["probabilities", "h_next", "c_next"],
+        dynamic_axes=axes,
+        dynamo=False,
+    )
+    manifest = json.loads((sound / "manifest.json").read_text())
+    manifest["states"] = [{"name": name, "shape": [2, 8], "batch_axis": 1} for name in ("h", "c")]
+    manifest["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+
+    engine, x = OnnxEngine(load_package(tmp_path)), some_rows(5, 6)
+    states = engine.initial(5)
+    assert {name: value.shape for name, value in states.items()} == {"h": (5, 2, 8), "c": (5, 2, 8)}
+    for t in range(6):
+        y, states = engine.run(x[:, t : t + 1], states)
+    assert {name: value.shape for name, value in states.items()} == {"h": (5, 2, 8), "c": (5, 2, 8)}
+    with torch.no_grad():
+        expected, h, _ = net(torch.from_numpy(x), torch.zeros(2, 5, 8), torch.zeros(2, 5, 8))
+    assert np.abs(y[:, 0] - expected[:, -1].numpy()).max() < 1e-5
+    assert np.abs(states["h"] - h.transpose(0, 1).numpy()).max() < 1e-5
+
+
+def test_a_failed_run_is_a_step_that_failed(sound: Path) -> None:
+    engine = OnnxEngine(load_package(sound))
+    with pytest.raises(StepFailed, match="model tiny"):
+        engine.run(np.zeros((1, 1, 4), np.float32), engine.initial(1))
+
+
+def test_an_engine_warms_up_and_keeps_nothing(sound: Path) -> None:
+    engine, x = OnnxEngine(load_package(sound)), some_rows(2, 3)
+    before = engine.run(x, engine.initial(2))
+    engine.warm_up()
+    engine.run(some_rows(2, 3, seed=9), engine.initial(2))
+    after = engine.run(x, engine.initial(2))
+    assert np.array_equal(before[0], after[0])
+    assert all(np.array_equal(before[1][name], after[1][name]) for name in before[1])

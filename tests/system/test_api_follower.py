@@ -1,0 +1,156 @@
+"""Following the shards for many subscribers: who reads too slowly, and what a fault leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+
+import pytest
+
+from rollcast.client import StreamRecord, parse_events
+from service.api.follower import Follower
+from service.api.records import Tail, send_events
+from service.codec import entry_fields
+from service.metrics import ApiMetrics, create_registry
+from service.ports import FeedItem
+from tests.answering import InMemory
+from tests.ports.fake_predictions import FakePredictions
+
+pytestmark = pytest.mark.anyio
+LIMIT_S = 5.0
+CAPACITY = 4
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Scene:
+    """A follower on a world in memory, whose subscribers hold `CAPACITY` records."""
+
+    def __init__(self) -> None:
+        self.world = InMemory()
+        self.predictions: FakePredictions = self.world.predictions
+        self.follower = Follower(self.predictions, ApiMetrics(create_registry()), CAPACITY)
+
+    async def record(self, count: int) -> list[str]:
+        fields = entry_fields("cam-1", "samples", bytes(4), shape=(1, 1))
+        ids = [await self.predictions.append("cam-1", fields) for _ in range(count)]
+        for entry_id in ids:
+            self.world.answer("cam-1", entry_id)
+        return ids
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    scene = Scene()
+    task = asyncio.create_task(scene.follower.run())
+    await until(lambda: scene.follower.away is None)
+    yield scene
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def until(condition: object) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():  # type: ignore[operator]
+            await asyncio.sleep(0.001)
+
+
+async def take(events: AsyncGenerator[bytes], count: int) -> list[StreamRecord]:
+    """So many events, comments left out."""
+    found: list[StreamRecord] = []
+    async with asyncio.timeout(LIMIT_S):
+        while len(found) < count:
+            text = (await anext(events)).decode()
+            found += [event for event in parse_events(text.splitlines()) if event.id]
+    return found
+
+
+async def test_who_reads_too_slowly_reads_again_and_misses_nothing(scene: Scene) -> None:
+    subscription = scene.follower.subscribe("cam-1")
+    tail = Tail(scene.predictions, "cam-1", 0)
+    async with aclosing(send_events(subscription, tail, 1.0)) as events:
+        first = await scene.record(2)
+        found = await take(events, 2)
+        rest = await scene.record(50)
+        await until(lambda: subscription.overflowed)
+        found += await take(events, 50)
+        assert [event.id for event in found] == first + rest
+        assert {event.event for event in found} == {"prediction"}
+        new = await scene.record(1)
+        assert [event.id for event in await take(events, 1)] == new
+    assert not subscription.overflowed
+
+
+async def test_who_reads_so_slowly_that_records_are_gone_is_told_so(scene: Scene) -> None:
+    subscription = scene.follower.subscribe("cam-1")
+    tail = Tail(scene.predictions, "cam-1", 0)
+    dropped = []
+    tail.on_gap = lambda: dropped.append(subscription.overflowed)
+    async with aclosing(send_events(subscription, tail, 1.0)) as events:
+        first = await scene.record(2)
+        await take(events, 2)
+        lost = await scene.record(20)
+        await until(lambda: subscription.overflowed)
+        scene.world.trim("cam-1")
+        new = await scene.record(1)
+        gap, event = await take(events, 2)
+        assert (gap.event, gap.id, gap.body["after"]) == ("gap", lost[-1], first[-1])
+        assert event.id == new[0]
+    assert dropped == [True]
+
+
+async def test_a_record_that_was_trimmed_before_it_was_fetched_is_a_gap(scene: Scene) -> None:
+    subscription = scene.follower.subscribe("cam-1")
+    tail = Tail(scene.predictions, "cam-1", None)
+    async with aclosing(send_events(subscription, tail, 0.01)) as events:
+        await anext(events)  # the reconnection time
+        await anext(events)  # a heartbeat: it has caught up with "now"
+        lost = await scene.record(1)
+        scene.world.trim("cam-1")
+        new = await scene.record(1)
+        gap, event = await take(events, 2)
+        assert (gap.event, gap.id) == ("gap", lost[0])
+        assert (event.event, event.id) == ("prediction", new[0])
+
+
+async def test_an_unforeseen_fault_while_following_is_survived(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    connections = scene.follower.connections
+    whole = scene.predictions.fetch
+
+    async def broken(wanted: object) -> list[object]:
+        monkeypatch.setattr(scene.predictions, "fetch", whole)
+        raise ZeroDivisionError
+
+    subscription = scene.follower.subscribe("cam-1")
+    async with aclosing(send_events(subscription, Tail(scene.predictions, "cam-1", 0), 1.0)) as events:
+        await take(events, 0)
+        monkeypatch.setattr(scene.predictions, "fetch", broken)
+        expected = await scene.record(3)
+        assert [event.id for event in await take(events, 3)] == expected
+        await until(lambda: scene.follower.connections > connections)
+
+
+async def test_nothing_is_fetched_that_nobody_here_wants(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+    seen: list[FeedItem] = []
+    whole, deliver = scene.predictions.fetch, scene.follower._deliver
+
+    async def counting(wanted: list[tuple[str, str]]) -> object:
+        asked.extend(wanted)
+        return await whole(wanted)
+
+    async def watching(items: list[FeedItem]) -> None:
+        await deliver(items)
+        seen.extend(items)
+
+    monkeypatch.setattr(scene.predictions, "fetch", counting)
+    monkeypatch.setattr(scene.follower, "_deliver", watching)
+    scene.follower.subscribe("cam-2")
+    await scene.record(3)
+    await until(lambda: sum(len(item.records) for item in seen) == 3)
+    assert asked == []

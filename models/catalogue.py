@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torch import nn
 
+from models.cnn1d import CausalCNN
 from models.cnn2d import CNN2d
-from models.rnn import Recurrent
+from models.mlp import MLP
+from models.rnn import Cell, Recurrent
+from models.text import TextLSTM
+from models.vibration import Vibration
+from models.video import FrameNet, VideoNet
 
 
 class Shape(NamedTuple):
-    """What a net must know of its data: K labels; frames (H, W, C); rows' mean and std, a number a feature."""
+    """What a net must know of its data: K labels; frames (H, W, C); rows' mean and std, a number a feature; tokens."""
 
     classes: int
     frame: tuple[int, int, int] = (0, 0, 0)
     mean: Sequence[float] = ()
     std: Sequence[float] = ()
+    tokens: int = 0  # of the tokenizer
 
 
 class Net(NamedTuple):
@@ -27,20 +34,91 @@ class Net(NamedTuple):
     build: Callable[[Shape], nn.Module]
 
 
+# --- frames ------------------------------------------------------------------------------------------------------
+
+
 def _digits_cnn(shape: Shape) -> nn.Module:
-    return CNN2d(shape.frame, shape.classes, blocks=((24, 24), (48, 48), (96,)), dense=128, dropout=0.3)
+    blocks = ((32, 32), (64, 64))
+    return CNN2d(shape.frame, shape.classes, blocks, dense=128, keep_size=False, dropout=0.3)
 
 
 def _digits_small(shape: Shape) -> nn.Module:
     return CNN2d(shape.frame, shape.classes, blocks=((16,), (32,)), dense=32, dropout=0.2)
 
 
-def _activity_lstm(shape: Shape) -> nn.Module:
-    return Recurrent("lstm", shape.classes, mean=shape.mean, std=shape.std, width=24, layers=2, dropout=0.3)
+def _digits_mlp(shape: Shape) -> nn.Module:
+    return MLP(shape.frame, shape.classes, hidden=512, dropout=0.3)
+
+
+_LOOK = ((16,), (24,), (32,), (48,))  # 60×80 -> 3×5
+
+
+def _action_frame(shape: Shape) -> nn.Module:
+    return FrameNet(shape.frame, shape.classes, _LOOK, features=96, dropout=0.3)
+
+
+def _action_cnn(shape: Shape, cell: Cell) -> nn.Module:
+    return VideoNet(cell, shape.frame, shape.classes, _LOOK, features=96, width=96, dropout=0.3)
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+
+def recurrent(shape: Shape, cell: Cell, width: int = 32, layers: int = 1, dropout: float = 0.2) -> nn.Module:
+    """SimpleRNN, GRU or LSTM over rows."""
+    return Recurrent(
+        cell, shape.classes, mean=shape.mean, std=shape.std, width=width, layers=layers, dropout=dropout
+    )  # fmt: skip
+
+
+def causal(
+    shape: Shape, width: int = 32, dilations: Sequence[int] = (1, 2, 4, 8), window: int = 0, dropout: float = 0.2
+) -> nn.Module:
+    """Causal 1D convolutions over rows."""
+    return CausalCNN(
+        shape.classes,
+        mean=shape.mean, std=shape.std, width=width, dilations=dilations, window=window, dropout=dropout,
+    )  # fmt: skip
+
+
+def _bearing(shape: Shape, family: str) -> nn.Module:
+    filters = 24
+    flat = Shape(shape.classes, mean=[0.0] * (2 * filters), std=[1.0] * (2 * filters))
+    if family == "cnn1d":
+        over = causal(flat, width=24, dilations=(1, 2, 4), window=64)
+    else:
+        over = recurrent(flat, family, width=32)
+    mean = sum(shape.mean) / len(shape.mean)
+    spread = sum(s * s + (m - mean) ** 2 for m, s in zip(shape.mean, shape.std, strict=True)) / len(shape.mean)
+    return Vibration(over, mean=mean, std=spread**0.5, filters=filters, dropout=0.2)
+
+
+# --- text --------------------------------------------------------------------------------------------------------
+
+
+def _text(shape: Shape) -> nn.Module:
+    return TextLSTM(shape.tokens, shape.classes, embedding=64, width=64, dropout=0.5)
 
 
 NETS = {
     "digits-cnn": Net("cnn2d", _digits_cnn),
+    "digits-mlp": Net("mlp", _digits_mlp),
     "digits-small": Net("cnn2d", _digits_small),
-    "activity-lstm": Net("lstm", _activity_lstm),
+    "action-frame": Net("cnn2d", _action_frame),
+    "action-cnn-lstm": Net("cnn-lstm", partial(_action_cnn, cell="lstm")),
+    "action-cnn-gru": Net("cnn-gru", partial(_action_cnn, cell="gru")),
+    "action-cnn-rnn": Net("cnn-rnn", partial(_action_cnn, cell="rnn")),
+    "activity-lstm": Net("lstm", partial(recurrent, cell="lstm", width=24, layers=2, dropout=0.3)),
+    "activity-gru": Net("gru", partial(recurrent, cell="gru", width=24, layers=2, dropout=0.3)),
+    "activity-rnn": Net("rnn", partial(recurrent, cell="rnn", width=24, layers=2, dropout=0.3)),
+    "activity-cnn1d": Net("cnn1d", partial(causal, width=24, window=64, dropout=0.3)),
+    "gesture-lstm": Net("lstm", partial(recurrent, cell="lstm", width=64, dropout=0.4)),
+    "gesture-gru": Net("gru", partial(recurrent, cell="gru", width=64, dropout=0.4)),
+    "gesture-rnn": Net("rnn", partial(recurrent, cell="rnn", width=64, dropout=0.4)),
+    "gesture-cnn1d": Net("cnn1d", partial(causal, width=48, dilations=(1, 2, 4, 8, 16), dropout=0.3)),
+    "bearing-lstm": Net("cnn-lstm", partial(_bearing, family="lstm")),
+    "bearing-gru": Net("cnn-gru", partial(_bearing, family="gru")),
+    "bearing-cnn1d": Net("cnn1d", partial(_bearing, family="cnn1d")),
+    "sentiment-lstm": Net("lstm", _text),
+    "question-lstm": Net("lstm", _text),
 }

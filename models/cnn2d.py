@@ -14,9 +14,10 @@ from torch import Tensor, nn
 class CNN2d(nn.Module):
     """Frames to logits, each frame alone: no state.
 
-    `blocks`: the numbers of filters of each block's convolutions, e.g. ((16, 16), (32, 32)). `scale` is the value
-    of white: frames are divided by it. Batch normalisation stands between convolution and ReLU; at export it is
-    folded into the filters.
+    `blocks`: the numbers of filters of each block's convolutions, e.g. ((16, 16), (32, 32)). A convolution gives
+    (H − 2, W − 2, filters); with `keep_size` its input is padded with zeros first. `scale` is the value of white:
+    frames are divided by it. Batch normalisation stands between convolution and ReLU; at export it is folded into the
+    filters.
     """
 
     def __init__(
@@ -26,23 +27,16 @@ class CNN2d(nn.Module):
         blocks: Sequence[Sequence[int]],
         dense: int,
         *,
+        keep_size: bool = True,
         scale: float = 255.0,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        height, width, channels = size
         self.scale = scale
-        layers: list[nn.Module] = []
-        for block in blocks:
-            for filters in block:
-                layers += [_conv3x3(channels, filters), nn.BatchNorm2d(filters), nn.ReLU()]
-                channels = filters
-            layers += [nn.MaxPool2d(2), nn.Dropout(dropout / 2)]
-            height, width = height // 2, width // 2
-        self.vision = nn.Sequential(*layers)
+        self.vision, seen = vision(size, blocks, keep_size=keep_size, dropout=dropout / 2)
         self.head = nn.Sequential(
             nn.Flatten(),  # (N, filters · H' · W')
-            nn.Linear(channels * height * width, dense),
+            nn.Linear(seen, dense),
             nn.ReLU(),
             nn.Dropout(dropout),
             nn.Linear(dense, classes),
@@ -58,8 +52,29 @@ class CNN2d(nn.Module):
         return y.reshape(B, T, y.shape[-1]), state
 
 
-def _conv3x3(channels: int, filters: int) -> nn.Conv2d:
-    """Zero padding keeps the size; the bias is batch normalisation's."""
-    conv = nn.Conv2d(channels, filters, 3, padding=1, bias=False)
+def vision(
+    size: tuple[int, int, int], blocks: Sequence[Sequence[int]], *, keep_size: bool = True, dropout: float = 0.0
+) -> tuple[nn.Sequential, int]:
+    """The blocks as layers over (N, C, H, W), and how many values come out of them for one frame.
+
+    With `keep_size` a convolution pads with zeros; without, it sees whole 3×3 squares only: H − 2, W − 2.
+    """
+    height, width, channels = size
+    layers: list[nn.Module] = []
+    for block in blocks:
+        for filters in block:
+            layers += [_conv3x3(channels, filters, keep_size), nn.BatchNorm2d(filters), nn.ReLU()]
+            channels = filters
+            height, width = (height, width) if keep_size else (height - 2, width - 2)
+        layers += [nn.MaxPool2d(2), nn.Dropout(dropout)]
+        height, width = height // 2, width // 2
+    if min(height, width) < 1:
+        raise ValueError(f"frames of {size[0]}×{size[1]} are too small for {len(blocks)} blocks")
+    return nn.Sequential(*layers), channels * height * width
+
+
+def _conv3x3(channels: int, filters: int, keep_size: bool) -> nn.Conv2d:
+    """The bias is batch normalisation's."""
+    conv = nn.Conv2d(channels, filters, 3, padding=1 if keep_size else 0, bias=False)
     torch.nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     return conv

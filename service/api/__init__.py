@@ -22,10 +22,10 @@ from service.api.health import health_routes
 from service.api.ingest import ingest_routes
 from service.api.models import model_routes
 from service.api.monitor import Monitor
+from service.api.outermost import Outermost
 from service.api.problems import add_handlers
 from service.api.records import record_routes
 from service.api.streams import stream_routes
-from service.api.timing import Timing
 from service.contracts import Manifest
 from service.metrics import ApiMetrics
 from service.ports import Predictions
@@ -67,7 +67,7 @@ def create_app(
         lifespan=lambda _: _running(context),
     )
     app.state.closing = context.closing
-    app.add_middleware(Timing, metrics=metrics)
+    app.add_middleware(Outermost, metrics=metrics)
     add_handlers(app)
     for routes in (ingest_routes, record_routes, stream_routes, model_routes, health_routes):
         app.include_router(routes(context))

@@ -88,7 +88,8 @@ class RedisPredictions:
         if said != [b"%d" % FORMAT, b"%d" % self._shards]:
             raise Disagreement(
                 f"this deployment (prefix {self._prefix!r}) has format {said[0].decode()} and {said[1].decode()} "
-                f"shards, this process format {FORMAT} and {self._shards} shards; shards are fixed for the life of a deployment"
+                f"shards, this process format {FORMAT} and {self._shards} shards; "
+                "shards are fixed for the life of a deployment"
             )
 
     # --- appending -----------------------------------------------------------------------------------------------

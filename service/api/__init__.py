@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import httpx
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
@@ -59,6 +60,7 @@ def create_app(
         registry=registry,
         follower=Follower(predictions, metrics),
         monitor=Monitor(predictions, metrics),
+        http=httpx.AsyncClient(trust_env=False, verify=False),  # plain HTTP on this machine
     )
     app = FastAPI(
         title="rollcast",
@@ -97,6 +99,7 @@ async def _running(context: Context) -> AsyncIterator[None]:
         for task in tasks:
             with suppress(asyncio.CancelledError):
                 await task
+        await context.http.aclose()
         await context.predictions.close()
 
 

@@ -36,7 +36,7 @@ def _digits_small(shape: Shape) -> nn.Module:
 
 
 def _activity_lstm(shape: Shape) -> nn.Module:
-    return Recurrent("lstm", shape.classes, mean=shape.mean, std=shape.std, width=24, layers=2, dropout=0.3)
+    return Recurrent("lstm", shape.classes, mean=shape.mean, std=shape.std, width=32, dropout=0.5, remembers=150)
 
 
 NETS = {

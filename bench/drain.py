@@ -28,6 +28,7 @@ from service.embedded import EmbeddedBroker
 from service.engine import OnnxEngine
 from service.keys import ShardKeys, shard_of
 from service.metrics import WorkerMetrics
+from service.processes import calm_collector
 from service.worker import Worker
 
 
@@ -89,6 +90,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--floor", type=float, default=0.4, help="exit 1 when the median ratio lies below")
     arguments = parser.parse_args()
+    calm_collector()  # as a worker process does; both loops profit
     entries = arguments.streams * arguments.rounds
     print(f"{arguments.streams} streams, {entries} single-step entries, {arguments.shards} shards, LSTM-64, "
           f"Python {platform.python_version()}, {platform.machine()}")  # fmt: skip

@@ -24,7 +24,8 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class Split:
-    """N examples. Frames: x (N, H, W, C) uint8. Rows: x a list of N arrays (T, F) float32, T may differ."""
+    """N examples. Frames: x (N, H, W, C) uint8. Sequences: x a list of N arrays whose T may differ: rows (T, F)
+    float32, video (T, H, W, C) uint8, texts (T,) int64."""
 
     x: np.ndarray | list[np.ndarray]
     y: np.ndarray  # (N,) int64, index into the labels
@@ -46,12 +47,13 @@ class Data:
 
     train: Split
     validation: Split | None  # none: few examples, validated in folds of `train`
-    test: Split
+    test: Split | None  # none: measured by the nets of the folds, each on what it never saw
     labels: list[str]
     about: TrainingData
     sha256: str
     features: list[str] = field(default_factory=list)  # of rows
     copies: frozenset[str] = frozenset()  # test examples that also stand in the training data under another name
+    tokenizer: str = ""  # of texts: tokenizer.json
 
 
 def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:

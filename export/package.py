@@ -29,7 +29,7 @@ from service.contracts import Manifest, StateTensor
 from service.engine import OnnxEngine
 from service.errors import PackageRefused
 from service.packages import Package, load_package
-from service.parity import ParityReport, check
+from service.parity import verify
 
 
 def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: int = 1) -> Path:
@@ -56,7 +56,7 @@ def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: 
     with _Draft(into / task.name / str(version)) as folder:
         manifest = write_model(trained.net, manifest, task.golden(data), folder)
         package = Package(manifest, folder)
-        parity = prove(package)
+        parity = verify(load_package(folder))  # as a server would, before anything is said of it
         decisions = task.decide(stream_run(package), data.test)
         measured = _metrics(task, data, trained, decisions)
         manifest = msgspec.structs.replace(manifest, metrics=measured)
@@ -94,18 +94,6 @@ def write_model(
     np.savez_compressed(folder / "golden.npz", x=golden, probabilities=probabilities, **stored)
     _write_manifest(manifest, folder)
     return manifest
-
-
-def prove(package: Package) -> ParityReport:
-    """Loads the files as a server would and runs the certificate. Raises PackageRefused naming the failing check."""
-    report = check(load_package(package.folder))
-    for failed in (each for each in report.checks if not each.passed):
-        raise PackageRefused(
-            f"{package.folder}: parity check `{failed.name}` failed ({failed.detail}): "
-            f"found {failed.figure:.3g}, expected at most {failed.limit:.3g}",
-            check=failed.name,
-        )
-    return report
 
 
 def stream_run(package: Package) -> Run:

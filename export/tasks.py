@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ class Decisions(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(ABC):
     """Everything `export.train NAME` knows before it sees the data."""
 
     kind: ClassVar[str]
@@ -65,33 +66,33 @@ class Task:
     def net(self) -> Net:
         return NETS[self.name]
 
+    @abstractmethod
     def shape(self, split: Split, labels: int) -> Shape:
         """What the net must know of the examples it learns from."""
-        raise TypeError(f"{type(self).__name__} does not say its net's shape")
 
+    @abstractmethod
     def batches(self, split: Split, shape: Shape, rng: np.random.Generator) -> Iterator[Batch]:
         """One epoch of training input; random choices come from `rng` and torch's generator only."""
-        raise TypeError(f"{type(self).__name__} does not make batches")
 
     def steps(self, split: Split) -> int:
         """Batches in an epoch."""
         return math.ceil(len(split) / self.batch)
 
+    @abstractmethod
     def decide(self, run: Run, split: Split) -> Decisions:
         """The net as it will be served: every example a stream of its own, from a fresh state."""
-        raise TypeError(f"{type(self).__name__} makes no decisions")
 
+    @abstractmethod
     def golden(self, data: Data) -> np.ndarray:
         """Real input for the parity certificate: (B, T, …), T at most 64."""
-        raise TypeError(f"{type(self).__name__} has no golden input")
 
+    @abstractmethod
     def describe_input(self, data: Data) -> dict[str, Any]:
         """The manifest's field `frames` or `rows`."""
-        raise TypeError(f"{type(self).__name__} does not describe its input")
 
+    @abstractmethod
     def write_sample(self, folder: Path, split: Split, index: int) -> str:
         """Writes one example as a user would post it; returns the file's name."""
-        raise TypeError(f"{type(self).__name__} writes no samples")
 
     def rate_hz(self) -> float | None:
         return None

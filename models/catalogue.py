@@ -64,10 +64,13 @@ def _action_cnn(shape: Shape, cell: Cell) -> nn.Module:
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
-def recurrent(shape: Shape, cell: Cell, width: int = 32, layers: int = 1, dropout: float = 0.2) -> nn.Module:
+def recurrent(
+    shape: Shape, cell: Cell, width: int = 32, layers: int = 1, dropout: float = 0.2, remembers: int = 0
+) -> nn.Module:
     """SimpleRNN, GRU or LSTM over rows."""
     return Recurrent(
-        cell, shape.classes, mean=shape.mean, std=shape.std, width=width, layers=layers, dropout=dropout
+        cell, shape.classes,
+        mean=shape.mean, std=shape.std, width=width, layers=layers, dropout=dropout, remembers=remembers,
     )  # fmt: skip
 
 
@@ -108,9 +111,9 @@ NETS = {
     "action-cnn-lstm": Net("cnn-lstm", partial(_action_cnn, cell="lstm")),
     "action-cnn-gru": Net("cnn-gru", partial(_action_cnn, cell="gru")),
     "action-cnn-rnn": Net("cnn-rnn", partial(_action_cnn, cell="rnn")),
-    "activity-lstm": Net("lstm", partial(recurrent, cell="lstm", width=24, layers=2, dropout=0.3)),
-    "activity-gru": Net("gru", partial(recurrent, cell="gru", width=24, layers=2, dropout=0.3)),
-    "activity-rnn": Net("rnn", partial(recurrent, cell="rnn", width=24, layers=2, dropout=0.3)),
+    "activity-lstm": Net("lstm", partial(recurrent, cell="lstm", width=32, dropout=0.5, remembers=150)),
+    "activity-gru": Net("gru", partial(recurrent, cell="gru", width=32, dropout=0.5)),
+    "activity-rnn": Net("rnn", partial(recurrent, cell="rnn", width=32, dropout=0.5)),
     "activity-cnn1d": Net("cnn1d", partial(causal, width=24, window=64, dropout=0.3)),
     "gesture-lstm": Net("lstm", partial(recurrent, cell="lstm", width=64, dropout=0.4)),
     "gesture-gru": Net("gru", partial(recurrent, cell="gru", width=64, dropout=0.4)),

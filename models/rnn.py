@@ -19,7 +19,8 @@ class Recurrent(nn.Module):
     """Rows (B, T, F) to logits (B, T, K), the logits of a row knowing only it and the rows before it.
 
     State: `h` (B, layers, width), and `c` of the same shape for an LSTM; zeros at the beginning of a stream.
-    `mean` and `std` are the training data's, a number a feature: rows come as the sensor gives them.
+    `mean` and `std` are the training data's, a number a feature: rows come as the sensor gives them. `remembers`: an
+    LSTM's cells begin as memories of 1 up to so many steps (chrono initialisation: Tallec and Ollivier, 2018).
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Recurrent(nn.Module):
         width: int = 64,
         layers: int = 1,
         dropout: float = 0.0,
+        remembers: float = 0.0,
     ) -> None:
         super().__init__()
         self.cell, self.layers, self.width = cell, layers, width
@@ -39,6 +41,8 @@ class Recurrent(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
         between = dropout if layers > 1 else 0.0
         self.memory = _LAYERS[cell](len(mean), width, layers, batch_first=True, dropout=between)
+        if cell == "lstm" and remembers:
+            self._remember(remembers)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(width, classes)
 
@@ -54,3 +58,12 @@ class Recurrent(nn.Module):
         return self.head(self.dropout(y)), {
             name: tensor.transpose(0, 1) for name, tensor in zip(state, after, strict=True)
         }
+
+    def _remember(self, steps: float) -> None:
+        """A forget gate's bias of log(n) keeps a cell for about n steps; the input gate takes in what is let go."""
+        for layer in range(self.layers):
+            bias = getattr(self.memory, f"bias_ih_l{layer}")  # (4 · width,): input, forget, cell, output
+            forget = torch.log1p(torch.rand(self.width) * (steps - 1))
+            with torch.no_grad():
+                bias[: self.width] = -forget
+                bias[self.width : 2 * self.width] = forget

@@ -29,6 +29,7 @@ from service.metrics import WorkerMetrics, create_registry, serve_metrics
 from service.packages import Package, load_packages
 from service.parity import ParityReport, verify
 from service.ports import WorkerInfo
+from service.processes import calm_collector
 from service.settings import Settings
 from service.supervisor import Child, Interrupts, Supervisor, listen
 from service.worker import Worker
@@ -66,6 +67,7 @@ def run_api(settings: Settings, fd: int | None) -> None:
         ws="none",
         timeout_graceful_shutdown=GRACE_S,
     )
+    calm_collector()
     log.info("listening", extra={"url": f"http://{settings.host}:{listener.getsockname()[1]}"})
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn raises them once more after it has stopped
@@ -137,6 +139,7 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
         ),
         fault=fault_from(os.environ),
     )
+    calm_collector()
     log.info("worker ready", extra={"models": ",".join(sorted(packages)), "metrics_port": server.port})
     try:
         worker.run(stop_on_signals(worker))

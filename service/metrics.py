@@ -105,12 +105,12 @@ Child = TypeVar("Child", Counter, Gauge, Histogram)
 class Family(Generic[Child]):
     """One name, a child for each set of label values. `labels()` makes a child on first call: keep what it returns."""
 
-    __slots__ = ("_make", "children", "names")
+    __slots__ = ("children", "make", "names")
 
     def __init__(self, names: Sequence[str], make: Callable[[], Child]) -> None:
         self.names = tuple(names)
         self.children: dict[tuple[str, ...], Child] = {}
-        self._make: Callable[[], Child] = make
+        self.make: Callable[[], Child] = make
 
     def labels(self, *values: object) -> Child:
         """The child of these label values, in the order of `names`."""
@@ -119,7 +119,7 @@ class Family(Generic[Child]):
         if child is None:
             if len(key) != len(self.names):
                 raise ValueError(f"labels {key}: expected one value each for {self.names}")
-            child = self.children.setdefault(key, self._make())
+            child = self.children.setdefault(key, self.make())
         return child
 
     def samples(self) -> Iterator[_Sample]:

@@ -15,6 +15,7 @@ import platform
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -89,10 +90,11 @@ def verify(package: Package, cache: Path | None = None) -> ParityReport:
             check=failed.name,
         )
     if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        fresh = kept.with_suffix(f".{os.getpid()}")
-        fresh.write_bytes(msgspec.json.encode(report))
-        fresh.replace(kept)
+        with suppress(OSError):  # a folder that cannot be written only costs the time to measure again
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            fresh = kept.with_suffix(f".{os.getpid()}")
+            fresh.write_bytes(msgspec.json.encode(report))
+            fresh.replace(kept)
     return report
 
 

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import httpx
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
@@ -22,10 +23,10 @@ from service.api.health import health_routes
 from service.api.ingest import ingest_routes
 from service.api.models import model_routes
 from service.api.monitor import Monitor
+from service.api.outermost import Outermost
 from service.api.problems import add_handlers
 from service.api.records import record_routes
 from service.api.streams import stream_routes
-from service.api.timing import Timing
 from service.contracts import Manifest
 from service.metrics import ApiMetrics
 from service.ports import Predictions
@@ -59,6 +60,7 @@ def create_app(
         registry=registry,
         follower=Follower(predictions, metrics),
         monitor=Monitor(predictions, metrics),
+        http=httpx.AsyncClient(trust_env=False, verify=False),  # plain HTTP on this machine
     )
     app = FastAPI(
         title="rollcast",
@@ -67,7 +69,7 @@ def create_app(
         lifespan=lambda _: _running(context),
     )
     app.state.closing = context.closing
-    app.add_middleware(Timing, metrics=metrics)
+    app.add_middleware(Outermost, metrics=metrics)
     add_handlers(app)
     for routes in (ingest_routes, record_routes, stream_routes, model_routes, health_routes):
         app.include_router(routes(context))
@@ -97,6 +99,7 @@ async def _running(context: Context) -> AsyncIterator[None]:
         for task in tasks:
             with suppress(asyncio.CancelledError):
                 await task
+        await context.http.aclose()
         await context.predictions.close()
 
 

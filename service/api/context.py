@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import httpx
 from prometheus_client import CollectorRegistry
 
 from service.api.follower import Follower
@@ -38,6 +39,7 @@ class Context:
     registry: CollectorRegistry
     follower: Follower
     monitor: Monitor
+    http: httpx.AsyncClient  # to the workers' metrics
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
     def infos(self) -> dict[str, ModelInfo]:

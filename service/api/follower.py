@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, TypeVar
 from fastapi.sse import format_sse_event
 
 from service.codec import id_number
-from service.errors import RollcastError, WaitTimeout
+from service.errors import BrokerAway, RollcastError, WaitTimeout
 from service.metrics import ApiMetrics
 from service.ports import FeedItem, OutRecord, Predictions
 
@@ -127,16 +127,17 @@ class Waiter:
     async def record(self, entry_id: str, wait_s: float) -> OutRecord:
         """Raises WaitTimeout, also when the server stops before the record has come."""
         self.id = entry_id
-        record = None
+        record, why = None, f"within {wait_s:g} s"
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 if entry_id in self._seen:
-                    (record,) = await self._predictions.fetch([(self.stream, entry_id)])
+                    with suppress(BrokerAway):  # the entry is in the log all the same: the answer must not deny it
+                        (record,) = await self._predictions.fetch([(self.stream, entry_id)])
                 if record is None:
-                    record = await self._found
+                    record, why = await self._found, "before the server stopped"
         if record is None:
             raise WaitTimeout(
-                f"no record of entry {entry_id} within {wait_s:g} s; it is in the log and will be answered",
+                f"no record of entry {entry_id} {why}; it is in the log and will be answered",
                 {"id": entry_id, "stream": self.stream},
             )
         return record

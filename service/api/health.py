@@ -43,25 +43,24 @@ def health_routes(context: Context) -> APIRouter:
     async def metrics() -> Response:
         """Prometheus metrics of this process and, with a label `process`, of every live worker."""
         workers = {w.process or w.id: w.metrics for w in context.monitor.workers if w.metrics}
-        texts = await scrape(workers) if workers else {}
+        texts = await scrape(context.http, workers)
         body = await asyncio.to_thread(merge, context.registry, texts)
         return Response(body, media_type=None, headers={"Content-Type": CONTENT_TYPE})
 
     return router
 
 
-async def scrape(addresses: Mapping[str, str]) -> dict[str, str]:
+async def scrape(http: httpx.AsyncClient, addresses: Mapping[str, str]) -> dict[str, str]:
     """Process -> its metrics; those that do not answer are left out."""
-    async with httpx.AsyncClient(timeout=SCRAPE_S, trust_env=False, verify=False) as client:
 
-        async def get(url: str) -> str | None:
-            try:
-                return (await client.get(url)).raise_for_status().text
-            except httpx.HTTPError as error:
-                log.warning("a worker's metrics cannot be read", extra={"url": url, "detail": str(error)})
-                return None
+    async def get(url: str) -> str | None:
+        try:
+            return (await http.get(url, timeout=SCRAPE_S)).raise_for_status().text
+        except httpx.HTTPError as error:
+            log.warning("a worker's metrics cannot be read", extra={"url": url, "detail": str(error)})
+            return None
 
-        texts = await asyncio.gather(*map(get, addresses.values()))
+    texts = await asyncio.gather(*map(get, addresses.values()))
     return {process: text for process, text in zip(addresses, texts, strict=True) if text is not None}
 
 

@@ -12,7 +12,7 @@ from service.api.problems import HTTP_TYPES, MEDIA_TYPE, TYPE_PREFIX
 from service.api.query import MAX_RECORDS, MAX_WAIT_S
 from service.codec import MAX_INTERVAL_S, MAX_SEQ, MAX_TIME_S
 from service.contracts import RECORD_TYPES, Done, Dropped, Duplicate, Manifest, Prediction, Refused
-from service.errors import RollcastError
+from service.errors import RollcastError, StartError
 from service.metrics import CONTENT_TYPE
 
 Route = dict[str, Any]  # keyword arguments of a route
@@ -70,6 +70,8 @@ def problem_types() -> dict[int, list[str]]:
     types: dict[int, list[str]] = {status: [kind] for status, kind in HTTP_TYPES.items()}
 
     def visit(error: type[RollcastError]) -> None:
+        if issubclass(error, StartError):
+            return  # said on the terminal, never over HTTP
         if error.type not in types.setdefault(error.status, []):
             types[error.status].append(error.type)
         for below in error.__subclasses__():

@@ -40,6 +40,11 @@ def answer_error(error: RollcastError) -> Response:
     return problem(error.status, error.type, error.title, error.detail, headers=headers, members=members)
 
 
+def answer_bug() -> Response:
+    """A fault of ours: nothing of its inside is shown."""
+    return answer_error(RollcastError("a fault of the server; its log has the details"))
+
+
 def add_handlers(app: FastAPI) -> None:
     """Every error that leaves a route, and those that never reach one."""
 
@@ -62,7 +67,3 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(ClientDisconnect)
     async def on_disconnect(_: Request, __: ClientDisconnect) -> Response:
         return Response(status_code=400)  # nobody reads it
-
-    @app.exception_handler(Exception)
-    async def on_bug(_: Request, __: Exception) -> Response:
-        return problem(500, RollcastError.type, RollcastError.title, "a fault of the server; its log has the details")

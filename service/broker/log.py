@@ -17,7 +17,7 @@ import hiredis
 
 from service.broker import scripts
 from service.broker.wire import Argument, Wire, pack
-from service.errors import BrokerAway, BrokerFailed, CommitRefused, Disagreement, Fenced
+from service.errors import BrokerAway, CommitRefused, Disagreement, Fenced
 from service.keys import FORMAT, GROUP, ShardKeys, meta_key, worker_key, workers_key
 from service.ports import Commit, Committed, Loaded
 
@@ -73,22 +73,6 @@ class RedisLog:
         return self._shards
 
     # --- leases --------------------------------------------------------------------------------------------------
-
-    def check_deployment(self) -> None:
-        """Writes `meta` once; raises Disagreement when it says other shards or another format."""
-        control = self._controlling()
-        key = meta_key(self._prefix)
-        try:
-            control.call("HSETNX", key, "format", FORMAT)
-            control.call("HSETNX", key, "shards", self._shards)
-            said = control.call("HMGET", key, "format", "shards")
-        except hiredis.ReplyError as error:
-            raise BrokerFailed(f"broker refused to keep {key}: {error}") from error
-        if said != [b"%d" % FORMAT, b"%d" % self._shards]:
-            raise Disagreement(
-                f"the deployment {self._prefix!r} has format {said[0].decode()} and {said[1].decode()} shards, "
-                f"this process format {FORMAT} and {self._shards} shards; shards are fixed for the life of a deployment"
-            )
 
     def acquire(self, shard: int) -> bytes | None:
         keys, token = self._keys[shard], secrets.token_hex(8)
@@ -310,8 +294,31 @@ class RedisLog:
 
     def _controlling(self) -> Wire:
         if self._control is None:
-            self._control = Wire(self._url, self._timeout_s)
+            control = Wire(self._url, self._timeout_s)
+            try:
+                self._check_deployment(control)
+            except BaseException:
+                control.close()
+                raise
+            self._control = control
         return self._control
+
+    def _check_deployment(self, control: Wire) -> None:
+        """Writes `meta` where it is missing (a new broker); raises Disagreement when it says something else."""
+        key, ours = meta_key(self._prefix), [b"%d" % FORMAT, b"%d" % self._shards]
+        try:
+            said = control.call("HMGET", key, "format", "shards")
+            if None in said:
+                control.call("HSETNX", key, "format", FORMAT)
+                control.call("HSETNX", key, "shards", self._shards)
+                said = control.call("HMGET", key, "format", "shards")
+        except hiredis.ReplyError as error:
+            raise BrokerAway(f"broker does not give {key}: {error}") from error
+        if said != ours:
+            raise Disagreement(
+                f"the deployment {self._prefix!r} has format {said[0].decode()} and {said[1].decode()} shards, "
+                f"this process format {FORMAT} and {self._shards} shards; shards are fixed for the life of a deployment"
+            )
 
     def _drop_control(self) -> None:
         if self._control is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -22,6 +23,7 @@ from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement
 from service.keys import FORMAT, ShardKeys, meta_key, shard_of, worker_key, workers_key
 from service.ports import FeedItem, OutRecord, ShardStatus, StreamRow, WorkerInfo
 
+_worker_decoder = msgspec.json.Decoder(WorkerInfo)
 Command = tuple[bytes | str | int, ...]
 
 _CHECK_S: Final = 1.0  # how often `follow` makes sure that the logs are still the same ones
@@ -88,7 +90,8 @@ class RedisPredictions:
         if said != [b"%d" % FORMAT, b"%d" % self._shards]:
             raise Disagreement(
                 f"this deployment (prefix {self._prefix!r}) has format {said[0].decode()} and {said[1].decode()} "
-                f"shards, this process format {FORMAT} and {self._shards} shards; shards are fixed for the life of a deployment"
+                f"shards, this process format {FORMAT} and {self._shards} shards; "
+                "shards are fixed for the life of a deployment"
             )
 
     # --- appending -----------------------------------------------------------------------------------------------
@@ -236,7 +239,11 @@ class RedisPredictions:
         if not names:
             return []
         said = await self._ask(*(("GET", worker_key(self._prefix, name.decode())) for name in names))
-        return [msgspec.json.decode(text, type=WorkerInfo) for text in said if text]
+        found = []
+        for text in said:
+            with suppress(msgspec.DecodeError):  # of a worker of another version: it counts as not there
+                found += [_worker_decoder.decode(text)] if text else []
+        return found
 
     async def ping(self) -> None:
         await self._ask(("PING",))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from service import codec, contracts, errors, keys
+from service import codec, contracts, keys
 from service.contracts import Manifest
 from service.ports import WorkerInfo
 
@@ -90,27 +89,3 @@ def test_every_key_is_described() -> None:
     assert described == {key.decode().removeprefix("rollcast:") for key in spelt} | {
         key.removeprefix("rollcast:") for key in deployment
     }
-
-
-def subclasses(kind: type[errors.RollcastError]) -> Iterator[type[errors.RollcastError]]:
-    for child in kind.__subclasses__():
-        yield child
-        yield from subclasses(child)
-
-
-@pytest.mark.parametrize("error", list(subclasses(errors.EntryError)), ids=lambda error: error.__name__)
-def test_every_reason_of_a_refusal_is_described(error: type[errors.EntryError]) -> None:
-    assert f"| `{error.reason}` | {error.status} | `{error.type}` |" in PAGE
-
-
-OTHERS = [
-    error
-    for root in (errors.RequestError, errors.NotAnswered, errors.Unavailable)
-    for error in (root, *subclasses(root))
-    if error.type != "internal"
-]
-
-
-@pytest.mark.parametrize("error", OTHERS, ids=lambda error: error.__name__)
-def test_every_problem_type_is_described(error: type[errors.RollcastError]) -> None:
-    assert f"| {error.status} | `{error.type}` |" in PAGE

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from service.api import create_app
-from service.api.problems import HTTP_TYPES
 from service.metrics import create_registry
 from tests.doubles import MemoryBroker
 from tests.ports.fake_predictions import FakePredictions
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "http.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "http.md").read_text(encoding="utf-8")
 
 
 def calls() -> dict[str, Any]:
@@ -31,9 +29,3 @@ def test_every_parameter_is_named() -> None:
         for parameter in call.get("parameters", []):
             if parameter["in"] != "path":
                 assert re.search(rf"`\??{parameter['name']}(=\w+)?`", PAGE), f"{name}: {parameter['name']}"
-
-
-def test_the_routers_own_problem_types_are_described() -> None:
-    formats = (DOCS / "formats.md").read_text(encoding="utf-8")
-    for status, word in HTTP_TYPES.items():
-        assert f"| {status} | `{word}` |" in formats

@@ -17,7 +17,7 @@ from service.broker.predictions import RedisPredictions
 from service.codec import entry_fields, id_number
 from service.embedded import EmbeddedBroker
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement
-from service.keys import ShardKeys, shard_of
+from service.keys import ShardKeys, shard_of, worker_key, workers_key
 from service.ports import FeedItem
 from tests.answering import Answering, InMemory, OnBroker
 
@@ -228,6 +228,13 @@ async def test_a_cancelled_call_leaves_its_reply_to_nobody(real: OnBroker) -> No
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
         assert await real.predictions.workers() == []
+
+
+async def test_a_worker_that_speaks_another_language_is_not_counted(real: OnBroker, prefix: str) -> None:
+    real.serve("tiny")
+    real.redis.zadd(workers_key(prefix), {"other": 2, "gone": 3})
+    real.redis.set(worker_key(prefix, "other"), b'{"id": "other"}')
+    assert [worker.id for worker in await real.predictions.workers()] == ["w"]
 
 
 async def test_the_status_of_a_shard_never_carries_the_bytes_of_an_entry(real: OnBroker) -> None:

@@ -12,6 +12,7 @@ from rollcast.client import StreamRecord, parse_events
 from service.api.follower import Follower
 from service.api.records import Tail, send_events
 from service.codec import entry_fields
+from service.errors import WaitTimeout
 from service.metrics import ApiMetrics, create_registry
 from service.ports import FeedItem
 from tests.answering import InMemory
@@ -154,3 +155,30 @@ async def test_nothing_is_fetched_that_nobody_here_wants(scene: Scene, monkeypat
     await scene.record(3)
     await until(lambda: sum(len(item.records) for item in seen) == 3)
     assert asked == []
+
+
+async def test_a_record_that_comes_before_the_id_is_known_is_not_missed(scene: Scene) -> None:
+    with scene.follower.waiting("cam-1") as waiter:
+        (entry_id,) = await scene.record(1)
+        await until(lambda: entry_id in waiter._seen)
+        assert (await waiter.record(entry_id, LIMIT_S)).id == entry_id
+
+
+async def test_a_broker_that_goes_after_the_append_does_not_deny_the_entry(scene: Scene) -> None:
+    with scene.follower.waiting("cam-1") as waiter:
+        (entry_id,) = await scene.record(1)
+        await until(lambda: entry_id in waiter._seen)
+        scene.world.broker.away = True
+        with pytest.raises(WaitTimeout, match="in the log"):
+            await waiter.record(entry_id, 0.05)
+
+
+async def test_a_wait_outlives_the_broker(scene: Scene) -> None:
+    with scene.follower.waiting("cam-1") as waiter:
+        entry_id = await scene.predictions.append("cam-1", {})
+        waiting = asyncio.create_task(waiter.record(entry_id, LIMIT_S))
+        scene.world.broker.away = True
+        await until(lambda: scene.follower.away is not None)
+        scene.world.answer("cam-1", entry_id)
+        scene.world.broker.away = False
+        assert (await waiting).id == entry_id

@@ -1,16 +1,23 @@
-"""How long a request takes up to the head of its answer, by route and status."""
+"""Around every request: how long it takes up to the head of its answer, and an answer whatever fails inside."""
 
 from __future__ import annotations
 
+import logging
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.problems import answer_bug
 from service.metrics import ApiMetrics
 
+log = logging.getLogger("rollcast.api")
 
-class Timing:
-    """Plain ASGI middleware: it never touches bodies, so that a subscription is not held up."""
+
+class Outermost:
+    """Plain ASGI middleware: it never touches bodies, so that a subscription is not held up.
+
+    Faults are answered here, not by the framework, which would close the client's connection after them.
+    """
 
     def __init__(self, app: ASGIApp, metrics: ApiMetrics) -> None:
         self._app = app
@@ -32,9 +39,10 @@ class Timing:
         try:
             await self._app(scope, receive, watched)
         except Exception:
-            if not status:
-                self._observe(scope, 500, begun)
-            raise
+            log.exception("a request failed")
+            if status:
+                raise  # its answer was under way: only the end of the connection can tell the client
+            await answer_bug()(scope, receive, watched)
 
     def _observe(self, scope: Scope, status: int, begun: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")

@@ -1,0 +1,144 @@
+"""Metrics cost nothing an entry, and show what was counted."""
+
+from __future__ import annotations
+
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.errors import PortInUse
+from service.metrics import SECONDS, ApiMetrics, Histogram, MetricsServer, WorkerMetrics, create_registry, serve_metrics
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def worker(registry: CollectorRegistry) -> WorkerMetrics:
+    return WorkerMetrics(registry)
+
+
+def test_a_counter_shows_its_sum_by_label(registry: CollectorRegistry, worker: WorkerMetrics) -> None:
+    worker.entries.labels("samples", "tiny").inc(3)
+    worker.entries.labels("samples", "tiny").inc()
+    worker.entries.labels("frame", "bright").inc(2)
+    worker.duplicates.inc()
+    value = registry.get_sample_value
+    assert value("rollcast_entries_total", {"kind": "samples", "model": "tiny"}) == 4
+    assert value("rollcast_entries_total", {"kind": "frame", "model": "bright"}) == 2
+    assert value("rollcast_duplicates_total") == 1
+    assert value("rollcast_fenced_total") == 0  # shown before it ever happened
+
+
+def test_a_gauge_shows_its_last_value(registry: CollectorRegistry, worker: WorkerMetrics) -> None:
+    worker.streams.labels("resident").set(7)
+    worker.streams.labels("resident").set(5)
+    worker.state_bytes.set(1024)
+    assert registry.get_sample_value("rollcast_streams", {"where": "resident"}) == 5
+    assert registry.get_sample_value("rollcast_state_bytes") == 1024
+
+
+def test_many_observations_at_once_are_the_same_as_one_by_one() -> None:
+    values = np.concatenate([np.random.default_rng(3).exponential(0.1, 1000), SECONDS, [0.0, 1e9, -1.0]])
+    one, many = Histogram(SECONDS), Histogram(SECONDS)
+    for value in values:
+        one.observe(float(value))
+    many.observe_many(values)
+    many.observe_many(np.array([]))
+    assert one.counts.tolist() == many.counts.tolist()
+    assert many.counts.sum() == len(values)
+    assert one.sum == pytest.approx(many.sum)
+
+
+def test_a_value_on_a_bound_counts_below_it(registry: CollectorRegistry, worker: WorkerMetrics) -> None:
+    worker.batch_entries.labels("tiny").observe(64)
+    worker.batch_entries.labels("tiny").observe_many(np.array([65, 5000]))
+    value = registry.get_sample_value
+    assert value("rollcast_batch_entries_bucket", {"model": "tiny", "le": "32.0"}) == 0
+    assert value("rollcast_batch_entries_bucket", {"model": "tiny", "le": "64.0"}) == 1
+    assert value("rollcast_batch_entries_bucket", {"model": "tiny", "le": "4096.0"}) == 2
+    assert value("rollcast_batch_entries_bucket", {"model": "tiny", "le": "+Inf"}) == 3
+    assert value("rollcast_batch_entries_count", {"model": "tiny"}) == 3
+    assert value("rollcast_batch_entries_sum", {"model": "tiny"}) == 64 + 65 + 5000
+
+
+def test_labels_are_resolved_once_and_checked(worker: WorkerMetrics) -> None:
+    assert worker.steps.labels("tiny") is worker.steps.labels("tiny")
+    assert worker.model_info.labels("tiny", 1, "abc") is worker.model_info.labels("tiny", "1", "abc")
+    with pytest.raises(ValueError, match="kind"):
+        worker.entries.labels("samples")
+
+
+def test_what_is_shown_is_the_exposition_format(registry: CollectorRegistry, worker: WorkerMetrics) -> None:
+    worker.end_to_end_seconds.labels('a"b\\c').observe(0.2)
+    ApiMetrics(registry).http_request_seconds.labels("/v1/streams/{stream}", 404).observe(0.001)
+    families = {f.name: f for f in text_string_to_metric_families(generate_latest(registry).decode())}
+    assert families["rollcast_entries"].type == "counter"
+    assert families["rollcast_lag_seconds"].type == "gauge"
+    assert families["rollcast_end_to_end_seconds"].type == "histogram"
+    assert {s.labels["model"] for s in families["rollcast_end_to_end_seconds"].samples} == {'a"b\\c'}
+
+
+def test_a_registry_says_which_build_it_is() -> None:
+    text = generate_latest(create_registry()).decode()
+    assert "rollcast_build_info{version=" in text
+    assert "process_cpu_seconds_total" in text
+
+
+# --- a worker's port ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reasons() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def server(registry: CollectorRegistry, worker: WorkerMetrics, reasons: list[str]) -> Iterator[MetricsServer]:
+    server = serve_metrics(registry, 0, list, lambda: reasons)
+    yield server
+    server.close()
+
+
+def get(server: MetricsServer, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_a_worker_serves_its_metrics(server: MetricsServer, worker: WorkerMetrics) -> None:
+    worker.steps.labels("tiny").inc(12)
+    status, text = get(server, "/metrics?name[]=x")
+    assert status == 200
+    assert 'rollcast_steps_total{model="tiny"} 12.0' in text
+
+
+def test_a_worker_says_whether_it_is_ready_and_why_not(server: MetricsServer, reasons: list[str]) -> None:
+    assert get(server, "/readyz") == (200, "ok\n")
+    reasons.append("the broker is away")
+    assert get(server, "/readyz") == (503, "the broker is away\n")
+    assert get(server, "/livez") == (200, "ok\n")
+    assert get(server, "/")[0] == 404
+
+
+def test_a_port_in_use_is_named(registry: CollectorRegistry, server: MetricsServer) -> None:
+    with pytest.raises(PortInUse, match=rf"metrics port {server.port}.*metrics_port"):
+        serve_metrics(registry, server.port, list, list)
+
+
+def test_closing_frees_the_port(registry: CollectorRegistry) -> None:
+    server = serve_metrics(registry, 0, list, list)
+    server.close()
+    with socket.create_server(("127.0.0.1", server.port)):
+        pass

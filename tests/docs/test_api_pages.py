@@ -1,0 +1,40 @@
+"""docs/problems.md and docs/metrics.md know every problem and every metric, and no others."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from service.api.openapi import problem_types
+from service.errors import EntryError
+from service.metrics import ApiMetrics, Counter, Family, WorkerMetrics, create_registry
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_problems_page_has_every_type_with_its_status() -> None:
+    page = (DOCS / "problems.md").read_text()
+    told = {(kind, int(status)) for kind, status in re.findall(r"^\| `([a-z-]+)` \| (\d+) \|", page, re.M)}
+    assert told == {(kind, status) for status, kinds in problem_types().items() for kind in kinds}
+
+
+def test_the_problems_page_has_the_reason_of_every_refusal() -> None:
+    page = (DOCS / "problems.md").read_text()
+    for error in EntryError.__subclasses__():
+        assert f"| `{error.type}` | {error.status} | `{error.reason}` |" in page
+
+
+def test_the_metrics_page_has_every_metric_with_its_type_and_labels() -> None:
+    page = (DOCS / "metrics.md").read_text()
+    told = set(re.findall(r"^\| `([a-z0-9_{},]+)` \| (\w+) \|", page, re.M))
+    ours = {("rollcast_build_info{version}", "gauge")}
+    for metrics in (WorkerMetrics(CollectorRegistry()), ApiMetrics(CollectorRegistry())):
+        for name, family in vars(metrics).items():
+            labels = f"{{{','.join(family.names)}}}" if isinstance(family, Family) else ""
+            kind = type(family.make() if isinstance(family, Family) else family)
+            ours.add((f"rollcast_{name}{'_total' * (kind is Counter)}{labels}", kind.__name__.lower()))
+    assert {row for row in told if row[0].startswith("rollcast_")} == ours
+    of_processes = {(family.samples[0].name, family.type) for family in create_registry().collect()}
+    assert {row for row in of_processes if row[0].startswith("process_")} <= told  # they depend on the platform

@@ -17,8 +17,7 @@ def card(task: Task, data: Data, manifest: Manifest, best: int, epochs: int, par
         task.description,
         _facts(task, manifest),
         "## Accuracy",
-        f"Of the package in ONNX Runtime, every test example a stream of its own from a fresh state; one decision is "
-        f"{metrics['unit']}. The test split was used once, after training.",
+        _how_measured(metrics),
         _accuracy_table(metrics),
         *_copies(metrics),
         _validation(task, metrics, best, epochs),
@@ -26,7 +25,8 @@ def card(task: Task, data: Data, manifest: Manifest, best: int, epochs: int, par
         "![confusion matrix](confusion.png)",
         "## Data",
         f"- {about.name}: {about.source}\n- licence: {about.licence}\n- split: {about.split}\n"
-        f"- examples: {len(data.train)} to train, {len(data.validation or [])} to validate, {len(data.test)} to test",
+        f"- examples: {len(data.train)} to train, {len(data.validation or [])} to validate, "
+        f"{len(data.test or [])} to test",
         "## Use and limits",
         f"{task.limits} Trained for demonstration and teaching; check it on your own data before you rely on it.",
         f"Terms of the weights: {manifest.weights_terms}.",
@@ -46,7 +46,7 @@ def _facts(task: Task, manifest: Manifest) -> str:
         features = manifest.rows.features
         takes = f"rows of {len(features)} ({', '.join(features)}) at {manifest.rows.rate_hz:g} Hz"
     else:
-        takes = "texts"
+        takes = "texts, word by word"
     size = sum(4 * _count(state.shape) for state in manifest.states)
     rolling = manifest.rolling
     return "\n".join(
@@ -67,8 +67,21 @@ def _count(shape: list[int]) -> int:
     return count
 
 
+def _how_measured(metrics: dict[str, Any]) -> str:
+    stream = f"a stream of its own from a fresh state; one decision is {metrics['unit']}."
+    if "folds" not in metrics:
+        return (
+            f"Of the package in ONNX Runtime, every test example {stream} The test split was used once, after training."
+        )
+    each = ", ".join(f"{accuracy:.4f}" for accuracy in metrics["folds"])
+    return (
+        f"Of {len(metrics['folds'])} nets in ONNX Runtime, made as the package's, each on the fold of the examples it "
+        f"never saw, every example {stream} Fold by fold: {each}. The package's net learnt from all examples."
+    )
+
+
 def _accuracy_table(metrics: dict[str, Any]) -> str:
-    rows = [("as the data set is split", metrics)]
+    rows = [("folds, together" if "folds" in metrics else "as the data set is split", metrics)]
     if "without_copies" in metrics:
         rows.append(("without the copies", metrics["without_copies"]))
     lines = ["| test | decisions | accuracy | 95 % interval |", "| --- | --- | --- | --- |"]

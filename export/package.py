@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +20,14 @@ import typer
 from torch import nn
 
 from export.card import card
-from export.data import Data, DataError
+from export.data import Data, DataError, folds
 from export.metrics import accuracy, confusion, interval95
 from export.plots import confusion_matrix, learning_curves
 from export.runs import CheckpointError, Trained, load_trained
-from export.tasks import TASKS, Decisions, Run, Task, write_samples
+from export.tasks import Decisions, Run, Task, write_samples
 from export.to_onnx import Output, run_torch, to_onnx
-from service.contracts import Manifest, StateTensor
+from export.zoo import TASKS
+from service.contracts import Manifest, StateTensor, TextInput
 from service.engine import OnnxEngine
 from service.errors import PackageRefused
 from service.packages import Package, load_package
@@ -54,14 +56,18 @@ def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: 
         **task.describe_input(data),
     )
     with _Draft(into / task.name / str(version)) as folder:
-        manifest = write_model(trained.net, manifest, task.golden(data), folder)
-        package = Package(manifest, folder)
+        if data.tokenizer:
+            manifest = write_tokenizer(data.tokenizer, manifest, folder)
+        manifest = write_model(trained.net, manifest, task.golden(data), folder, task.output(len(data.labels)))
         parity = verify(load_package(folder))  # as a server would, before anything is said of it
-        decisions = task.decide(stream_run(package), data.test)
+        if data.test is not None:
+            decisions = task.decide(stream_run(Package(manifest, folder)), data.test)
+        else:
+            decisions = _judged_in_folds(task, data, trained, manifest)
         measured = _metrics(task, data, trained, decisions)
         manifest = msgspec.structs.replace(manifest, metrics=measured)
         _write_manifest(manifest, folder)
-        if task.samples:
+        if task.samples and data.test is not None:
             write_samples(task, data, folder / "samples")
         learning_curves(trained.history, trained.best, folder / "learning.png")
         confusion_matrix(confusion(decisions, len(data.labels)), data.labels, folder / "confusion.png")
@@ -69,6 +75,15 @@ def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: 
         history = {"settings": asdict(trained.settings), "kept_epoch": trained.best, "history": trained.history}
         _write_json(history | {"task": _recipe(task)}, folder / "training.json")
     return into / task.name / str(version)
+
+
+def write_tokenizer(tokenizer: str, manifest: Manifest, folder: Path) -> Manifest:
+    """tokenizer.json. Returns the manifest with its checksum."""
+    content = tokenizer.encode()
+    text = TextInput(sha256=hashlib.sha256(content).hexdigest())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / text.tokenizer).write_bytes(content)
+    return msgspec.structs.replace(manifest, text=text)
 
 
 def write_model(
@@ -96,6 +111,19 @@ def write_model(
     return manifest
 
 
+def _judged_in_folds(task: Task, data: Data, trained: Trained, manifest: Manifest) -> Decisions:
+    """Every example judged by the net of the fold that never saw it, exported and run as a stream."""
+    parts = []
+    with tempfile.TemporaryDirectory() as place:
+        pairs = zip(folds(data.train, task.folds, trained.settings.seed), trained.judges, strict=True)
+        for number, ((_, held), net) in enumerate(pairs):
+            folder = Path(place) / str(number)
+            judge = write_model(net, manifest, task.golden(data), folder, task.output(len(data.labels)))
+            found = task.decide(stream_run(Package(judge, folder)), held)
+            parts.append((found.truth, found.guess, found.example + number * len(data.train)))
+    return Decisions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
 def stream_run(package: Package) -> Run:
     """The package in ONNX Runtime as a function of whole sequences, each from a fresh state."""
     engine = OnnxEngine(package)
@@ -120,10 +148,14 @@ def _metrics(task: Task, data: Data, trained: Trained, decisions: Decisions) -> 
         "interval95": [round(low, 5), round(high, 5)],
         "unit": task.unit,
         "units": len(decisions.truth),
-        "examples": len(data.test),
+        "examples": len(data.test or data.train),
         "validation_accuracy": round(trained.history[trained.best - 1]["validation"], 5),
     }
-    if data.copies:
+    if data.test is None:
+        fold = decisions.example // len(data.train)
+        hit = decisions.truth == decisions.guess
+        metrics["folds"] = [round(float(hit[fold == number].mean()), 5) for number in range(task.folds)]
+    elif data.copies:
         kept = np.isin(decisions.example, [i for i, name in enumerate(data.test.names) if name not in data.copies])
         without = Decisions(decisions.truth[kept], decisions.guess[kept], decisions.example[kept])
         low, high = interval95(without)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from export.data import Data
+from export.data import Data, folds
 from export.tasks import Task
 
 CHECKPOINT = "checkpoint.pt"
@@ -42,6 +43,7 @@ class Trained:
     settings: Settings
     history: History
     best: int  # the epoch whose weights are kept, from 1
+    judges: list[nn.Module] = field(default_factory=list)  # of the folds in their order, each after its last epoch
 
 
 def save(path: Path, values: dict[str, Any], parts: dict[str, Any]) -> None:
@@ -74,11 +76,23 @@ def load_trained(folder: Path, task: Task, data: Data) -> Trained:
     fingerprint = stored["fingerprint"]
     if fingerprint["task"] != task.name or fingerprint["data"] != data.sha256:
         raise CheckpointError(f"{folder}: the run trained {fingerprint['task']} on other data")
-    tried = [_read(folder / fold_name(number))["history"] for number in range(1, task.folds + 1)]
     settings = Settings(**{name: fingerprint[name] for name in Settings.__dataclass_fields__})
+    tried, judges = [], []
+    if data.validation is None:
+        for number, (rest, _) in enumerate(folds(data.train, task.folds, settings.seed), 1):
+            fold = _read(folder / fold_name(number))
+            tried.append(fold["history"])
+            judges.append(_average(task.net.build(task.shape(rest, len(data.labels))), fold["average"]))
     net = task.net.build(task.shape(data.train, len(data.labels)))
     net.load_state_dict(stored["kept"]["weights"])
-    return Trained(net.eval(), settings, with_folds(stored["history"], tried), stored["kept"]["epoch"])
+    return Trained(net.eval(), settings, with_folds(stored["history"], tried), stored["kept"]["epoch"], judges)
+
+
+def _average(net: nn.Module, stored: dict[str, Any]) -> nn.Module:
+    """The net with the averaged weights of a checkpoint."""
+    average = AveragedModel(net, use_buffers=True)
+    average.load_state_dict(stored)
+    return average.module.eval()
 
 
 def fold_name(number: int) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from export.data import Data, Split, arem, mnist, small_digits
+from export.to_onnx import Output
 from models.catalogue import NETS, Net, Shape
 from service.contracts import FrameInput, GapPolicy, RollingSettings, RowInput
 
@@ -61,10 +62,15 @@ class Task(ABC):
     folds: int = 0  # of validation where the data has none of its own: where examples are few
     rolling: RollingSettings = field(default_factory=RollingSettings)
     gap: GapPolicy = field(default_factory=GapPolicy)
+    own: Net | None = None  # a net that is not of the catalogue
 
     @property
     def net(self) -> Net:
-        return NETS[self.name]
+        return self.own or NETS[self.name]
+
+    def output(self, labels: int) -> Output:
+        """What the net gives: K logits, or one neuron for two labels."""
+        return "logits"
 
     @abstractmethod
     def shape(self, split: Split, labels: int) -> Shape:

@@ -19,7 +19,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -37,7 +37,8 @@ from export.runs import (
     save,
     with_folds,
 )
-from export.tasks import TASKS, Batch, Run, Task
+from export.tasks import Batch, Run, Task
+from export.zoo import TASKS
 from service.errors import PackageRefused
 
 console = Console(stderr=True)
@@ -53,17 +54,19 @@ def train(task: Task, data: Data, settings: Settings, folder: Path, *, resume: b
     labels = len(data.labels)
     fingerprint = asdict(settings) | {"data": data.sha256}
     tried: list[History] = []
+    judges: list[nn.Module] = []
     if data.validation is None:
         for number, (rest, held) in enumerate(folds(data.train, task.folds, settings.seed), 1):
             console.print(f"fold {number} of {task.folds}: {len(rest)} examples to train, {len(held)} to validate")
             learner = _Learner(task, rest, labels, settings, folder / fold_name(number), fingerprint)
             tried.append(learner.learn(held, settings.epochs, resume))
+            judges.append(learner.last())
         console.print(f"all {len(data.train)} examples")
     learner = _Learner(task, data.train, labels, settings, folder / CHECKPOINT, fingerprint)
     history = learner.learn(data.validation, task.patience, resume)
     net = task.net.build(task.shape(data.train, labels))
     net.load_state_dict(learner.kept["weights"])
-    return Trained(net.eval(), settings, with_folds(history, tried), learner.kept["epoch"])
+    return Trained(net.eval(), settings, with_folds(history, tried), learner.kept["epoch"], judges)
 
 
 class _Learner:
@@ -119,6 +122,12 @@ class _Learner:
                     console.print(f"epoch {epoch + 1}/{self.settings.epochs}  {note}")
         return self.history
 
+    def last(self) -> nn.Module:
+        """The net as it stands after the last epoch, on the CPU, in eval mode."""
+        net = self.task.net.build(self.shape)
+        net.load_state_dict(self.average.module.state_dict())
+        return net.eval()
+
     def _epoch(self, epoch: int, bar: Progress, row: TaskID) -> float:
         """All batches once. Returns the mean loss."""
         rng = _seed(self.settings.seed, epoch)
@@ -142,7 +151,7 @@ def _step(net: nn.Module, batch: Batch, task: Task, settings: Settings, optimise
     with torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         logits, _ = net(x, state)  # (B, T, K)
     each = F.cross_entropy(
-        logits.float().flatten(0, 1), y.flatten(), reduction="none", label_smoothing=task.smoothing
+        as_logits(logits).float().flatten(0, 1), y.flatten(), reduction="none", label_smoothing=task.smoothing
     )  # (B·T,)
     loss = (each * weight.flatten()).sum() / weight.sum()
     optimiser.zero_grad()
@@ -160,9 +169,14 @@ def torch_run(net: nn.Module, device: str = "cpu") -> Run:
         state = {name: value.to(device) for name, value in net.initial_state(len(x)).items()}
         with torch.no_grad():
             logits, _ = net(torch.from_numpy(x).to(device), state)
-        return logits.float().softmax(-1).cpu().numpy()
+        return as_logits(logits).float().softmax(-1).cpu().numpy()
 
     return run
+
+
+def as_logits(y: Tensor) -> Tensor:
+    """(B, T, K) logits as they are; one neuron's as two: the softmax of (0, y) is (1 − sigmoid(y), sigmoid(y))."""
+    return y if y.shape[-1] > 1 else torch.cat([torch.zeros_like(y), y], -1)
 
 
 def _seed(seed: int, epoch: int) -> np.random.Generator:

@@ -179,6 +179,7 @@ class TextInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     tokenizer: str = "tokenizer.json"
     max_tokens: int = 512
+    sha256: str = ""  # of the tokenizer's file
 
 
 class StateTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -247,7 +247,8 @@ def _run_demo(
         demo.draw()
         time.sleep(TURN_S)
     before = interrupts.count
-    return demo.finish(hurry=lambda: interrupts.count > before)
+    status = demo.finish(hurry=lambda: interrupts.count > before)
+    return 0 if before else status  # an interrupted demo has proved nothing, either way
 
 
 def _await_ready(supervisor: Supervisor, interrupts: Interrupts, url: str) -> None:

@@ -74,6 +74,7 @@ def test_ctrl_c_ends_it_with_the_summary(demo: Demo) -> None:
     shows_predictions(process)
     os.kill(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
     assert "digits-cnn: accuracy" in output
     assert "without an answer 0" in output
     assert "Traceback" not in output

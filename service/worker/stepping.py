@@ -5,7 +5,9 @@ Every item has its turn here in stream order, whatever its outcome. A failed one
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +19,15 @@ from service.errors import EntryError, Malformed, NonFinite, WrongShard
 from service.worker import records
 from service.worker.model import GROUP_STEPS, ServedModel
 from service.worker.shard import Item, Stream
+
+
+class Call(NamedTuple):
+    """One group of entries through a model: how many, and how long the two stages took, s."""
+
+    model: str
+    entries: int
+    step_s: float
+    roll_s: float
 
 
 class Stepper:
@@ -43,8 +54,11 @@ class Stepper:
         chosen = choose_model(self._infos, entry.kind, asked=entry.model, bound=bound, default=default, width=width)
         return self.models[chosen.name]
 
-    def step(self, items: Sequence[Item]) -> dict[Stream, bytes]:
-        """Gives every item its type, body and state. Returns the settings that streams are bound by, to be stored."""
+    def step(self, items: Sequence[Item]) -> tuple[dict[Stream, bytes], list[Call]]:
+        """Gives every item its type, body and state.
+
+        Returns the settings that streams were bound by, to be stored, and what was called.
+        """
         groups: dict[tuple[ServedModel, int], list[Item]] = {}
         for item in items:
             try:
@@ -53,11 +67,12 @@ class Stepper:
             except EntryError as error:
                 self._refuse(item, error)
         bound: dict[Stream, bytes] = {}
+        calls: list[Call] = []
         for (model, steps), group in groups.items():
             size = max(1, GROUP_STEPS // steps)
             for at in range(0, len(group), size):
-                self._step_group(model, group[at : at + size], steps, bound)
-        return bound
+                self._step_group(model, group[at : at + size], steps, bound, calls)
+        return bound, calls
 
     # --- one item ------------------------------------------------------------------------------------------------
 
@@ -109,7 +124,10 @@ class Stepper:
 
     # --- a group: one model, one T -------------------------------------------------------------------------------
 
-    def _step_group(self, model: ServedModel, group: list[Item], steps: int, bound: dict[Stream, bytes]) -> None:
+    def _step_group(
+        self, model: ServedModel, group: list[Item], steps: int, bound: dict[Stream, bytes], calls: list[Call]
+    ) -> None:
+        began = time.perf_counter()
         x, group = self._inputs(model, group, steps)
         if not group:
             return
@@ -130,7 +148,9 @@ class Stepper:
         rows = table.gather(slots)
         if fresh:
             rows[fresh] = model.layout.fresh
-        stepped = model.step(x, rows, [item.entry for item in group], [item.time_us for item in group])
+        scores = model.advance(x, rows)
+        called = time.perf_counter()
+        stepped = model.roll(scores, rows, [item.entry for item in group], [item.time_us for item in group])
         if stepped.failed:
             good = [b for b in range(len(group)) if b not in stepped.failed]
             table.scatter(slots[good], rows[good])
@@ -140,6 +160,7 @@ class Stepper:
             if item.entry.end and b not in stepped.failed and rows[b]["inside"].any():
                 stepped.events.setdefault(b, []).extend(rolling.close(rows[b], model.labels))
         records.write_predictions(model, group, stepped, closed)
+        calls.append(Call(model.name, len(group), called - began, time.perf_counter() - called))
         for b, item in enumerate(group):
             if b in stepped.failed:
                 self._refuse(item, stepped.failed[b])

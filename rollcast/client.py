@@ -119,12 +119,13 @@ class Client:
             yield from page["streams"]
             after = page["next"]
 
-    def ready(self) -> bool:
-        """Whether the server is ready to answer."""
+    def reasons_not_ready(self) -> list[str]:
+        """Why an entry posted now would not be answered; empty when it would."""
         try:
-            return self._http.get("/readyz").status_code == 200
-        except httpx.TransportError:
-            return False
+            answer = self._http.get("/readyz")
+            return [] if answer.status_code == 200 else [str(reason) for reason in answer.json()["reasons"]]
+        except (httpx.TransportError, ValueError, KeyError) as error:
+            return [_away(self.url, error)]
 
     def follow(self, stream: str, *, after: str | None = None) -> Iterator[StreamRecord]:
         """Every record of a stream after the cursor `after` (`0`: all kept; None: from now on), for ever.

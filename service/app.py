@@ -254,9 +254,9 @@ def _run_demo(
 def _await_ready(supervisor: Supervisor, interrupts: Interrupts, url: str) -> None:
     deadline = time.monotonic() + READY_S
     with Client(url) as client:
-        while interrupts.count == 0 and not client.ready():
+        while interrupts.count == 0 and (reasons := client.reasons_not_ready()):
             if time.monotonic() > deadline:
-                raise StartError(f"{url}/readyz: not ready after {READY_S:.0f} s; it answers why")
+                raise StartError(f"not ready after {READY_S:.0f} s: {'; '.join(reasons)}. {supervisor.last_words()}")
             supervisor.tend()
             time.sleep(TURN_S)
 

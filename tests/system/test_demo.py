@@ -45,10 +45,12 @@ def children(pid: int) -> list[int]:
 def shows_predictions(process: subprocess.Popen[str]) -> None:
     """Reads until the first line of predictions."""
     assert process.stdout is not None
+    lines = []
     for line in process.stdout:
+        lines.append(line)
         if line.startswith("digit-1"):
             return
-    pytest.fail(f"the demo ended with status {process.wait()} before it showed anything")
+    pytest.fail(f"the demo ended with status {process.wait()} before it showed a prediction: {lines}")
 
 
 def test_it_can_be_killed_and_the_next_run_counts_only_its_own_and_ends_by_itself(demo: Demo) -> None:

@@ -70,9 +70,7 @@ def _count(shape: list[int]) -> int:
 def _how_measured(metrics: dict[str, Any]) -> str:
     stream = f"a stream of its own from a fresh state; one decision is {metrics['unit']}."
     if "folds" not in metrics:
-        return (
-            f"Of the package in ONNX Runtime, every test example {stream} The test split was used once, after training."
-        )
+        return f"Of the package in ONNX Runtime, every test example {stream} Nothing was chosen by the test split."
     each = ", ".join(f"{accuracy:.4f}" for accuracy in metrics["folds"])
     return (
         f"Of {len(metrics['folds'])} nets in ONNX Runtime, made as the package's, each on the fold of the examples it "

@@ -106,7 +106,7 @@ def mnist(folder: Path) -> Data:
         name="MNIST",
         source="Y. LeCun, C. Cortes, C. J. C. Burges: The MNIST database of handwritten digits",
         licence="CC BY-SA 3.0, as usually given",
-        split="official test; of the official training images 54,000 to train on, 6,000 to validate (drawn per digit)",
+        split="official test; of the official training images a tenth of each digit to validate, the rest to train on",
     )
     digits = [str(digit) for digit in range(10)]
     return Data(rest, validation, test, digits, about, _digest(train.x, train.y, test.x, test.y))
@@ -200,7 +200,10 @@ def arem(folder: Path) -> Data:
 
 
 def _arem_wanted(folder: Path) -> str:
-    return f"AReM: get AReM.zip from {AREM_ADDRESS} into {folder / 'arem'}/ (unpacked or not)"
+    return (
+        f"AReM: get AReM.zip from {AREM_ADDRESS} into {folder / 'arem'}/ (unpacked or not; "
+        f"SHA-256 of its rows as float32: {AREM_SHA256})"
+    )
 
 
 def _arem_rows(folder: Path) -> tuple[np.ndarray, list[str], list[int]]:

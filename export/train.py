@@ -117,9 +117,8 @@ class _Learner:
                 values = {"fingerprint": self.fingerprint, "history": self.history, "kept": self.kept}
                 save(self.path, values, self.parts)
                 note = "  ".join(f"{name} {value:.4f}" for name, value in entry.items())
-                bar.update(row, note=note)
-                if not console.is_terminal:
-                    console.print(f"epoch {epoch + 1}/{self.settings.epochs}  {note}")
+                bar.remove_task(row)
+                console.print(f"epoch {epoch + 1}/{self.settings.epochs}  {note}", highlight=False)
         return self.history
 
     def last(self) -> nn.Module:
@@ -242,7 +241,8 @@ def main(
         fail(str(error))
     report = msgspec.json.decode((place / "manifest.json").read_bytes())["metrics"]
     low, high = report["interval95"]
-    console.print(f"{place}: accuracy {report['accuracy']:.4f} ({low:.4f} to {high:.4f}) on the test split")
+    text = f"{place}: accuracy {report['accuracy']:.4f} ({low:.4f} to {high:.4f}) on the test split"
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def load(task: Task, data_dir: Path | None) -> Data:

@@ -99,6 +99,22 @@ class Client:
         body = json.dumps({"samples": [list(map(float, row)) for row in rows]}).encode()
         return self._post(f"/v1/streams/{stream}/samples", query, body, "application/json", wait_s)
 
+    def post_text(
+        self,
+        stream: str,
+        text: str,
+        *,
+        model: str | None = None,
+        seq: int | None = None,
+        time: float | None = None,
+        start: bool = False,
+        end: bool = False,
+        wait_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Posts a piece of text, whole words. Returns as `post_frame`."""
+        query = _query(model=model, seq=seq, time=time, start=start, end=end, wait=wait_s)
+        return self._post(f"/v1/streams/{stream}/text", query, text.encode(), "text/plain", wait_s)
+
     # --- reading -------------------------------------------------------------------------------------------------
 
     def predictions(
@@ -119,12 +135,13 @@ class Client:
             yield from page["streams"]
             after = page["next"]
 
-    def ready(self) -> bool:
-        """Whether the server is ready to answer."""
+    def reasons_not_ready(self) -> list[str]:
+        """Why an entry posted now would not be answered; empty when it would."""
         try:
-            return self._http.get("/readyz").status_code == 200
-        except httpx.TransportError:
-            return False
+            answer = self._http.get("/readyz")
+            return [] if answer.status_code == 200 else [str(reason) for reason in answer.json()["reasons"]]
+        except (httpx.TransportError, ValueError, KeyError) as error:
+            return [_away(self.url, error)]
 
     def follow(self, stream: str, *, after: str | None = None) -> Iterator[StreamRecord]:
         """Every record of a stream after the cursor `after` (`0`: all kept; None: from now on), for ever.

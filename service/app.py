@@ -127,6 +127,7 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
         input_history_s=settings.input_history_s,
         output_history_s=settings.output_history_s,
         batch_entries=settings.batch_entries,
+        tokenizers={name: package.tokenizer for name, package in packages.items() if package.tokenizer is not None},
         decode_threads=settings.decode_threads,
         max_pixels=settings.max_pixels,
         about=msgspec.json.encode(
@@ -247,15 +248,16 @@ def _run_demo(
         demo.draw()
         time.sleep(TURN_S)
     before = interrupts.count
-    return demo.finish(hurry=lambda: interrupts.count > before)
+    status = demo.finish(hurry=lambda: interrupts.count > before)
+    return 0 if before else status  # an interrupted demo has proved nothing, either way
 
 
 def _await_ready(supervisor: Supervisor, interrupts: Interrupts, url: str) -> None:
     deadline = time.monotonic() + READY_S
     with Client(url) as client:
-        while interrupts.count == 0 and not client.ready():
+        while interrupts.count == 0 and (reasons := client.reasons_not_ready()):
             if time.monotonic() > deadline:
-                raise StartError(f"{url}/readyz: not ready after {READY_S:.0f} s; it answers why")
+                raise StartError(f"not ready after {READY_S:.0f} s: {'; '.join(reasons)}. {supervisor.last_words()}")
             supervisor.tend()
             time.sleep(TURN_S)
 

@@ -1,4 +1,4 @@
-"""Bytes to frames, in one way for training, parity and serving: the same bytes are the same pixels everywhere.
+"""Bytes to frames and tokens, in one way for training, parity and serving: the same bytes give the same everywhere.
 
 What is decided here, and so holds for every model:
 
@@ -11,13 +11,14 @@ What is decided here, and so holds for every model:
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 import cv2
 import numpy as np
 
-from service.contracts import FrameInput
-from service.errors import BadImage, TooLarge
+from service.contracts import FrameInput, TextInput
+from service.errors import BadImage, Malformed, TooLarge, WrongShape
 from service.images import ImageInfo, inspect
 
 _INTERPOLATION: Final = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
@@ -62,6 +63,47 @@ def fit_frame(image: np.ndarray, spec: FrameInput) -> np.ndarray:
         image = _letterbox(_resize(image, max(1, round(width * scale)), max(1, round(height * scale)), spec), spec)
     image = _resize(image, spec.width, spec.height, spec)
     return np.ascontiguousarray(image.reshape(spec.height, spec.width, spec.channels))
+
+
+# --- text --------------------------------------------------------------------------------------------------------
+
+TOKEN_BYTES: Final = 64  # a text of more bytes than this times its allowed tokens is not even tokenised
+
+
+class Encoding(Protocol):
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+
+class Tokenizer(Protocol):
+    """What is needed of `tokenizers.Tokenizer`: words to ids, each word by itself."""
+
+    def encode(self, sequence: str, *, add_special_tokens: bool) -> Encoding: ...
+
+
+def decode_text(data: bytes, tokenizer: Tokenizer, spec: TextInput) -> np.ndarray:
+    """UTF-8 as token ids: (T,) int64, T from 1 to `spec.max_tokens`. Unknown words are the tokenizer's unknown token.
+
+    A text cut at whitespace gives the tokens of the whole (packages.py refuses a tokenizer that does otherwise).
+    Raises Malformed (not UTF-8), WrongShape (not a word in it), TooLarge (more tokens than the model takes at once).
+    """
+    if len(data) > TOKEN_BYTES * spec.max_tokens:
+        raise TooLarge(
+            f"text of {len(data)} bytes: the model takes {spec.max_tokens} tokens; cut it into several entries"
+        )
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise Malformed(f"text is not UTF-8: byte {error.start} is {data[error.start]:#04x}") from None
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    if not ids:
+        raise WrongShape("text without a word: expected at least one")
+    if len(ids) > spec.max_tokens:
+        raise TooLarge(f"text of {len(ids)} tokens: the model takes {spec.max_tokens}; cut it into several entries")
+    return np.array(ids, np.int64)
+
+
+# --- frames: how -------------------------------------------------------------------------------------------------
 
 
 def _flag(info: ImageInfo, spec: FrameInput) -> int:

@@ -120,8 +120,7 @@ class EmbeddedBroker:
         if self._lock is not None:
             return
         try:
-            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.home.chmod(0o700)
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)  # one that was there keeps its mode
             lock = (self.home / "lock").open("a+")
         except OSError as error:
             raise BrokerFailed(f"home {self.home}: {error.strerror}; expected a folder this user may write") from None
@@ -191,6 +190,7 @@ class EmbeddedBroker:
                 stderr=log,
                 start_new_session=True,
                 cwd=self.home,
+                umask=0o077,
             )
         self._await_ready(self._process, binary, path, log_path, log_start)
 

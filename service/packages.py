@@ -3,6 +3,7 @@
 NAME/VERSION/model.onnx      the graph: x and states in, probabilities and states out
              manifest.json   contracts.Manifest
              golden.npz      the parity certificate (parity.py)
+             tokenizer.json  of a text model: what the `tokenizers` library reads
              card.md, *.png, training.json, samples/
 """
 
@@ -20,8 +21,9 @@ from typing import Final, NoReturn
 import msgspec
 import numpy as np
 import onnxruntime
+from tokenizers import Tokenizer
 
-from service.contracts import Manifest, ModelInfo
+from service.contracts import Manifest, ModelInfo, TextInput
 from service.errors import PackageRefused, StartError
 from service.rolling import ROW_FORMAT
 
@@ -37,6 +39,8 @@ _TENSORS: Final = {
     "int32": "tensor(int32)",
     "uint8": "tensor(uint8)",
 }
+_WORDS_TRIED: Final = 500
+_NOBODYS_WORD: Final = "qxzvkwj"
 _INPUT_DTYPE: Final = {"frame": "uint8", "samples": "float32", "text": "int64"}
 
 
@@ -56,6 +60,11 @@ class Package:
         ]
         meaning = msgspec.json.encode([ROW_FORMAT, self.manifest.labels, states])
         return hashlib.sha256(meaning).hexdigest()[:16]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """Of a text model."""
+        return _read_tokenizer(self.manifest.text, self.folder) if self.manifest.text is not None else None
 
     @property
     def info(self) -> ModelInfo:
@@ -87,7 +96,10 @@ def load_package(folder: Path) -> Package:
     if found != manifest.sha256:
         _refuse("sha256", folder / MODEL, f"manifest.json expects sha256 {manifest.sha256}, the file has {found}")
     _check_graph(manifest, model, folder / MODEL)
-    return Package(manifest, folder)
+    package = Package(manifest, folder)
+    if package.tokenizer is not None:
+        _check_tokenizer(package.tokenizer, folder)
+    return package
 
 
 def load_packages(folder: Path | None = None) -> tuple[dict[str, Package], list[PackageRefused]]:
@@ -200,6 +212,10 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
             expect(len(values) == len(rows.features) > 0, f"rows.{field}", f"{len(rows.features)} numbers", values)
             expect(bool(np.isfinite(values).all()), f"rows.{field}", "finite numbers", values)
         expect(rows.rate_hz > 0, "rows.rate_hz", "above 0", rows.rate_hz)
+    if manifest.text is not None:
+        text = manifest.text
+        expect(Path(text.tokenizer).name == text.tokenizer, "text.tokenizer", "a file's name", text.tokenizer)
+        expect(text.max_tokens >= 1, "text.max_tokens", "a whole number from 1", text.max_tokens)
     rolling = manifest.rolling
     expect(0 <= rolling.exit <= rolling.enter <= 1, "rolling", "0 ≤ exit ≤ enter ≤ 1", (rolling.exit, rolling.enter))
     for field in ("half_life_s", "dwell_s", "refractory_s", "update_s"):
@@ -215,6 +231,41 @@ def _check_place(manifest: Manifest, folder: Path) -> None:
     place, said = f"{folder.parent.name}/{folder.name}", f"{manifest.name}/{manifest.version}"
     if place != said:
         _refuse("manifest", folder / MANIFEST, f"name and version: expected {place} as the folder, found {said}")
+
+
+# --- the tokenizer -----------------------------------------------------------------------------------------------
+
+
+def _read_tokenizer(text: TextInput, folder: Path) -> Tokenizer:
+    path = folder / text.tokenizer
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        _refuse("files", path, f"cannot be read: {error.strerror}")
+    found = hashlib.sha256(content).hexdigest()
+    if text.sha256 and found != text.sha256:
+        _refuse("sha256", path, f"manifest.json expects sha256 {text.sha256}, the file has {found}")
+    try:
+        tokenizer = Tokenizer.from_str(content.decode())
+    except Exception as error:  # the library raises plain Exception
+        _refuse("tokenizer", path, f"not a tokenizer: {str(error).strip().splitlines()[0]}")
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _check_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Words one by one must give what they give together: else a text's state would depend on how it was cut."""
+    path = folder / "tokenizer.json"
+    known = sorted(tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
+    words = [word for word, _ in known[: _WORDS_TRIED - 1] if not any(letter.isspace() for letter in word)]
+    words.insert(len(words) // 2, _NOBODYS_WORD)
+    one_by_one = [id_ for word in words for id_ in tokenizer.encode(word, add_special_tokens=False).ids]
+    together = tokenizer.encode(" ".join(words), add_special_tokens=False).ids
+    if one_by_one != together:
+        _refuse("tokenizer", path, "words by themselves give other tokens than in one text: expected the same")
+    if not tokenizer.encode(_NOBODYS_WORD, add_special_tokens=False).ids:
+        _refuse("tokenizer", path, "an unknown word gives no token: expected an unknown token")
 
 
 # --- the manifest against the graph ------------------------------------------------------------------------------

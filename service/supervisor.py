@@ -141,9 +141,16 @@ class Supervisor:
         for child in (*self._workers, self._api):
             status = child.ended()
             if status == StartError.exit_code:
-                raise StartError(f"{child.name} cannot start; its own words: {self._last_words()}")
+                raise StartError(f"{child.name} cannot start. {self.last_words()}")
             if status is not None and child.due():
                 child.start(self._variables, self._output)
+
+    def last_words(self) -> str:
+        """Where the children's log is, and its end if it is a file."""
+        if self._output is None:
+            return "The lines above say more"
+        lines = self._output.read_text(errors="replace").splitlines()
+        return "\n".join([f"{self._output} ends with:", *lines[-5:]])
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
         """api, then workers, then broker; as soon as `hurry` says so, api and workers are killed."""
@@ -166,12 +173,6 @@ class Supervisor:
         while self._broker.notices:
             log.warning(self._broker.notices.pop(0))
         return url
-
-    def _last_words(self) -> str:
-        if self._output is None:
-            return "see above"
-        lines = self._output.read_text(errors="replace").splitlines()
-        return "\n".join([f"at the end of {self._output}", *lines[-5:]])
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -19,6 +19,7 @@ from service.images import inspect
 
 FRAME_TYPES: Final = "image/jpeg, image/png or image/webp, or multipart/form-data with one part named frame"
 ROW_TYPES: Final = "application/json, text/csv or application/octet-stream"
+TEXT_TYPES: Final = "text/plain (UTF-8) or application/json"
 _FLOAT32_BYTES: Final = 4
 _SHOWN_FEATURES: Final = 12
 
@@ -100,6 +101,38 @@ def check_image(data: bytes, max_pixels: int) -> None:
         raise TooLarge(f"image of {info.width}×{info.height} pixels: the limit is {max_pixels} pixels")
     if not info.complete:
         raise BadImage(f"truncated {info.format.upper()} image: no end mark in its {len(data)} bytes")
+
+
+# --- text --------------------------------------------------------------------------------------------------------
+
+
+class Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A piece of text: whole words. `time` is that of its last word."""
+
+    text: str
+    time: float | None = None
+
+
+_text_decoder = msgspec.json.Decoder(Text)
+
+
+def read_text(media: str, body: bytes) -> Text:
+    """By content type. At least one character that is no whitespace; what its words are is the model's to say."""
+    if media == "application/json":
+        try:
+            found = _text_decoder.decode(body)
+        except msgspec.DecodeError as error:
+            raise Malformed(f'{error}; expected {{"text": "…", "time": seconds}}') from None
+    elif media == "text/plain":
+        try:
+            found = Text(body.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise Malformed(f"text: byte {error.start} is {body[error.start]:#04x}; expected UTF-8") from None
+    else:
+        raise UnsupportedMedia(f"Content-Type {media or 'is missing'}: expected {TEXT_TYPES}")
+    if not found.text.strip():
+        raise WrongShape("text without a word: expected at least one")
+    return found
 
 
 # --- rows --------------------------------------------------------------------------------------------------------

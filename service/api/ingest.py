@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from service.api import openapi
-from service.api.bodies import Block, check_image, media_type, read_block, read_body, read_frame, to_rows
+from service.api.bodies import Block, check_image, media_type, read_block, read_body, read_frame, read_text, to_rows
 from service.api.context import Context
 from service.api.query import PostQuery, read_post_query
 from service.choosing import choose_model
@@ -62,8 +62,21 @@ def ingest_routes(context: Context) -> APIRouter:
         rows = to_rows(block, spec)
         fields = entry_fields(
             stream, "samples", rows.tobytes(),
-            model=model, time=event_time(query, block), seq=query.seq, start=query.start, end=query.end,
+            model=model, time=event_time(query, block.time), seq=query.seq, start=query.start, end=query.end,
             shape=(rows.shape[0], rows.shape[1]), interval_s=query.interval_s,
+        )  # fmt: skip
+        return await append(stream, model, fields, query.wait_s)
+
+    @router.post("/v1/streams/{stream}/text", **openapi.POST_TEXT)
+    async def post_text(stream: str, request: Request) -> Response:
+        """Post a piece of text: whole words. Each of its tokens is one step of the stream's state."""
+        check_stream_id(stream)
+        query = read_post_query(request.query_params, rows=False)
+        text = read_text(media_type(request), await read_body(request, context.limits.entry_bytes))
+        model = await choose(stream, "text", query.model)
+        fields = entry_fields(
+            stream, "text", text.text.encode(),
+            model=model, time=event_time(query, text.time), seq=query.seq, start=query.start, end=query.end,
         )  # fmt: skip
         return await append(stream, model, fields, query.wait_s)
 
@@ -116,15 +129,15 @@ class Bindings:
         return model
 
 
-def event_time(query: PostQuery, block: Block) -> float | None:
-    """Of the last row, from the query or the body."""
-    if block.time is None:
+def event_time(query: PostQuery, said: float | None) -> float | None:
+    """Of the last step, from the query or from what the body `said`."""
+    if said is None:
         return query.time
     if query.time is not None:
         raise Malformed("time is given in the query and in the body: expected one of them")
-    if not 0.0 <= block.time <= MAX_TIME_S:
-        raise Malformed(f"time {block.time}: expected seconds from 0 to {MAX_TIME_S:g}")
-    return block.time
+    if not 0.0 <= said <= MAX_TIME_S:
+        raise Malformed(f"time {said}: expected seconds from 0 to {MAX_TIME_S:g}")
+    return said
 
 
 def refusal(record: OutRecord) -> RollcastError:

@@ -172,6 +172,22 @@ POST_SAMPLES: Final = _post(
     [*_POST_QUERY, _INTERVAL],
 )
 
+POST_TEXT: Final = _post(
+    {
+        "text/plain": {"schema": {"type": "string"}, "example": "a stirring , funny film"},
+        **_json(
+            {
+                "type": "object",
+                "required": ["text"],
+                "additionalProperties": False,
+                "properties": {"text": {"type": "string", "minLength": 1}, "time": _seconds(MAX_TIME_S)},
+            },
+            {"text": "a stirring , funny film", "time": 1763860000.0},
+        ),
+    },
+    _POST_QUERY,
+)
+
 # --- reading -----------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,6 @@ Connections: one for scripts and loads, one whose reads block, and one a shard f
 
 from __future__ import annotations
 
-import json
 import secrets
 import select
 import time
@@ -344,11 +343,6 @@ class RedisLog:
             self.abandon(shard)
         self._stop_reading()
         self._drop_control()
-
-
-def about_worker(worker: str, models: Sequence[str], metrics: str) -> bytes:
-    """What `worker:ID` holds."""
-    return json.dumps({"id": worker, "models": list(models), "metrics": metrics}).encode()
 
 
 def _is_error(reply: Any) -> bool:

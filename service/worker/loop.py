@@ -17,16 +17,17 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from service.batching import Scheduler
-from service.codec import NOWHERE, decode_settings, id_number, parse_entry, parse_position
+from service.codec import NOWHERE, Position, decode_settings, id_number, parse_entry, parse_position
 from service.contracts import NO_STREAM, FrameInput, StreamSettings
-from service.decode import decode_frame
+from service.decode import Tokenizer, decode_frame
 from service.errors import BrokerAway, CommitRefused, EntryError, Fenced
 from service.keys import shard_of
 from service.metrics import WorkerMetrics
-from service.ports import Commit, Committed, Engine, Log
+from service.ports import Commit, Committed, Engine, Loaded, Log
 from service.state import restart_on_load
 from service.worker.model import ServedModel
 from service.worker.shard import Item, Shard, Stream
@@ -57,13 +58,17 @@ class Worker:
         input_history_s: float = 0.0,
         output_history_s: float = 600.0,
         batch_entries: int = 1024,
+        tokenizers: Mapping[str, Tokenizer] | None = None,  # by name of the text models
         decode_threads: int = 2,
         max_pixels: int = 16_777_216,
         about: bytes = b"{}",
         fault: Callable[[str], None] = lambda point: None,
     ) -> None:
         self._broker = broker
-        self._models = {name: ServedModel(engine, schema) for name, (engine, schema) in engines.items()}
+        self._models = {
+            name: ServedModel(engine, schema, (tokenizers or {}).get(name))
+            for name, (engine, schema) in engines.items()
+        }
         self._stepper = Stepper(self._models, defaults or {}, state_ttl_s)
         self._tally = Tally(metrics, self._models.values())
         self._lease_s = lease_s
@@ -227,6 +232,7 @@ class Worker:
             arrived.append((shard, parsed))
         if strangers:
             self._meet({number: list(streams) for number, streams in strangers.items()})
+        now = time.perf_counter()
         for shard, parsed in arrived:
             streams, unfinished = shard.streams, shard.unfinished
             for entry in parsed:
@@ -235,7 +241,7 @@ class Worker:
                 if entry.number <= stream.last:  # finished before: a repeat, after a takeover
                     shard.kept += 1
                     continue
-                item = Item(entry, stream)
+                item = Item(entry, stream, now)
                 unfinished.append(item)
                 self._waiting_bytes += item.size
                 if entry.kind == "frame" and item.error is None:
@@ -250,8 +256,7 @@ class Worker:
         for number, found in self._broker.load(wanted).items():
             shard = self._shards[number]
             for name, loaded in zip(wanted[number], found, strict=True):
-                position = parse_position(loaded.position) if loaded.position else None
-                settings = decode_settings(loaded.settings) if loaded.settings else StreamSettings()
+                position, settings = _read_stream(name, loaded)
                 stream = Stream(name, shard, position or NOWHERE, settings)
                 home = shard_of(name, self._broker.shards)
                 if name != NO_STREAM and home != shard.number:
@@ -285,7 +290,7 @@ class Worker:
             item.error = error
         except Exception as error:  # whatever a decoder does to itself, it is this entry's fault alone
             item.error = EntryError(f"decoding failed: {error}")
-        item.time_us = int((time.perf_counter() - began) * 1e6)
+        item.decode_s = time.perf_counter() - began
         self._decoded.append(item)
         self.wake()
 
@@ -297,7 +302,7 @@ class Worker:
         spent = []
         while self._decoded:
             item = self._decoded.popleft()
-            spent.append(item.time_us / 1e6)
+            spent.append(item.decode_s)
             item.ready = True
             self._scheduler.wake(item)
         self._tally.decoded(np.array(spent))
@@ -308,10 +313,9 @@ class Worker:
         if not batch:
             return {}
         self._fault("before-step")
-        began = time.perf_counter()
         self._waiting_bytes -= sum([item.size for item in batch])
-        bound = self._stepper.step(batch)
-        self._tally.stage("step", time.perf_counter() - began)
+        bound, calls = self._stepper.step(batch)
+        self._tally.batch(time.perf_counter(), batch, calls)
         self._fault("after-step")
         return bound
 
@@ -395,6 +399,17 @@ class Worker:
             time.sleep(pause_s)  # not the hot loop: the broker takes nothing at present
             pause_s = min(0.5, pause_s * 2)
             self._broker.send(commit)
+
+
+def _read_stream(name: str, loaded: Loaded) -> tuple[Position | None, StreamSettings]:
+    """A stream's position and settings. What somebody else wrote there is said, and does not stop the shard."""
+    position, settings = None, StreamSettings()
+    try:
+        position = parse_position(loaded.position) if loaded.position else None
+        settings = decode_settings(loaded.settings) if loaded.settings else settings
+    except (ValueError, msgspec.DecodeError) as error:
+        log.error("foreign value among a stream's keys", extra={"stream": name, "detail": str(error)})
+    return position, settings
 
 
 def _split(items: list[Item]) -> tuple[list[Item], list[Item]]:

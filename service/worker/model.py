@@ -9,6 +9,7 @@ import numpy as np
 
 from service import rolling
 from service.contracts import Entry, Event, ModelInfo
+from service.decode import Tokenizer
 from service.errors import NonFinite, StepFailed
 from service.ports import Engine
 from service.state import StateLayout, StateTable, tensors_of, times_of_steps
@@ -16,8 +17,15 @@ from service.state import StateLayout, StateTable, tensors_of, times_of_steps
 GROUP_STEPS: Final = 65_536  # steps of one call of the engine: bounds its memory, not its speed
 
 
+class Scores(NamedTuple):
+    """What the engine made of a group of B entries. `failed` holds the places that were not stepped, and why."""
+
+    probabilities: np.ndarray  # (B, T, K) float32
+    failed: dict[int, NonFinite | StepFailed]
+
+
 class Stepped(NamedTuple):
-    """What a group of B entries came to. `failed` holds the places that were not stepped, and why."""
+    """What a group of B entries came to."""
 
     rows: np.ndarray  # (B,) state rows after the last step
     scores: np.ndarray  # (B, K) float32, of the last step
@@ -28,8 +36,9 @@ class Stepped(NamedTuple):
 class ServedModel:
     """Holds weights (in the engine) and its streams' states (in the table). Written only by Worker.run."""
 
-    def __init__(self, engine: Engine, schema: str) -> None:
+    def __init__(self, engine: Engine, schema: str, tokenizer: Tokenizer | None = None) -> None:
         manifest = engine.manifest
+        self.tokenizer = tokenizer  # of a text model
         self.engine = engine
         self.manifest = manifest
         self.name = manifest.name
@@ -42,23 +51,31 @@ class ServedModel:
         self.silent = np.array([label in manifest.background for label in manifest.labels], bool)
         self.info = model_info(engine)
 
-    def step(
+    def advance(
         self,
         x: np.ndarray,  # (B, T, …)
-        rows: np.ndarray,  # (B,) gathered state rows; changed
+        rows: np.ndarray,  # (B,) gathered state rows; their tensors are changed
+    ) -> Scores:
+        """T steps of B streams. A step that would leave something non-finite behind is redone alone, and has failed."""
+        failed: dict[int, NonFinite | StepFailed] = {}
+        probabilities, finite = self._run(x, rows, failed)
+        if not finite.all():
+            probabilities[~finite] = 0  # these rows are thrown away; the automaton must not see what is in them
+        return Scores(probabilities, failed)
+
+    def roll(
+        self,
+        scores: Scores,
+        rows: np.ndarray,  # (B,); their automaton, step and time are changed
         entries: Sequence[Entry],  # B
         last_us: Sequence[int],  # (B,) event time of each entry's last step
     ) -> Stepped:
-        """T steps of B streams. A step that would leave something non-finite behind is redone alone and refused."""
-        failed: dict[int, NonFinite | StepFailed] = {}
-        probabilities, finite = self._run(x, rows, failed)
+        """Folds the T steps of each stream into its automaton."""
         intervals = [self.interval_us if e.interval_s is None else e.interval_s * 1e6 for e in entries]
-        times = times_of_steps(last_us, intervals, x.shape[1])
-        if not finite.all():
-            probabilities[~finite] = 0  # these rows are thrown away; the automaton must not see what is in them
+        times = times_of_steps(last_us, intervals, scores.probabilities.shape[1])
         ids = [(e.ms, e.number & 0xFFFF_FFFF_FFFF_FFFF) for e in entries]
-        events = rolling.fold(rows, probabilities, times, ids, self.limits, self.labels, self.silent)
-        return Stepped(rows, probabilities[:, -1], events, failed)
+        events = rolling.fold(rows, scores.probabilities, times, ids, self.limits, self.labels, self.silent)
+        return Stepped(rows, scores.probabilities[:, -1], events, scores.failed)
 
     def _run(
         self, x: np.ndarray, rows: np.ndarray, failed: dict[int, NonFinite | StepFailed]

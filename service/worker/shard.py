@@ -43,20 +43,22 @@ class Item:
     """One entry on its way through the worker, and what became of it."""
 
     __slots__ = (
-        "body", "dead", "decoding", "done", "entry", "error", "events", "forget", "k", "key", "kind", "model", "number",
-        "ready", "reason", "served", "size", "state", "steps", "time_us", "type", "x",
+        "arrived", "body", "dead", "decode_s", "decoding", "done", "entry", "error", "events", "forget", "k", "key",
+        "kind", "model", "number", "ready", "reason", "served", "size", "state", "steps", "time_us", "type", "x",
     )  # fmt: skip
 
-    def __init__(self, entry: Entry, stream: Stream) -> None:
+    def __init__(self, entry: Entry, stream: Stream, arrived: float) -> None:
         self.entry = entry
         self.key = stream  # the scheduler's name for it
         self.number = entry.number
         self.size = len(entry.data)
+        self.arrived = arrived  # when it was read, s of this process's clock
+        self.decode_s = 0.0
         self.ready = True
         self.decoding = False
         self.done = False  # it is in a commit that was sent
         self.error: EntryError | None = entry.fault
-        self.x: np.ndarray | None = None  # a decoded frame, (H, W, C)
+        self.x: np.ndarray | None = None  # a decoded frame (H, W, C), or a text's tokens (T,)
         self.model: ServedModel | None = None  # chosen before decoding
         self.time_us = 0
         self.reason: Restart | None = None

@@ -5,7 +5,9 @@ Every item has its turn here in stream order, whatever its outcome. A failed one
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,10 +15,20 @@ from service import rolling
 from service.choosing import choose_model
 from service.codec import decode_control, encode_settings
 from service.contracts import Event, ModelInfo, Restart, StreamSettings
-from service.errors import EntryError, Malformed, NonFinite, WrongShard
+from service.decode import decode_text
+from service.errors import EntryError, Malformed, NonFinite, StepFailed, WrongShard
 from service.worker import records
 from service.worker.model import GROUP_STEPS, ServedModel
 from service.worker.shard import Item, Stream
+
+
+class Call(NamedTuple):
+    """One group of entries through a model: how many, and how long the two stages took, s."""
+
+    model: str
+    entries: int
+    step_s: float
+    roll_s: float
 
 
 class Stepper:
@@ -43,8 +55,11 @@ class Stepper:
         chosen = choose_model(self._infos, entry.kind, asked=entry.model, bound=bound, default=default, width=width)
         return self.models[chosen.name]
 
-    def step(self, items: Sequence[Item]) -> dict[Stream, bytes]:
-        """Gives every item its type, body and state. Returns the settings that streams are bound by, to be stored."""
+    def step(self, items: Sequence[Item]) -> tuple[dict[Stream, bytes], list[Call]]:
+        """Gives every item its type, body and state.
+
+        Returns the settings that streams were bound by, to be stored, and what was called.
+        """
         groups: dict[tuple[ServedModel, int], list[Item]] = {}
         for item in items:
             try:
@@ -53,11 +68,12 @@ class Stepper:
             except EntryError as error:
                 self._refuse(item, error)
         bound: dict[Stream, bytes] = {}
+        calls: list[Call] = []
         for (model, steps), group in groups.items():
             size = max(1, GROUP_STEPS // steps)
             for at in range(0, len(group), size):
-                self._step_group(model, group[at : at + size], steps, bound)
-        return bound
+                self._step_group(model, group[at : at + size], steps, bound, calls)
+        return bound, calls
 
     # --- one item ------------------------------------------------------------------------------------------------
 
@@ -85,7 +101,7 @@ class Stepper:
         item.model = model
         item.time_us = entry.ms * 1000 if entry.time is None else round(entry.time * 1e6)
         item.served = model.name
-        item.steps = entry.shape[0] if entry.shape is not None else 1
+        item.steps = _steps(item, model)
         return item.steps
 
     def _control(self, item: Item) -> None:
@@ -109,7 +125,10 @@ class Stepper:
 
     # --- a group: one model, one T -------------------------------------------------------------------------------
 
-    def _step_group(self, model: ServedModel, group: list[Item], steps: int, bound: dict[Stream, bytes]) -> None:
+    def _step_group(
+        self, model: ServedModel, group: list[Item], steps: int, bound: dict[Stream, bytes], calls: list[Call]
+    ) -> None:
+        began = time.perf_counter()
         x, group = self._inputs(model, group, steps)
         if not group:
             return
@@ -130,7 +149,9 @@ class Stepper:
         rows = table.gather(slots)
         if fresh:
             rows[fresh] = model.layout.fresh
-        stepped = model.step(x, rows, [item.entry for item in group], [item.time_us for item in group])
+        scores = model.advance(x, rows)
+        called = time.perf_counter()
+        stepped = model.roll(scores, rows, [item.entry for item in group], [item.time_us for item in group])
         if stepped.failed:
             good = [b for b in range(len(group)) if b not in stepped.failed]
             table.scatter(slots[good], rows[good])
@@ -140,6 +161,7 @@ class Stepper:
             if item.entry.end and b not in stepped.failed and rows[b]["inside"].any():
                 stepped.events.setdefault(b, []).extend(rolling.close(rows[b], model.labels))
         records.write_predictions(model, group, stepped, closed)
+        calls.append(Call(model.name, len(group), called - began, time.perf_counter() - called))
         for b, item in enumerate(group):
             if b in stepped.failed:
                 self._refuse(item, stepped.failed[b])
@@ -150,6 +172,8 @@ class Stepper:
         """x of the group, and the items that are in it: the others had values that are not finite."""
         if model.manifest.kind == "frame":
             return np.stack([item.x for item in group if item.x is not None])[:, None], group
+        if model.manifest.kind == "text":
+            return np.stack([item.x for item in group if item.x is not None]), group
         width = model.info.width or 0
         x = np.frombuffer(b"".join([item.entry.data for item in group]), "<f4").reshape(len(group), steps, width)
         if np.isfinite(x.sum(dtype=np.float64)):
@@ -206,3 +230,16 @@ class Stepper:
         if stream.model is not None and stream.slot >= 0:
             stream.model.table.free(stream.slot)
         stream.model, stream.slot = None, -1
+
+
+def _steps(item: Item, model: ServedModel) -> int:
+    """A block has as many as rows, a text as many as tokens, a frame one. Gives a text its tokens."""
+    if item.entry.shape is not None:
+        return item.entry.shape[0]
+    spec = model.manifest.text
+    if spec is None:
+        return 1
+    if model.tokenizer is None:
+        raise StepFailed(f"model {model.name!r} is served without its tokenizer")
+    item.x = decode_text(item.entry.data, model.tokenizer, spec)  # tens of microseconds, not worth a thread
+    return len(item.x)

@@ -11,7 +11,9 @@ import numpy as np
 from service.metrics import WorkerMetrics
 from service.worker.model import ServedModel
 from service.worker.shard import Item
+from service.worker.stepping import Call
 
+STAGES = ("read", "decode", "queue", "step", "roll", "commit")
 _counted = attrgetter("type", "served", "kind", "steps", "k")
 
 
@@ -21,9 +23,7 @@ class Tally:
     def __init__(self, metrics: WorkerMetrics, models: Iterable[ServedModel]) -> None:
         self._metrics = metrics
         self._models = {model.name: model for model in models}
-        self._stages = {
-            name: metrics.stage_seconds.labels(name) for name in ("read", "decode", "queue", "step", "commit")
-        }
+        self._stages = {stage: metrics.stage_seconds.labels(stage) for stage in STAGES}
         for model in self._models.values():
             metrics.model_info.labels(model.name, model.version, model.manifest.sha256).set(1)
 
@@ -61,8 +61,13 @@ class Tally:
             for event in item.events:
                 metrics.events.labels(item.served, event.label, event.type).inc()
 
-    def batch(self, served: str, entries: int) -> None:
-        self._metrics.batch_entries.labels(served).observe(entries)
+    def batch(self, now: float, items: Sequence[Item], calls: Sequence[Call]) -> None:
+        """One batch that was stepped: how long its entries had waited, and each call of a model."""
+        self._stages["queue"].observe_many(now - np.array([item.arrived for item in items]))
+        for call in calls:
+            self._metrics.batch_entries.labels(call.model).observe(call.entries)
+            self._stages["step"].observe(call.step_s)
+            self._stages["roll"].observe(call.roll_s)
 
     def residence(self) -> None:
         self._metrics.streams.labels("resident").set(sum(len(model.table) for model in self._models.values()))

@@ -45,10 +45,12 @@ def children(pid: int) -> list[int]:
 def shows_predictions(process: subprocess.Popen[str]) -> None:
     """Reads until the first line of predictions."""
     assert process.stdout is not None
+    lines = []
     for line in process.stdout:
+        lines.append(line)
         if line.startswith("digit-1"):
             return
-    pytest.fail(f"the demo ended with status {process.wait()} before it showed anything")
+    pytest.fail(f"the demo ended with status {process.wait()} before it showed a prediction: {lines}")
 
 
 def test_it_can_be_killed_and_the_next_run_counts_only_its_own_and_ends_by_itself(demo: Demo) -> None:
@@ -74,6 +76,7 @@ def test_ctrl_c_ends_it_with_the_summary(demo: Demo) -> None:
     shows_predictions(process)
     os.kill(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
     assert "digits-cnn: accuracy" in output
     assert "without an answer 0" in output
     assert "Traceback" not in output

@@ -73,7 +73,11 @@ def test_it_has_no_port_never_evicts_and_writes_its_log_to_disk(broker: Embedded
         "stream-node-max-bytes": "512",
         "dir": str(broker.home),
     }
-    assert stat.S_IMODE(broker.home.stat().st_mode) == 0o700
+
+
+def test_a_new_home_is_this_users_alone(home: Path, started: Callable[..., EmbeddedBroker]) -> None:
+    started(EmbeddedBroker(home / "new"))
+    assert stat.S_IMODE((home / "new").stat().st_mode) == 0o700
 
 
 def test_a_restart_continues_where_it_stopped(home: Path, started: Callable[..., EmbeddedBroker]) -> None:
@@ -97,6 +101,14 @@ def test_a_torn_tail_of_the_log_is_dropped(home: Path, started: Callable[..., Em
     os.truncate(tail, tail.stat().st_size - 50)
     with client(started(EmbeddedBroker(home))) as connection:
         assert connection.mget("kept", "torn") == [b"1", None]
+
+
+def test_nobody_else_may_read_its_data_wherever_home_is(home: Path, started: Callable[..., EmbeddedBroker]) -> None:
+    home.chmod(0o755)
+    started(EmbeddedBroker(home))
+    assert stat.S_IMODE(home.stat().st_mode) == 0o755  # a folder that was there may be anybody's
+    for path in (home / "broker.sock", home / "appendonlydir"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
 
 def test_a_second_one_on_the_same_home_is_refused(home: Path, started: Callable[..., EmbeddedBroker]) -> None:

@@ -34,10 +34,14 @@ def add_to(app: typer.Typer) -> None:
 
 def post(
     stream: Stream,
-    files: Annotated[list[str], typer.Argument(help="Images (JPEG, PNG, WebP) or CSV files; - for standard input.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(help="Images (JPEG, PNG, WebP), CSV files, or texts (.txt), a line each; - for standard input."),
+    ],
     model: Annotated[str | None, typer.Option("--model", help="The stream's model; needed if several fit.")] = None,
     rate: Annotated[
-        float | None, typer.Option("--rate", help="Images or rows a second; default: as fast as it goes.", min=0.001)
+        float | None,
+        typer.Option("--rate", help="Images, rows or lines a second; default: as fast as it goes.", min=0.001),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", help="Rows of a CSV file in one entry.", min=1, max=4096)] = 1,
     start: Annotated[bool, typer.Option("--start", help="The stream's state begins anew before the first.")] = False,
@@ -45,7 +49,7 @@ def post(
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Post images or rows to a stream, in the order given.
+    """Post images, rows or texts to a stream, in the order given.
 
     **rollcast post door-7 seven.png eight.png --model digits-cnn --wait**
 
@@ -61,6 +65,9 @@ def post(
             more: dict[str, Any] = {"model": model, "start": start and posted == 0, "wait_s": 10.0 if wait else None}
             if isinstance(content, bytes):
                 answer = _patiently(lambda c=content, m=more: client.post_frame(stream, c, **m))
+                posted += 1
+            elif isinstance(content, str):
+                answer = _patiently(lambda c=content, m=more: client.post_text(stream, c, **m))
                 posted += 1
             else:
                 answer = _patiently(lambda c=content, m=more: client.post_samples(stream, c, **m))
@@ -117,8 +124,8 @@ def streams(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
 # --- what is posted ----------------------------------------------------------------------------------------------
 
 
-def _contents(files: Iterable[str], rows: int) -> Iterator[bytes | list[list[float]]]:
-    """Each image as bytes; each CSV file as blocks of `rows` rows."""
+def _contents(files: Iterable[str], rows: int) -> Iterator[bytes | str | list[list[float]]]:
+    """Each image as bytes; each line of a text; each CSV file as blocks of `rows` rows."""
     for name in files:
         if name == "-":
             yield from _content(sys.stdin.buffer, "standard input", rows)
@@ -130,7 +137,10 @@ def _contents(files: Iterable[str], rows: int) -> Iterator[bytes | list[list[flo
             raise typer.BadParameter(f"{name}: {error.strerror}") from None
 
 
-def _content(file: BinaryIO, name: str, rows: int) -> Iterator[bytes | list[list[float]]]:
+def _content(file: BinaryIO, name: str, rows: int) -> Iterator[bytes | str | list[list[float]]]:
+    if name.endswith(".txt"):
+        yield from (line for line in TextIOWrapper(file, encoding="utf-8-sig") if line.strip())
+        return
     head = file.peek(16)[:16] if hasattr(file, "peek") else b""
     if media_type(head) != "application/octet-stream" or b"\0" in head:
         yield file.read()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.embedded import EmbeddedBroker
+from tests.deployment import Up
 
 _numbers = count(1)
 
@@ -57,6 +58,17 @@ def broker(request: pytest.FixtureRequest, start_broker: Callable[[str], Embedde
 def broker_url(broker: EmbeddedBroker) -> str:
     """`unix:///…`: never flushed; each test keeps to its own `prefix`."""
     return broker.url
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """A whole `rollcast up`, ready, for tests that only use it; each keeps to its own streams."""
+    up = Up(tmp_path_factory.mktemp("h"))
+    try:
+        yield up.ready()
+    finally:
+        status = up.stop()
+    assert status == 0
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,9 @@ from service.settings import Settings, option
 from tests.deployment import Up, rollcast
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    up = Up(tmp_path_factory.mktemp("h"))
-    yield up.ready().url
-    assert up.stop() == 0
+@pytest.fixture
+def url(deployment: Up) -> str:
+    return deployment.url
 
 
 @pytest.fixture(scope="module")

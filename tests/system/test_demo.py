@@ -61,7 +61,7 @@ def test_it_can_be_killed_and_the_next_run_counts_only_its_own_and_ends_by_itsel
     killed.kill()
     await_true(lambda: not [pid for pid in family if runs(pid)], "no process is left")
 
-    output, _ = demo("--seconds", "6").communicate(timeout=60)
+    output, _ = demo("--seconds", "4").communicate(timeout=60)
     posted, missing = re.search(r"posted (\d+), without an answer (\d+)", output).groups()  # type: ignore[union-attr]
     counted = [int(count) for count in re.findall(r"over (\d+) predictions", output)]
     assert missing == "0", output

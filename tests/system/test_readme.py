@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,25 +18,21 @@ PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh test(.*?)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+@pytest.fixture
+def shell(deployment: Up, tmp_path: Path) -> dict[str, str]:
     """Variables for the commands: a `rollcast` on PATH, and what stands in for its port and home."""
     needs("curl", "curl")
     needs("redis-cli", "redis-tools")
-    folder = tmp_path_factory.mktemp("bin")
-    command = folder / "rollcast"
+    command = tmp_path / "rollcast"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m service.cli "$@"\n')
     command.chmod(0o755)
-    up = Up(tmp_path_factory.mktemp("h"))
-    url = up.ready().url
-    yield environment() | {
-        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-        "ROLLCAST_URL": url,
+    return environment() | {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "ROLLCAST_URL": deployment.url,
         "ROLLCAST_SHARDS": "4",
-        "HOME_IN_TEST": str(up.home),
+        "HOME_IN_TEST": str(deployment.home),
         "NO_PROXY": "127.0.0.1",
     }
-    assert up.stop() == 0
 
 
 def run(shell: dict[str, str], block: str, limit_s: float) -> str:

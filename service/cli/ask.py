@@ -41,7 +41,7 @@ def post(
     model: Annotated[str | None, typer.Option("--model", help="The stream's model; needed if several fit.")] = None,
     rate: Annotated[
         float | None,
-        typer.Option("--rate", help="Images, rows or lines a second; default: as fast as it goes.", min=0.001),
+        typer.Option("--rate", help="Images, rows or texts a second; default: as fast as it goes.", min=0.001),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", help="Rows of a CSV file in one entry.", min=1, max=4096)] = 1,
     start: Annotated[bool, typer.Option("--start", help="The stream's state begins anew before the first.")] = False,

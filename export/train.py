@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -26,6 +26,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from export import package
 from export.data import Data, DataError, Split, folds
 from export.metrics import accuracy
+from export.own import parse_form, read_own
+from export.plan import CHOICE, FAMILIES, choose
 from export.runs import (
     CHECKPOINT,
     CheckpointError,
@@ -40,8 +42,10 @@ from export.runs import (
 from export.tasks import Batch, Run, Task
 from export.zoo import TASKS
 from service.errors import PackageRefused
+from service.packages import NAME
 
 console = Console(stderr=True)
+OWN = "Your own data"  # panel of --help
 
 
 def train(task: Task, data: Data, settings: Settings, folder: Path, *, resume: bool = True) -> Trained:
@@ -200,7 +204,7 @@ def _progress() -> Progress:
 
 
 def main(
-    name: Annotated[str, typer.Argument(help=f"What to train: {', '.join(TASKS)}.")],
+    name: Annotated[str, typer.Argument(help=f"What to train: {', '.join(TASKS)}; with --data a name of your own.")],
     data_dir: Annotated[
         Path | None,
         typer.Option(envvar="ROLLCAST_DATA", help="Folder of data sets; docs/models.md says what is in it."),
@@ -213,12 +217,22 @@ def main(
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
     precision: Annotated[str, typer.Option(help="float32, or bfloat16 for matrix products.")] = "float32",
     version: Annotated[int, typer.Option(min=1, help="Version of the package.")] = 1,
+    own: Annotated[
+        Path | None,
+        typer.Option("--data", help="Your own: .ts, .ts.gz, .npz, or a folder of CSVs a label.", rich_help_panel=OWN),
+    ] = None,
+    test: Annotated[Path | None, typer.Option(help="Test data given apart.", rich_help_panel=OWN)] = None,
+    family: Annotated[str, typer.Option(help=", ".join(FAMILIES), rich_help_panel=OWN)] = "auto",
+    minutes: Annotated[float, typer.Option(min=0.01, help="Time it may take.", rich_help_panel=OWN)] = 10.0,
+    hz: Annotated[float | None, typer.Option(min=1e-6, help="Rows or frames a second.", rich_help_panel=OWN)] = None,
+    frames: Annotated[
+        bool, typer.Option("--frames", help="The folder has images or clips a label.", rich_help_panel=OWN)
+    ] = False,
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of frames for the net.", rich_help_panel=OWN)] = "64x64",
+    gray: Annotated[bool, typer.Option("--gray", help="Frames in grey, not in colour.", rich_help_panel=OWN)] = False,
 ) -> None:
     """Trains NAME, measures it on the test split, and writes its package to RUN/package/NAME/VERSION."""
-    task = TASKS.get(name)
-    if task is None:
-        fail(f"no task {name!r}; there are: {', '.join(TASKS)}")
-    for value, allowed in ((device, ("auto", "cpu", "cuda")), (precision, ("float32", "bfloat16"))):
+    for value, allowed in ((device, ("auto", "cpu", "cuda")), (precision, ("float32", "bfloat16")), (family, FAMILIES)):
         if value not in allowed:
             fail(f"{value!r}: expected one of {', '.join(allowed)}")
     if threads:
@@ -226,11 +240,17 @@ def main(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = out if out is not None else Path("runs") / name
-    settings = Settings(name, seed, epochs or task.epochs, device, precision)
-    data = load(task, data_dir)
+    settings = Settings(name, seed, epochs or 0, device, precision)
     try:
+        if own is not None:
+            data = read_own(name, own, test, parse_form(size, gray, hz) if frames else None, seed)
+            task = _choose(name, data, settings, folder, family, minutes * 60, hz, resume)
+        else:
+            task = _known(name)
+            data = load(task, data_dir)
+        settings = replace(settings, epochs=epochs or task.epochs)
         trained = train(task, data, settings, folder, resume=resume)
-    except CheckpointError as error:
+    except (CheckpointError, DataError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         console.print("\nstopped; the same command goes on after the last whole epoch")
@@ -241,8 +261,42 @@ def main(
         fail(str(error))
     report = msgspec.json.decode((place / "manifest.json").read_bytes())["metrics"]
     low, high = report["interval95"]
-    text = f"{place}: accuracy {report['accuracy']:.4f} ({low:.4f} to {high:.4f}) on the test split"
-    console.print(text, highlight=False, soft_wrap=True)
+    on = "in folds" if data.test is None else "on the test split"
+    console.print(f"{place}: accuracy {report['accuracy']:.4f} ({low:.4f} to {high:.4f}) {on}")
+
+
+def _known(name: str) -> Task:
+    if name not in TASKS:
+        fail(f"no task {name!r}; there are: {', '.join(TASKS)}; or give your own data by --data")
+    return TASKS[name]
+
+
+def _choose(
+    name: str,
+    data: Data,
+    settings: Settings,
+    folder: Path,
+    family: str,
+    budget_s: float,
+    hz: float | None,
+    resume: bool,
+) -> Task:
+    if NAME.fullmatch(name) is None:
+        fail(f"{name!r}: a package's name is 1 to 64 of a-z 0-9 . _ - and begins with a letter or a digit")
+
+    def trial(task: Task, rest: Split, held: Split, epochs: int, path: Path) -> float:
+        console.print(f"trying {path.stem.removeprefix('try-')}: {epochs} epochs")
+        tried = replace(settings, epochs=epochs)
+        learner = _Learner(task, rest, len(data.labels), tried, path, asdict(tried) | {"data": data.sha256})
+        return max(entry["validation"] for entry in learner.learn(held, epochs, resume))
+
+    if not resume:
+        (folder / CHOICE).unlink(missing_ok=True)
+    task, choice = choose(name, data, hz, family, budget_s, folder, trial)
+    if family not in ("auto", choice.family) and choice.family != "cnn2d":
+        fail(f"{folder / CHOICE} chose {choice.family}, now {family} is asked for: give another --out, or --no-resume")
+    console.print(f"chosen: {choice.family} of width {choice.width}, {choice.epochs} epochs; tried {choice.tried}")
+    return task
 
 
 def load(task: Task, data_dir: Path | None) -> Data:

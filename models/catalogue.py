@@ -61,6 +61,21 @@ def _action_cnn(shape: Shape, cell: Cell) -> nn.Module:
     return VideoNet(cell, shape.frame, shape.classes, _LOOK, features=96, width=96, dropout=0.3)
 
 
+def images(shape: Shape, width: int = 16) -> nn.Module:
+    """A CNN for images of any size: blocks until some 4 pixels are left along the shorter side."""
+    return CNN2d(shape.frame, shape.classes, _blocks(shape.frame, width), dense=64, dropout=0.3)
+
+
+def video(shape: Shape, cell: Cell, width: int = 64) -> nn.Module:
+    """A recurrent layer over a CNN for frames of any size."""
+    return VideoNet(cell, shape.frame, shape.classes, _blocks(shape.frame, 12), features=64, width=width, dropout=0.3)
+
+
+def _blocks(frame: tuple[int, int, int], width: int) -> list[tuple[int]]:
+    count = max(1, min(frame[:2]).bit_length() - 2)
+    return [(min(96, width * 2**i),) for i in range(min(5, count))]
+
+
 # --- rows --------------------------------------------------------------------------------------------------------
 
 

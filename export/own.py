@@ -1,0 +1,375 @@
+"""A user's own data: labelled sequences of rows, images or clips, read from files as people have them.
+
+| what | form |
+| --- | --- |
+| rows | `.ts`, `.ts.gz`: the text format of the UEA archive and sktime, lengths may differ |
+|      | `.npz`: `x` (N, T, F), or concatenated (rows, F) with `length` (N,); `label` (N,), optionally `group` (N,) |
+|      | a folder with a folder of CSV files a label; a first line without a number names the columns |
+| frames | a folder with a folder a label, in it images, or clips: video files, or folders of images in order |
+
+Examples of one group (a person, a machine) stay on one side of every cut.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from export.data import Data, DataError, Split, hold_out
+from service.contracts import FrameInput, TrainingData
+from service.decode import decode_frame, fit_frame
+from service.errors import EntryError
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+CLIPS = (".mp4", ".mkv", ".avi", ".mov", ".webm")
+FEW = 200  # examples to learn from, below which validation is done in folds
+FOLDS = 4
+MAX_PIXELS = 64 << 20
+
+
+@dataclass
+class Examples:
+    """What lies in the files, in their order."""
+
+    x: list[np.ndarray]  # rows (T, F) float32, clips (T, H, W, C) uint8, images (H, W, C) uint8
+    label: list[str]
+    name: list[str]
+    group: list[str] = field(default_factory=list)  # empty: every example by itself
+    features: list[str] = field(default_factory=list)
+
+
+def read_own(name: str, path: Path, test: Path | None, form: FrameInput | None, seed: int = 0) -> Data:
+    """Reads and splits; with `form` as frames. Raises DataError."""
+
+    def read(each: Path) -> Examples:
+        return read_rows(each) if form is None else read_frames(each, form)
+
+    return split_own(name, path, read(path), None if test is None else read(test), seed)
+
+
+def parse_form(size: str, gray: bool, hz: float | None) -> FrameInput:
+    """HEIGHTxWIDTH. Raises DataError."""
+    height, _, width = size.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and 8 <= int(height) <= 512 and 8 <= int(width) <= 512):
+        raise DataError(f"size {size!r}: expected HEIGHTxWIDTH, each 8 to 512, such as 64x64")
+    colour, channels = ("gray", 1) if gray else ("rgb", 3)
+    return FrameInput(int(height), int(width), channels, colour, rate_hz=hz)  # type: ignore[arg-type]
+
+
+def read_rows(path: Path) -> Examples:
+    """Raises DataError that names file and line or example, what was wrong and what was expected."""
+    if path.is_dir():
+        found = _read_folder(path, (".csv",), _read_csv)
+    elif path.suffixes[-2:] == [".ts", ".gz"] or path.suffix == ".ts":
+        found = _read_ts(path)
+    elif path.suffix == ".npz":
+        found = _read_npz(path)
+    elif not path.exists():
+        raise DataError(f"missing {path}")
+    else:
+        raise DataError(f"{path}: expected .ts, .ts.gz, .npz, or a folder with a folder of CSV files a label")
+    found.features = found.features or [f"x{i}" for i in range(found.x[0].shape[1])]
+    _check(path, found)
+    return found
+
+
+def read_frames(path: Path, form: FrameInput) -> Examples:
+    """Images, or clips: whichever the folder holds. Decoded and resized as the server will do it."""
+    if not path.is_dir():
+        raise DataError(f"{path}: expected a folder with a folder of images or clips a label")
+    below = [entry for label in _folders(path) for entry in label.iterdir()]
+    if any(entry.is_dir() or entry.suffix.lower() in CLIPS for entry in below):
+        return _read_folder(path, (*CLIPS, ""), lambda each: (_read_clip(each, form), []))
+    return _read_folder(path, IMAGES, lambda each: (_read_image(each, form), []))
+
+
+# --- splitting ---------------------------------------------------------------------------------------------------
+
+
+def split_own(name: str, path: Path, found: Examples, test: Examples | None = None, seed: int = 0) -> Data:
+    """A fifth of the examples to test (or `test`, given apart), of the rest a fifth to validate, or folds where they
+    are few. By group where there is one, else so that every label has its share."""
+    labels = sorted(set(found.label))
+    if len(labels) < 2:
+        raise DataError(f"{path}: expected at least two labels, found {labels}")
+    everything = _to_split(found, labels)
+    held = _to_split(test, labels) if test is not None else None
+    grouped = bool(found.group)
+    rest = everything
+    if held is None:
+        rest, held = _apart(path, everything, 0.2, seed, grouped)
+    how = "by group" if grouped else "drawn per label"
+    if len(rest) < FEW:
+        _enough(path, rest, FOLDS, grouped)
+        train, validation, how = rest, None, f"{how}; validated in {FOLDS} folds"
+    else:
+        train, validation = _apart(path, rest, 0.2, seed, grouped)
+    about = TrainingData(
+        name=name,
+        source=f"own data: {path.name}",
+        licence="the owner's",
+        split=f"{'given' if test is not None else 'a fifth'} to test, {how}",
+    )
+    return Data(train, validation, held, labels, about, _digest(found, test), found.features)
+
+
+def _to_split(found: Examples, labels: list[str]) -> Split:
+    for name, label in zip(found.name, found.label, strict=True):
+        if label not in labels:
+            raise DataError(f"{name}: label {label!r} is not among those learnt: {', '.join(labels)}")
+    y = np.array([labels.index(label) for label in found.label], np.int64)
+    places = {name: i for i, name in enumerate(dict.fromkeys(found.group))}
+    group = np.array([places[name] for name in found.group]) if found.group else np.arange(len(y))
+    images = found.x[0].ndim == 3
+    return Split(np.stack(found.x) if images else list(found.x), y, found.name, group)
+
+
+def _apart(path: Path, split: Split, share: float, seed: int, grouped: bool) -> tuple[Split, Split]:
+    """(rest, held out)."""
+    _enough(path, split, 2, grouped)
+    return _hold_out_groups(split, share, seed) if grouped else hold_out(split, share, seed)
+
+
+def _hold_out_groups(split: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """Whole groups, of any labels: of many random choices the one with most labels on both sides, near `share`."""
+    rng = np.random.default_rng(seed)
+    groups, sizes = np.unique(split.group, return_counts=True)
+    best: tuple[float, np.ndarray] | None = None
+    for _ in range(200):
+        order = rng.permutation(len(groups))
+        before = np.cumsum(sizes[order]) - sizes[order]
+        count = min(len(groups) - 1, max(1, int((before < share * len(split)).sum())))
+        inside = np.isin(split.group, groups[order[:count]])
+        missing = sum(len(np.unique(split.y)) - len(np.unique(split.y[side])) for side in (inside, ~inside))
+        unlearnt = len(np.setdiff1d(split.y[inside], split.y[~inside]))
+        cost = 100 * unlearnt + missing + abs(inside.mean() - share)
+        if best is None or cost < best[0]:
+            best = cost, inside
+    assert best is not None
+    return split.take(np.flatnonzero(~best[1])), split.take(np.flatnonzero(best[1]))
+
+
+def _enough(path: Path, split: Split, parts: int, grouped: bool) -> None:
+    """Each side of a cut needs something."""
+    if grouped and len(np.unique(split.group)) < parts + 1:
+        raise DataError(f"{path}: {len(np.unique(split.group))} groups are left: expected at least {parts + 1}")
+    if not grouped and (least := int(np.bincount(split.y).min())) < parts:
+        label = int(np.bincount(split.y).argmin())
+        raise DataError(f"{path}: label number {label + 1} has {least} examples left: expected at least {parts}")
+
+
+def _digest(*parts: Examples | None) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        for x, label in zip(part.x, part.label, strict=True) if part else ():
+            total.update(np.ascontiguousarray(x).tobytes() + label.encode() + b"\0")
+    return total.hexdigest()
+
+
+def _check(path: Path, found: Examples) -> None:
+    widths = {x.shape[1] for x in found.x}
+    if len(widths) != 1:
+        wrong = next(i for i, x in enumerate(found.x) if x.shape[1] != found.x[0].shape[1])
+        raise DataError(
+            f"{path}: example {found.name[wrong]} has {found.x[wrong].shape[1]} columns, the first has "
+            f"{found.x[0].shape[1]}"
+        )
+    for name, x in zip(found.name, found.x, strict=True):
+        if not len(x):
+            raise DataError(f"{path}: example {name} has no rows")
+        if not np.isfinite(x).all():
+            row, column = np.argwhere(~np.isfinite(x))[0]
+            raise DataError(
+                f"{path}: example {name}, row {row + 1}, column {column + 1}: {x[row, column]}; "
+                "fill missing values first"
+            )
+
+
+# --- .ts ---------------------------------------------------------------------------------------------------------
+
+
+def _read_ts(path: Path) -> Examples:
+    if not path.is_file():
+        raise DataError(f"missing file {path}")
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        lines = data.decode("utf-8").splitlines()
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"damaged file {path}: {error}") from None
+    labels: list[str] | None = None
+    found = Examples([], [], [])
+    body = False
+    for number, line in enumerate(lines, 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        if not body:
+            words = line.split()
+            tag, said = words[0].lower(), words[1:2] == ["true"]
+            if tag == "@timestamps" and said:
+                raise DataError(f"{path}, line {number}: series with time stamps; expected evenly spaced ones")
+            if tag == "@classlabel":
+                labels = words[2:] if said else None
+            body = tag == "@data"
+            if not tag.startswith("@"):
+                raise DataError(f"damaged file {path}, line {number}: expected a line @… before @data")
+            if body and not labels:
+                raise DataError(f"{path}: no @classLabel true …: expected labelled series")
+            continue
+        *dimensions, label = line.split(":")
+        if label.strip() not in (labels or []):
+            raise DataError(f"damaged file {path}, line {number}: label {label[:40]!r}, expected one of {labels}")
+        found.x.append(_series(path, number, dimensions))
+        found.label.append(label.strip())
+        found.name.append(f"line {number}")
+    if not found.x:
+        raise DataError(f"damaged file {path}: no series after @data")
+    return found
+
+
+def _series(path: Path, number: int, dimensions: list[str]) -> np.ndarray:
+    """(T, F) float32."""
+    try:
+        columns = [np.array([np.nan if v.strip() == "?" else float(v) for v in d.split(",")]) for d in dimensions]
+    except ValueError as error:
+        raise DataError(f"damaged file {path}, line {number}: {error}") from None
+    if len({len(column) for column in columns}) != 1:
+        raise DataError(
+            f"damaged file {path}, line {number}: dimensions of {[len(column) for column in columns]} values; "
+            "expected equally many"
+        )
+    return np.stack(columns, -1).astype(np.float32)
+
+
+# --- .npz --------------------------------------------------------------------------------------------------------
+
+
+def _read_npz(path: Path) -> Examples:
+    wanted = "expected `x` (N, T, F) or (rows, F) with `length` (N,); `label` (N,); optionally `group` (N,), `features`"
+    if not path.is_file():
+        raise DataError(f"missing file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            values = {key: stored[key] for key in stored.files}
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(f"damaged file {path}: {error}") from None
+    if not values.keys() >= {"x", "label"}:
+        raise DataError(f"{path}: it holds {sorted(values)}; {wanted}")
+    x, label = values["x"], values["label"]
+    length = values.get("length")
+    if length is None:
+        x = x[..., None] if x.ndim == 2 else x
+        sequences = list(x)
+    elif x.ndim == 2 and length.ndim == 1 and length.min(initial=1) > 0 and int(length.sum()) == len(x):
+        sequences = np.split(x, np.cumsum(length)[:-1].astype(int))
+    else:
+        raise DataError(f"{path}: x of shape {x.shape} and lengths that add up to {length.sum()}; {wanted}")
+    group = values.get("group")
+    for name, each in (("label", label), ("group", group)):
+        if each is not None and each.shape != (len(sequences),):
+            raise DataError(f"{path}: {name} of shape {each.shape} for {len(sequences)} sequences; {wanted}")
+    if not sequences or sequences[0].ndim != 2 or x.dtype.kind not in "fiu":
+        raise DataError(f"{path}: x of shape {x.shape} and type {x.dtype}; {wanted}")
+    return Examples(
+        [np.asarray(each, np.float32) for each in sequences],
+        [str(each) for each in label.tolist()],
+        [str(i) for i in range(len(sequences))],
+        [] if group is None else [str(each) for each in group.tolist()],
+        [str(each) for each in values.get("features", np.array([])).tolist()],
+    )
+
+
+# --- folders -----------------------------------------------------------------------------------------------------
+
+
+def _folders(path: Path) -> list[Path]:
+    found = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not found:
+        raise DataError(f"{path}: expected a folder a label in it, found none")
+    return found
+
+
+def _read_folder(
+    path: Path, endings: Sequence[str], read: Callable[[Path], tuple[np.ndarray, list[str]]]
+) -> Examples:  # fmt: skip
+    """A folder a label, an example an entry in it. What ends otherwise is refused: it would be missed in silence."""
+    found = Examples([], [], [])
+    for folder in _folders(path):
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+        if not entries:
+            raise DataError(f"{folder}: expected examples of label {folder.name!r}, found none")
+        for entry in entries:
+            if ("" if entry.is_dir() else entry.suffix.lower()) not in endings:
+                raise DataError(f"{entry}: expected {', '.join(e or 'a folder of images' for e in endings)}")
+            x, features = read(entry)
+            if found.x and features != found.features:
+                raise DataError(f"{entry}: columns {features}, the first file has {found.features}")
+            found.features = features
+            found.x.append(x)
+            found.label.append(folder.name)
+            found.name.append(f"{folder.name}/{entry.name}")
+    return found
+
+
+def _read_csv(path: Path) -> tuple[np.ndarray, list[str]]:
+    """(T, F) float32, and the columns' names; none where the first line has numbers."""
+    try:
+        lines = [line for line in csv.reader(path.read_text("utf-8-sig").splitlines()) if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"damaged file {path}: {error}") from None
+    names = []
+    if lines and not any(_is_number(cell) for cell in lines[0]):
+        names = [cell.strip() for cell in lines.pop(0)]
+    width = len(names or (lines[0] if lines else []))
+    for number, line in enumerate(lines, 2 if names else 1):
+        if len(line) != width or not all(_is_number(cell) for cell in line):
+            raise DataError(
+                f"damaged file {path}, row {number}: expected {width} numbers, found {','.join(line)[:60]!r}"
+            )
+    if not lines:
+        raise DataError(f"{path}: no rows")
+    return np.array(lines, np.float64).astype(np.float32), names
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_image(path: Path, form: FrameInput) -> np.ndarray:
+    try:
+        return decode_frame(path.read_bytes(), form, max_pixels=MAX_PIXELS)
+    except (OSError, EntryError) as error:
+        raise DataError(f"damaged file {path}: {error}") from None
+
+
+def _read_clip(path: Path, form: FrameInput) -> np.ndarray:
+    """(T, H, W, C) uint8."""
+    frames = [_read_image(each, form) for each in sorted(path.iterdir())] if path.is_dir() else [*_film(path, form)]
+    if not frames:
+        raise DataError(f"{path}: no frame in it can be read")
+    return np.stack(frames)
+
+
+def _film(path: Path, form: FrameInput) -> Iterator[np.ndarray]:
+    film = cv2.VideoCapture(str(path))
+    try:
+        while True:
+            more, image = film.read()
+            if not more:
+                return
+            code = cv2.COLOR_BGR2GRAY if form.colour == "gray" else cv2.COLOR_BGR2RGB
+            yield fit_frame(np.asarray(cv2.cvtColor(image, code)), form)
+    finally:
+        film.release()

@@ -1,0 +1,165 @@
+"""How a user's own data is learnt: the task that fits it, and which family and size does best on it.
+
+The families and sizes tried are few and small: what a stream can carry. `choose` trains each for a short while and
+keeps the best by validation; the test examples are never looked at.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, get_args
+
+import msgspec
+import numpy as np
+
+from export.data import Data, Split, folds
+from export.own import FOLDS
+from export.sequences import SequenceTask, VideoTask
+from export.tasks import FrameTask, Task
+from models.catalogue import Net, causal, images, recurrent, video
+from service.contracts import GapPolicy, RollingSettings
+
+Family = Literal["lstm", "gru", "rnn", "cnn1d", "auto"]
+FAMILIES: Final = get_args(Family)
+STEPS: Final = 1500  # of the optimiser, about: how long a net learns
+TRIAL_STEPS: Final = 300  # in a trial
+TRIAL_SHARE: Final = 0.4  # of the time budget goes into trials
+CHOICE: Final = "choice.json"
+
+Trial = Callable[[Task, Split, Split, int, Path], float]  # trains on one split, -> accuracy on the other
+
+
+class Candidate(NamedTuple):
+    family: str
+    width: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}-{self.width}"
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """What was chosen, and by what. Kept in the run's folder, so that a run that goes on goes on with it."""
+
+    family: str
+    width: int
+    epochs: int
+    tried: dict[str, float]  # candidate -> accuracy in validation
+
+
+ROWS: Final = [
+    Candidate(family, width) for width in (32, 64) for family in ("gru", "lstm", "cnn1d")
+] + [Candidate("rnn", 32)]  # fmt: skip
+FRAMES: Final = [Candidate(family, 64) for family in ("gru", "lstm", "rnn")]
+
+
+def own_task(name: str, data: Data, hz: float | None, choice: Candidate) -> Task:
+    """A task for data of one's own: by what its examples are, and the net of `choice`."""
+    common: dict[str, Any] = {
+        "name": name,
+        "load": lambda folder: data,
+        "weights_terms": "the owner's",
+        "limits": "Learnt from the owner's examples alone.",
+        "batch": 32,
+        "learning_rate": 4e-3,
+        "weight_decay": 0.05,
+        "smoothing": 0.05,
+        "average": 0.97,
+        "folds": 0 if data.validation is not None else FOLDS,
+        "rolling": RollingSettings(half_life_s=0.5 if hz is None else max(0.5, 2 / hz), enter=0.6, exit=0.4),
+        "gap": GapPolicy("carry", max(10.0, 0.0 if hz is None else 10 / hz)),
+        "epochs": 1,
+    }
+    if isinstance(data.train.x, np.ndarray):
+        net = Net("cnn2d", partial(images, width=16))
+        task: Task = FrameTask(
+            description="Own images.", unit="a test image", own=net, rotation=8, zoom=0.1, shift=2, **common
+        )
+    elif data.train.x[0].ndim == 4:
+        net = Net(f"cnn-{choice.family}", partial(video, cell=choice.family, width=choice.width))
+        more = common | {"batch": 8, "learning_rate": 3e-3}
+        task = VideoTask(
+            description="Own clips.",
+            unit="a clip's last frame",
+            own=net,
+            hz=hz or 25.0,
+            zoom=0.1,
+            shift=3,
+            speed=0.1,
+            **more,
+        )
+    else:
+        task = SequenceTask(
+            description="Own sequences of rows.",
+            unit="a sequence's last row",
+            own=_row_net(choice),
+            hz=hz or 1.0,
+            columns=data.features,
+            noise=0.05,
+            scale=0.05,
+            speed=0.1,
+            **common,
+        )
+    return with_epochs(task, data.train, STEPS)
+
+
+def with_epochs(task: Task, split: Split, steps: int) -> Task:
+    """As many epochs as make about so many steps of the optimiser; it gives up after a third without a better one."""
+    epochs = min(300, max(2, math.ceil(steps / task.steps(split))))
+    return replace(task, epochs=epochs, patience=max(5, epochs // 3))
+
+
+def candidates(data: Data, family: str) -> list[Candidate]:
+    """What there is to choose from. Images alone have one net."""
+    if isinstance(data.train.x, np.ndarray):
+        return [Candidate("cnn2d", 16)]
+    known = ROWS if data.train.x[0].ndim == 2 else FRAMES
+    return [each for each in known if family in ("auto", each.family)]
+
+
+def choose(
+    name: str, data: Data, hz: float | None, family: str, budget_s: float, folder: Path, trial: Trial
+) -> tuple[Task, Choice]:
+    """Trains the candidates briefly, in turn, until their share of the time is spent; then the best is to learn in
+    what is left. A choice made before in this folder is kept."""
+    kept = folder / CHOICE
+    if kept.is_file():
+        choice = msgspec.json.decode(kept.read_bytes(), type=Choice)
+    else:
+        choice = _try(name, data, hz, candidates(data, family), budget_s, folder, trial)
+        folder.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(msgspec.json.encode(choice))
+    task = own_task(name, data, hz, Candidate(choice.family, choice.width))
+    return replace(task, epochs=choice.epochs, patience=max(5, choice.epochs // 3)), choice
+
+
+def _try(
+    name: str, data: Data, hz: float | None, offered: list[Candidate], budget_s: float, folder: Path, trial: Trial
+) -> Choice:
+    rest, held = (data.train, data.validation) if data.validation is not None else folds(data.train, FOLDS, 0)[0]
+    began = time.monotonic()
+    tried: dict[Candidate, tuple[float, float]] = {}  # accuracy, seconds an epoch
+    for candidate in offered:
+        if tried and time.monotonic() - began > TRIAL_SHARE * budget_s:
+            break
+        task = with_epochs(own_task(name, data, hz, candidate), rest, TRIAL_STEPS)
+        before = time.monotonic()
+        accuracy = trial(task, rest, held, task.epochs, folder / f"try-{candidate.name}.pt")
+        tried[candidate] = accuracy, (time.monotonic() - before) / task.epochs
+    best = max(tried, key=lambda each: tried[each][0])  # of equals the first: the smaller
+    full = own_task(name, data, hz, best).epochs
+    trainings = 1 if data.validation is not None else FOLDS + 1
+    left_s = max(0.0, budget_s - (time.monotonic() - began))
+    epochs = int(min(full, max(5, left_s / max(1e-6, tried[best][1] * trainings))))
+    return Choice(best.family, best.width, epochs, {each.name: round(found[0], 4) for each, found in tried.items()})
+
+
+def _row_net(choice: Candidate) -> Net:
+    if choice.family == "cnn1d":
+        return Net("cnn1d", partial(causal, width=choice.width))
+    return Net(choice.family, partial(recurrent, cell=choice.family, width=choice.width))

@@ -38,6 +38,19 @@ def card(task: Task, data: Data, manifest: Manifest, best: int, epochs: int, par
     return "\n\n".join(parts) + "\n"
 
 
+def own_card(manifest: Manifest, module: str, parity: ParityReport) -> str:
+    """Of a module that was trained elsewhere: what was proven of it, and what was not."""
+    parts = [
+        f"# {manifest.name}, version {manifest.version}",
+        f"Made of `{module}`. Its accuracy was not measured here.",
+        f"Says {', '.join(manifest.labels)}.",
+        "## Parity certificate",
+        "Measured when the package was written; the server measures again before it serves.",
+        _parity_table(parity),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 def _facts(task: Task, manifest: Manifest) -> str:
     if manifest.frames is not None:
         frames = manifest.frames

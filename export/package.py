@@ -1,6 +1,7 @@
 """Writes model packages, and refuses to write one that does not pass its own parity certificate.
 
-`python -m export.package runs/NAME --data-dir DIR` makes the package of a finished run anew.
+`python -m export.package runs/NAME --data-dir DIR` makes the package of a finished run anew; with `--module` it
+packages any torch module.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 import numpy as np
 import typer
 from torch import nn
 
-from export.card import card
+from export.card import card, own_card
 from export.data import Data, DataError, folds
+from export.foreign import ForeignError, adapt, foreign_manifest, read_example, read_module
 from export.metrics import accuracy, confusion, interval95
 from export.plots import confusion_matrix, learning_curves
 from export.runs import CheckpointError, Trained, load_trained
@@ -30,8 +32,10 @@ from export.zoo import TASKS
 from service.contracts import Manifest, StateTensor, TextInput
 from service.engine import OnnxEngine
 from service.errors import PackageRefused
-from service.packages import Package, load_package
+from service.packages import NAME, Package, load_package
 from service.parity import verify
+
+OWN = "Your own network"  # panel of --help
 
 
 def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: int = 1) -> Path:
@@ -206,24 +210,74 @@ class _Draft:
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, such as runs/digits-cnn.")],
-    name: Annotated[str | None, typer.Option(help="What the run trained; none: the folder's name.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="Folder of a run, such as runs/digits-cnn.")] = None,
+    name: Annotated[str | None, typer.Option(help="The package's name; none: the run's folder's name.")] = None,
     data_dir: Annotated[Path, typer.Option(envvar="ROLLCAST_DATA", help="Folder of data sets.")] = Path("data"),
-    into: Annotated[Path | None, typer.Option(help="Folder of packages; none: RUN/package.")] = None,
+    into: Annotated[Path | None, typer.Option(help="Folder of packages; none: RUN/package, or packages.")] = None,
     version: Annotated[int, typer.Option(min=1, help="Version of the package.")] = 1,
+    module: Annotated[
+        str | None, typer.Option(help="PACKAGE.MODULE:FACTORY that makes your torch module.", rich_help_panel=OWN)
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Its state_dict.", rich_help_panel=OWN)] = None,
+    labels: Annotated[str, typer.Option(help="What its outputs say: a,b,c.", rich_help_panel=OWN)] = "",
+    example: Annotated[Path | None, typer.Option(help="npz with real input x.", rich_help_panel=OWN)] = None,
+    hz: Annotated[float | None, typer.Option(min=1e-6, help="Rows or frames a second.", rich_help_panel=OWN)] = None,
+    output: Annotated[
+        str, typer.Option(help="What it gives: auto, logits, logit, probabilities.", rich_help_panel=OWN)
+    ] = "auto",
 ) -> None:
-    """Writes the package of a finished run anew: INTO/NAME/VERSION."""
-    task = TASKS.get(name or run.name)
-    if task is None:
-        typer.echo(f"no task {name or run.name!r}; give --name, one of: {', '.join(TASKS)}", err=True)
-        raise typer.Exit(2)
+    """Writes INTO/NAME/VERSION: of a finished run anew, or of any torch module with forward(x, state) -> (y, state)."""
     try:
-        data = task.load(data_dir)
-        place = write_run(task, data, load_trained(run, task, data), into or run / "package", version=version)
-    except (DataError, CheckpointError, PackageRefused) as error:
+        if module is not None:
+            place = _package_module(
+                module, weights, labels, example, name, into or Path("packages"), version, hz, output
+            )
+        elif run is not None:
+            place = _package_run(run, name, data_dir, into, version)
+        else:
+            raise ForeignError("give the folder of a run, or --module, --labels and --example")
+    except (DataError, CheckpointError, PackageRefused, ForeignError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
     typer.echo(str(place))
+
+
+def _package_run(run: Path, name: str | None, data_dir: Path, into: Path | None, version: int) -> Path:
+    task = TASKS.get(name or run.name)
+    if task is None:
+        raise ForeignError(f"no task {name or run.name!r}; give --name, one of: {', '.join(TASKS)}")
+    data = task.load(data_dir)
+    return write_run(task, data, load_trained(run, task, data), into or run / "package", version=version)
+
+
+def _package_module(
+    module: str,
+    weights: Path | None,
+    labels: str,
+    example: Path | None,
+    name: str | None,
+    into: Path,
+    version: int,
+    hz: float | None,
+    output: str,
+) -> Path:
+    """The certificate proves that the package computes what the module does; what that is worth its owner knows."""
+    if example is None:
+        raise ForeignError("give --example: an npz with real input, of which the certificate is made")
+    if output not in ("auto", *get_args(Output)):
+        raise ForeignError(f"output {output!r}: expected auto, {', '.join(get_args(Output))}")
+    said = [label.strip() for label in labels.split(",")] if labels else []
+    net, given = read_module(module, weights), read_example(example)
+    adapted, gives = adapt(net, given, said, output)
+    name = name or module.partition(":")[0].rpartition(".")[2].lower().replace("_", "-")
+    if NAME.fullmatch(name) is None:
+        raise ForeignError(f"name {name!r}: expected 1 to 64 of a-z 0-9 . _ -; give --name")
+    manifest = foreign_manifest(name, version, said, given, hz, f"Own module {module}.")
+    with _Draft(into / name / str(version)) as folder:
+        write_model(adapted, manifest, given.x, folder, gives)
+        parity = verify(load_package(folder))
+        (folder / "card.md").write_text(own_card(manifest, module, parity))
+    return into / name / str(version)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,97 @@
+"""A tiny net of every family, with input that fits it: what must hold of one must hold of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from export.to_onnx import Output
+from models.cnn1d import CausalCNN
+from models.cnn2d import CNN2d
+from models.mlp import MLP
+from models.rnn import Recurrent
+from models.text import TextLSTM
+from models.vibration import Vibration
+from models.video import FrameNet, VideoNet
+from service.contracts import FrameInput, Manifest, RowInput, TextInput
+
+SIZE = (12, 16, 1)  # H, W, C
+FEATURES = 3
+SAMPLES = 32  # of a row of vibration
+TOKENS = 20
+FLAT = {"mean": [0.0] * FEATURES, "std": [1.0] * FEATURES}
+
+
+class Family(NamedTuple):
+    """`build(classes)`; `step` is the shape of one step of x, `kind` what it takes."""
+
+    kind: str
+    build: Callable[[int], nn.Module]
+    output: Output = "logits"
+
+    @property
+    def step(self) -> tuple[int, ...]:
+        return {"frame": SIZE, "samples": (FEATURES,), "vibration": (SAMPLES,), "text": ()}[self.kind]
+
+    def net(self, classes: int = 4) -> nn.Module:
+        torch.manual_seed(1)
+        return self.build(classes)
+
+    def sequences(self, lengths: list[int], seed: int = 0) -> list[np.ndarray]:
+        rng = np.random.default_rng(seed)
+        shapes = [(length, *self.step) for length in lengths]
+        if self.kind == "frame":
+            return [rng.integers(0, 256, shape, np.uint8) for shape in shapes]
+        if self.kind == "text":
+            return [rng.integers(0, TOKENS, shape) for shape in shapes]
+        return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+    def manifest(self, classes: int = 4) -> Manifest:
+        labels = [f"l{i}" for i in range(classes)]
+        more: dict[str, object] = {"text": TextInput()}
+        if self.kind == "frame":
+            more = {"frames": FrameInput(*SIZE, "gray")}
+        elif self.kind != "text":
+            (width,) = self.step
+            zeros, ones = [0.0] * width, [1.0] * width
+            more = {"rows": RowInput([f"x{i}" for i in range(width)], 10.0, zeros, ones, zeros, ones)}
+        kind = "samples" if self.kind == "vibration" else self.kind
+        return Manifest(format=1, name="tiny", version=1, kind=kind, labels=labels, sha256="", **more)  # type: ignore[arg-type]
+
+
+def _over(kind: str, classes: int) -> nn.Module:
+    features = {"mean": [0.0] * 16, "std": [1.0] * 16}
+    if kind == "cnn1d":
+        return CausalCNN(classes, **features, width=12, dilations=(1, 2), window=8)
+    return Recurrent(kind, classes, **features, width=12)  # type: ignore[arg-type]
+
+
+FAMILIES: dict[str, Family] = {
+    "mlp": Family("frame", lambda K: MLP(SIZE, K, hidden=32)),
+    "cnn2d": Family("frame", lambda K: CNN2d(SIZE, K, ((8,), (8,)), 16)),
+    "cnn2d, valid": Family("frame", lambda K: CNN2d(SIZE, K, ((8,), (8,)), 16, keep_size=False)),
+    "frame": Family("frame", lambda K: FrameNet(SIZE, K, ((8,), (8,)), features=16)),
+    **{
+        f"video {cell}": Family("frame", lambda K, cell=cell: VideoNet(cell, SIZE, K, ((8,),), features=16, width=16))
+        for cell in ("rnn", "gru", "lstm")
+    },
+    **{
+        cell: Family("samples", lambda K, cell=cell: Recurrent(cell, K, **FLAT, width=16))
+        for cell in ("rnn", "gru", "lstm")
+    },
+    "lstm, 2 layers": Family("samples", lambda K: Recurrent("lstm", K, **FLAT, width=12, layers=2)),
+    "cnn1d": Family("samples", lambda K: CausalCNN(K, **FLAT, width=12, dilations=(1, 2, 4))),
+    "cnn1d, window": Family("samples", lambda K: CausalCNN(K, **FLAT, width=12, dilations=(1, 2), window=5)),
+    **{
+        f"vibration {kind}": Family(
+            "vibration", lambda K, kind=kind: Vibration(_over(kind, K), mean=0.0, std=1.0, filters=8)
+        )
+        for kind in ("gru", "lstm", "cnn1d")
+    },
+    "text": Family("text", lambda K: TextLSTM(TOKENS, K, embedding=12, width=12)),
+    "text, one neuron": Family("text", lambda K: TextLSTM(TOKENS, 2, embedding=12, width=12), "logit"),
+}

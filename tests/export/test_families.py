@@ -1,0 +1,156 @@
+"""Every family learns, exports without a warning, proves itself, and steps as it computes whole sequences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch.nn import functional as F
+
+from export.package import write_model, write_tokenizer
+from export.sequences import join, pad
+from export.texts import learn_tokenizer
+from export.to_onnx import to_onnx
+from export.train import as_logits, torch_run
+from models.cnn1d import CausalCNN, RunningMean, WindowMean
+from models.cnn2d import vision
+from models.convolution import Layer, receptive_field
+from service.packages import load_package
+from service.parity import verify
+from tests.export.families import FAMILIES, FLAT, TOKENS, Family
+
+SIZES = (1, 3, 64)
+every_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+def classes(family: Family) -> int:
+    return 2 if family.output == "logit" else 4
+
+
+def whole(net: torch.nn.Module, x: np.ndarray) -> np.ndarray:
+    return torch_run(net)(x)
+
+
+@every_family
+def test_eight_sequences_are_learnt_by_heart(name: str) -> None:
+    family = FAMILIES[name]
+    K, lengths = classes(family), [5, 9, 6, 12, 8, 7, 12, 10]
+    net, x, y = family.net(K), family.sequences(lengths), np.arange(8) % K
+    batch = join(x, y)
+    optimiser = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(150):
+        net.train()
+        logits, _ = net(batch.x, net.initial_state(8))
+        each = F.cross_entropy(as_logits(logits).flatten(0, 1), batch.y.flatten(), reduction="none")
+        loss = (each * batch.weight.flatten()).sum() / 8
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    guess = whole(net, batch.x.numpy())[np.arange(8), np.array(lengths) - 1].argmax(-1)
+    assert guess.tolist() == y.tolist()
+
+
+@every_family
+def test_sequences_padded_together_equal_each_alone(name: str) -> None:
+    family, lengths = FAMILIES[name], [1, 4, 9, 6]
+    net, x = family.net(classes(family)), family.sequences(lengths)
+    together = whole(net, pad(x))
+    for row, sequence in zip(together, x, strict=True):
+        assert np.abs(row[: len(sequence)] - whole(net, sequence[None])[0]).max() < 1e-5
+
+
+@every_family
+def test_any_cut_equals_the_whole_sequence(name: str) -> None:
+    family = FAMILIES[name]
+    net = family.net(classes(family)).eval()
+    x = torch.from_numpy(np.stack(family.sequences([23, 23])))
+    with torch.no_grad():
+        expected, last = net(x, net.initial_state(2))
+        for cut in ([1] * 23, [7, 1, 1, 14], [2, 21]):
+            state, parts = net.initial_state(2), []
+            for block in x.split(cut, 1):
+                y, state = net(block, state)
+                parts.append(y)
+            assert (torch.cat(parts, 1) - expected).abs().max() < 1e-5
+            assert all((state[key] - last[key]).abs().max() < 1e-5 for key in last)
+            assert {key: value.shape for key, value in state.items()} == {k: v.shape for k, v in last.items()}
+
+
+@every_family
+def test_no_batch_and_no_length_makes_onnx_runtime_warn(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    family = FAMILIES[name]
+    net, x = family.net(classes(family)).eval(), np.stack(family.sequences([3, 3]))
+    session = onnxruntime.InferenceSession(to_onnx(net, x, family.output), providers=["CPUExecutionProvider"])
+    for B in SIZES:
+        states = {key: value.numpy() for key, value in net.initial_state(B).items()}
+        for T in SIZES:
+            y = session.run(None, {"x": np.resize(x, (B, T, *x.shape[2:])), **states})[0]
+            assert y.shape == (B, T, classes(family))
+    assert capfd.readouterr() == ("", "")
+
+
+@every_family
+def test_its_package_passes_the_certificate(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    net, x = family.net(classes(family)).eval(), np.stack(family.sequences([20, 20, 20]))
+    for parameter in net.parameters():
+        parameter.data *= 1.5  # so that the state matters
+    manifest, folder = family.manifest(classes(family)), tmp_path / "tiny" / "1"
+    if family.kind == "text":
+        words = " ".join(f"w{i}" for i in range(TOKENS - 1))
+        manifest = write_tokenizer(learn_tokenizer([words], seen=1).to_str(), manifest, folder)
+    write_model(net, manifest, x, folder, family.output)
+    assert verify(load_package(folder)).passed
+
+
+# --- the causal CNN ----------------------------------------------------------------------------------------------
+
+
+def test_a_row_knows_nothing_of_what_follows_and_sees_as_far_back_as_computed() -> None:
+    torch.manual_seed(0)
+    net = CausalCNN(4, **FLAT, width=8, dilations=(1, 2, 4)).eval()
+    seen = receptive_field([Layer(3), *(Layer(3, dilation=d) for d in (1, 1, 2, 2, 4, 4))]).field
+    assert seen == 31
+    features: list[torch.Tensor] = []
+    net.head.register_forward_hook(lambda _, given, __: features.append(given[0][..., :8].detach()))
+    x = torch.randn(1, 60, 3)
+    other = x.clone()
+    other[0, 20] += 10
+    with torch.no_grad():
+        net(x, net.initial_state(1))
+        net(other, net.initial_state(1))
+    changed = (features[0] != features[1]).any(-1)[0].nonzero().flatten().tolist()
+    assert changed[0] == 20
+    assert 20 + seen - 1 >= changed[-1] > 20 + seen - 6
+
+
+def test_the_running_mean_counts_from_the_beginning_however_it_is_cut() -> None:
+    mean, x = RunningMean(2), torch.arange(12.0).reshape(1, 6, 2)
+    y, state = mean(x, mean.initial_state(1))
+    assert torch.allclose(y[0, :, 0], torch.tensor([0.0, 1, 2, 3, 4, 5]))
+    again, _ = mean(x[:, :1], state)
+    assert torch.allclose(again[0, 0, 0], torch.tensor(30.0 / 7))
+
+
+def test_the_window_mean_divides_by_the_steps_there_were_and_forgets_what_lies_further_back() -> None:
+    mean, x = WindowMean(1, 3), torch.tensor([6.0, 0, 3, 9, 0]).reshape(1, 5, 1)
+    y, _ = mean(x, mean.initial_state(1))
+    assert torch.allclose(y.flatten(), torch.tensor([6.0, 3, 3, 4, 4]))
+
+
+# --- the lecture's convolution layer -----------------------------------------------------------------------------
+
+
+def test_a_valid_convolution_gives_h_minus_2_w_minus_2_k() -> None:
+    layers, values = vision((28, 28, 1), ((5,),), keep_size=False)
+    assert layers[0](torch.zeros(1, 1, 28, 28)).shape == (1, 5, 26, 26)
+    assert layers(torch.zeros(1, 1, 28, 28)).shape == (1, 5, 13, 13)
+    assert values == 5 * 13 * 13
+
+
+def test_frames_too_small_for_the_blocks_are_refused() -> None:
+    with pytest.raises(ValueError, match="8×8 are too small for 3 blocks"):
+        vision((8, 8, 1), ((4,), (4,), (4,)), keep_size=False)

@@ -13,8 +13,9 @@ import torch
 from export import package
 from export.data import Data
 from export.runs import Settings
-from export.tasks import TASKS, Task
+from export.tasks import Task
 from export.train import train
+from export.zoo import TASKS
 from models.rnn import Cell, Recurrent
 from service.contracts import Manifest, RowInput
 from service.packages import Package

@@ -71,27 +71,27 @@ def _over(kind: str, classes: int) -> nn.Module:
 
 
 FAMILIES: dict[str, Family] = {
-    "mlp": Family("frame", lambda K: MLP(SIZE, K, hidden=32)),
-    "cnn2d": Family("frame", lambda K: CNN2d(SIZE, K, ((8,), (8,)), 16)),
-    "cnn2d, valid": Family("frame", lambda K: CNN2d(SIZE, K, ((8,), (8,)), 16, keep_size=False)),
-    "frame": Family("frame", lambda K: FrameNet(SIZE, K, ((8,), (8,)), features=16)),
+    "mlp": Family("frame", lambda k: MLP(SIZE, k, hidden=32)),
+    "cnn2d": Family("frame", lambda k: CNN2d(SIZE, k, ((8,), (8,)), 16)),
+    "cnn2d, valid": Family("frame", lambda k: CNN2d(SIZE, k, ((8,), (8,)), 16, keep_size=False)),
+    "frame": Family("frame", lambda k: FrameNet(SIZE, k, ((8,), (8,)), features=16)),
     **{
-        f"video {cell}": Family("frame", lambda K, cell=cell: VideoNet(cell, SIZE, K, ((8,),), features=16, width=16))
+        f"video {cell}": Family("frame", lambda k, cell=cell: VideoNet(cell, SIZE, k, ((8,),), features=16, width=16))
         for cell in ("rnn", "gru", "lstm")
     },
     **{
-        cell: Family("samples", lambda K, cell=cell: Recurrent(cell, K, **FLAT, width=16))
+        cell: Family("samples", lambda k, cell=cell: Recurrent(cell, k, **FLAT, width=16))
         for cell in ("rnn", "gru", "lstm")
     },
-    "lstm, 2 layers": Family("samples", lambda K: Recurrent("lstm", K, **FLAT, width=12, layers=2)),
-    "cnn1d": Family("samples", lambda K: CausalCNN(K, **FLAT, width=12, dilations=(1, 2, 4))),
-    "cnn1d, window": Family("samples", lambda K: CausalCNN(K, **FLAT, width=12, dilations=(1, 2), window=5)),
+    "lstm, 2 layers": Family("samples", lambda k: Recurrent("lstm", k, **FLAT, width=12, layers=2)),
+    "cnn1d": Family("samples", lambda k: CausalCNN(k, **FLAT, width=12, dilations=(1, 2, 4))),
+    "cnn1d, window": Family("samples", lambda k: CausalCNN(k, **FLAT, width=12, dilations=(1, 2), window=5)),
     **{
         f"vibration {kind}": Family(
-            "vibration", lambda K, kind=kind: Vibration(_over(kind, K), mean=0.0, std=1.0, filters=8)
+            "vibration", lambda k, kind=kind: Vibration(_over(kind, k), mean=0.0, std=1.0, filters=8)
         )
         for kind in ("gru", "lstm", "cnn1d")
     },
-    "text": Family("text", lambda K: TextLSTM(TOKENS, K, embedding=12, width=12)),
-    "text, one neuron": Family("text", lambda K: TextLSTM(TOKENS, 2, embedding=12, width=12), "logit"),
+    "text": Family("text", lambda k: TextLSTM(TOKENS, k, embedding=12, width=12)),
+    "text, one neuron": Family("text", lambda k: TextLSTM(TOKENS, 2, embedding=12, width=12), "logit"),
 }

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from export import to_onnx as exporter
 from export.to_onnx import run_torch, to_onnx
+from export.zoo import TASKS
 from models.catalogue import NETS, Shape
 from models.cnn2d import CNN2d
-from tests.export.conftest import recurrent, some_rows, write
+from tests.export.conftest import recurrent, some_rows
 
 SIZES = (1, 3, 64)
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8, 1), np.uint8)  # (B, T, H, W, C)
@@ -107,14 +108,23 @@ def test_one_sigmoid_neuron_is_packaged_as_two_labels() -> None:
     assert np.abs(y - np.concatenate([1 - p, p], -1)).max() < 1e-6
 
 
-def test_every_net_of_the_catalogue_packages_and_proves_itself(tmp_path: Path) -> None:
-    shape = Shape(2, frame=(28, 28, 1), mean=[0.5] * 3, std=[2.0] * 3)
-    for name, net in NETS.items():
-        torch.manual_seed(0)
-        built = net.build(shape).eval()
-        if net.family == "cnn2d":
-            x = np.random.default_rng(0).integers(0, 256, (2, 3, 28, 28, 1), np.uint8)
-            session = onnxruntime.InferenceSession(to_onnx(built, x), providers=["CPUExecutionProvider"])
-            assert np.abs(session.run(None, {"x": x})[0] - run_torch(built, x)[0]).max() < 1e-4
-        else:
-            write(built, tmp_path, name)
+@pytest.mark.parametrize("name", NETS)
+def test_every_net_of_the_catalogue_steps_as_torch_on_the_whole(name: str) -> None:
+    task, rng = TASKS[name], np.random.default_rng(0)
+    frame = (60, 80, 1) if name.startswith("action") else (28, 28, 1)
+    F = 96 if name.startswith("bearing") else 6
+    shape = Shape(6, frame=frame, mean=[0.5] * F, std=[2.0] * F, tokens=50)
+    torch.manual_seed(0)
+    net = NETS[name].build(shape).eval()
+    x = {
+        "frame": rng.integers(0, 256, (2, 3, *frame), np.uint8),
+        "samples": rng.normal(0.5, 2.0, (2, 8, F)).astype(np.float32),
+        "text": rng.integers(0, 50, (2, 8)),
+    }[task.kind]
+    session = onnxruntime.InferenceSession(to_onnx(net, x), providers=["CPUExecutionProvider"])
+    states = {key: value.numpy() for key, value in net.initial_state(2).items()}
+    for t in range(x.shape[1]):
+        y, *after = session.run(None, {"x": x[:, t : t + 1], **states})
+        states = dict(zip(states, after, strict=True))
+    assert np.abs(y[:, 0] - run_torch(net, x)[0][:, -1]).max() < 1e-5
+    assert sum(parameter.numel() for parameter in net.parameters()) * 4 < 4_000_000

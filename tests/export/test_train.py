@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -20,8 +21,10 @@ from export import package
 from export.data import Data, Split
 from export.metrics import accuracy, confusion, interval95
 from export.runs import CheckpointError, Settings, load_trained
-from export.tasks import TASKS, Decisions, FrameTask, RowTask, Task
+from export.tasks import Decisions, FrameTask, RowTask, Task
 from export.train import torch_run, train
+from export.zoo import TASKS
+from models.catalogue import Net, recurrent
 from models.cnn2d import CNN2d
 from models.rnn import Cell, Recurrent
 from service.errors import PackageRefused
@@ -185,8 +188,9 @@ def wave_task(small_data: Data) -> RowTask:
         labels = ["slow", "middle", "fast"]
         return Data(parts[0], None, parts[1], labels, small_data.about, "waves", ["a", "b"], frozenset({"1-0"}))
 
+    own = Net("lstm", partial(recurrent, cell="lstm", width=24, dropout=0.0))
     return RowTask(
-        name="activity-lstm", load=load, description="", unit="a recording's end", weights_terms="", limits="",
+        name="waves", own=own, load=load, description="", unit="a recording's end", weights_terms="", limits="",
         samples=1, columns=["a", "b"], hz=10.0, epochs=25, batch=12, learning_rate=2e-2, weight_decay=0.0,
         average=0.9, folds=2, rounds=4, shortest=40, longest=60, skipped=4, noise=0.02, scale=0.05, blend=0.1,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from export.metrics import accuracy
 from export.package import stream_run
-from export.tasks import TASKS
+from export.zoo import TASKS
 from service.decode import decode_frame
 from service.engine import OnnxEngine
 from service.packages import Package, load_package, load_packages, samples, zoo_folder

@@ -8,6 +8,7 @@ a state tensor is found out by asking for two sizes. Everything assumed is tried
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 import zipfile
 from pathlib import Path
@@ -66,7 +67,7 @@ def read_example(path: Path) -> Example:
     """`x` of an npz: rows (N, F) or (B, T, F), frames (B, T, H, W, C) uint8."""
     wanted = "expected an npz with `x`: rows (N, F), N ≥ 4, or (B, T, F), numbers; or frames (B, T, H, W, C) uint8"
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             x, names = stored["x"], stored["features"].tolist() if "features" in stored.files else []
     except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ForeignError(f"example {path}: {error}; {wanted}") from None

@@ -28,6 +28,7 @@ Family = Literal["lstm", "gru", "rnn", "cnn1d", "auto"]
 FAMILIES: Final = get_args(Family)
 STEPS: Final = 1500  # of the optimiser, about: how long a net learns
 TRIAL_STEPS: Final = 300  # in a trial
+GLANCE_STEPS: Final = 20  # in the trial of an only candidate, which is only to tell how long an epoch takes
 TRIAL_SHARE: Final = 0.4  # of the time budget goes into trials
 CHOICE: Final = "choice.json"
 
@@ -147,7 +148,7 @@ def _try(
     for candidate in offered:
         if tried and time.monotonic() - began > TRIAL_SHARE * budget_s:
             break
-        task = with_epochs(own_task(name, data, hz, candidate), rest, TRIAL_STEPS)
+        task = with_epochs(own_task(name, data, hz, candidate), rest, TRIAL_STEPS if len(offered) > 1 else GLANCE_STEPS)
         before = time.monotonic()
         accuracy = trial(task, rest, held, task.epochs, folder / f"try-{candidate.name}.pt")
         tried[candidate] = accuracy, (time.monotonic() - before) / task.epochs

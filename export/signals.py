@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
 
@@ -163,7 +164,7 @@ def read_npz(path: Path, keys: tuple[str, ...], wanted: str) -> list[np.ndarray]
     if not path.is_file():
         raise DataError(f"missing file {path}\n{wanted}")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             return [stored[key] for key in keys]
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"damaged file {path}: {error}\n{wanted}") from None

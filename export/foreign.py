@@ -99,7 +99,7 @@ class Adapted(nn.Module):
         two, three = (self._parts(self._new(batch)) for batch in (2, 3))
         self.names = list(two)
         self.axes = {name: _batch_axis(name, two[name].shape, three[name].shape) for name in two}
-        self.tuple = not isinstance(self._new(1), (dict, Tensor))
+        self.like = type(self._new(1))
 
     def initial_state(self, batch: int) -> dict[str, Tensor]:
         parts = self._parts(self._new(batch))
@@ -108,10 +108,8 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         theirs = {name: state[name].movedim(0, self.axes[name]) for name in self.names}
         given: Any = theirs
-        if list(theirs) == ["state"]:
-            given = theirs["state"]
-        elif self.tuple:
-            given = tuple(theirs.values())
+        if not issubclass(self.like, dict):
+            given = tuple(theirs.values()) if issubclass(self.like, (tuple, list)) else theirs.get("state")
         y, after = self.net(x, given)
         parts = self._parts(after)
         return y, {name: parts[name].movedim(self.axes[name], 0) for name in self.names}
@@ -122,8 +120,6 @@ class Adapted(nn.Module):
             return self.net.initial_state(batch)
         with torch.no_grad():
             _, after = self.net(self._x.expand(batch, *self._x.shape[1:]), None)
-        if after is None:
-            return {}
         parts = self._parts(after)
         zeros = {name: torch.zeros_like(part) for name, part in parts.items()}
         return _shaped_as(after, zeros)
@@ -133,6 +129,8 @@ class Adapted(nn.Module):
             parts = state
         elif isinstance(state, Tensor):
             parts = {"state": state}
+        elif state is None:
+            parts = {}
         elif isinstance(state, (tuple, list)):
             parts = {f"state{i}": part for i, part in enumerate(state)}
         else:
@@ -144,8 +142,8 @@ class Adapted(nn.Module):
 
 
 def _shaped_as(after: Any, parts: dict[str, Tensor]) -> Any:
-    if isinstance(after, dict):
-        return parts
+    if after is None or isinstance(after, dict):
+        return None if after is None else parts
     return next(iter(parts.values())) if isinstance(after, Tensor) else tuple(parts.values())
 
 

@@ -195,7 +195,9 @@ class RowTask(Task):
 
     def shape(self, split: Split, labels: int) -> Shape:
         rows = np.concatenate(list(split.x))
-        return Shape(labels, mean=rows.mean(0).tolist(), std=np.maximum(rows.std(0), 1e-6).tolist())
+        std = rows.std(0)
+        std[std < 1e-6] = 1.0  # a column that never changed says nothing; if it does one day, it must not shout
+        return Shape(labels, mean=rows.mean(0).tolist(), std=std.tolist())
 
     def steps(self, split: Split) -> int:
         return self.rounds

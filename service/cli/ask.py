@@ -14,7 +14,7 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from rollcast import Client, Problem, StreamRecord
 from rollcast.client import DEFAULT_URL, media_type
@@ -24,6 +24,7 @@ Url = Annotated[
 ]
 Stream = Annotated[str, typer.Argument(help="A stream's id, such as cam-1.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+STREAM_COLUMNS = ("stream", "model", "steps", "label", "score", "last_entry")
 RETRIES_S = 30.0  # how long `post` tries again when the server asks it to wait
 
 
@@ -114,11 +115,16 @@ def streams(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
     if as_json:
         _print_json(found)
         return
-    columns = list(dict.fromkeys(name for stream in found for name in stream)) or ["stream"]
-    table = Table(*columns)
+    table = Table(*(Column(name.replace("_", " "), no_wrap=True) for name in STREAM_COLUMNS))
     for stream in found:
-        table.add_row(*("" if stream.get(name) is None else str(stream[name]) for name in columns))
+        table.add_row(*(_cell(stream.get(name)) for name in STREAM_COLUMNS))
     Console().print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return "" if value is None else str(value)
 
 
 # --- what is posted ----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ DIGITS: Final = "digits-cnn"
 ACTIVITY: Final = "activity-lstm"
 LEAST_ACCURACY: Final = {DIGITS: 0.95, ACTIVITY: 0.85}
 DIGIT_STREAMS: Final = 4
-SENSOR_STREAMS: Final = 6  # one recording each at a time, as many as there are activities
+SENSOR_STREAMS: Final = 12  # they begin spread over the recordings, which are sorted by activity
 LAST_ANSWERS_S: Final = 5.0  # how long the end waits for what was posted
 
 
@@ -37,7 +37,10 @@ class Demo:
         self._screen = Screen(url, self._tally)
         images, recordings = _samples(packages[DIGITS]), _samples(packages[ACTIVITY])
         feeds = [digit_feed(f"digit-{n + 1}", DIGITS, images, seed=n) for n in range(DIGIT_STREAMS)]
-        feeds += [sensor_feed(f"sensor-{n + 1}", ACTIVITY, recordings, first=n) for n in range(SENSOR_STREAMS)]
+        feeds += [
+            sensor_feed(f"sensor-{n + 1}", ACTIVITY, recordings, first=n * len(recordings) // SENSOR_STREAMS)
+            for n in range(SENSOR_STREAMS)
+        ]
         self._watchers = [Watcher(url, feed.stream, self._tally) for feed in feeds]
         self._producers = [Producer(url, feed, self._tally) for feed in feeds]
 

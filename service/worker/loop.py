@@ -155,10 +155,11 @@ class Worker:
         self._lose([self._shards[number] for number in lost], "the lease is another's")
         if self._shards:
             self._deadline = before + self._lease_s
-        missing = 0
-        for number in range(self._broker.shards):
-            if number not in self._shards and not self._acquire(number):
-                missing += 1
+        absent = [number for number in range(self._broker.shards) if number not in self._shards]
+        acquired = [number for number in absent if self._acquire(number)]
+        if acquired:
+            log.info("shards acquired", extra={"shards": acquired, "owned": len(self._shards)})
+        missing = len(absent) - len(acquired)
         self.away, self.owned = False, len(self._shards)
         self._next_beat = before + (min(0.25, self._lease_s / 3) if missing else self._lease_s / 3)
         self._tally.residence()
@@ -174,7 +175,7 @@ class Worker:
         self._deadline = min(self._deadline, before + self._lease_s)
         shard = Shard(number, head)
         self._shards[number] = shard
-        log.info("shard acquired", extra={"shard": number, "n": shard.head.n, "low": head.split(b" ")[3].decode()})
+        log.debug("shard acquired", extra={"shard": number, "n": shard.head.n, "low": head.split(b" ")[3].decode()})
         return True
 
     def _lose(self, shards: Sequence[Shard], why: str) -> None:
@@ -185,8 +186,8 @@ class Worker:
             self._broker.abandon(shard.number)
             for stream in shard.streams.values():
                 self._stepper.forget(stream)
-            log.warning("shard lost", extra={"shard": shard.number, "why": why})
         if shards:
+            log.warning("shards lost", extra={"shards": [shard.number for shard in shards], "why": why})
             self._scheduler.drop(lambda item: item.key.shard.lost)
             self._waiting_bytes = sum(item.size for item in self._scheduler)
             self.owned = len(self._shards)

@@ -50,15 +50,15 @@ def _digits_mlp(shape: Shape) -> nn.Module:
     return MLP(shape.frame, shape.classes, hidden=512, dropout=0.3)
 
 
-_LOOK = ((16,), (24,), (32,), (48,))  # 60×80 -> 3×5
+_LOOK = ((16,), (32,), (48,))  # 60×80, averaged to 30×40 -> 3×5
 
 
 def _action_frame(shape: Shape) -> nn.Module:
-    return FrameNet(shape.frame, shape.classes, _LOOK, features=96, dropout=0.3)
+    return FrameNet(shape.frame, shape.classes, _LOOK, features=96, shrink=2, dropout=0.3)
 
 
 def _action_cnn(shape: Shape, cell: Cell) -> nn.Module:
-    return VideoNet(cell, shape.frame, shape.classes, _LOOK, features=96, width=96, dropout=0.3)
+    return VideoNet(cell, shape.frame, shape.classes, _LOOK, features=96, width=96, shrink=2, dropout=0.3)
 
 
 def images(shape: Shape, width: int = 16) -> nn.Module:

@@ -31,7 +31,7 @@ from service.errors import EntryError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 CLIPS = (".mp4", ".mkv", ".avi", ".mov", ".webm")
-FEW = 200  # examples to learn from, below which validation is done in folds
+FEW = 500  # examples to learn from, below which validation is done in folds, so that all are learnt from
 FOLDS = 4
 MAX_PIXELS = 64 << 20
 

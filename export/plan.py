@@ -32,7 +32,8 @@ GLANCE_STEPS: Final = 20  # in the trial of an only candidate, which is only to 
 TRIAL_SHARE: Final = 0.4  # of the time budget goes into trials
 CHOICE: Final = "choice.json"
 
-Trial = Callable[[Task, Split, Split, int, Path], float]  # trains on one split, -> accuracy on the other
+# Trains on one split; accuracy on the other, and how little its truth surprised the net (minus the mean log loss).
+Trial = Callable[[Task, Split, Split, int, Path], tuple[float, float]]
 
 
 class Candidate(NamedTuple):
@@ -144,20 +145,20 @@ def _try(
 ) -> Choice:
     rest, held = (data.train, data.validation) if data.validation is not None else folds(data.train, FOLDS, 0)[0]
     began = time.monotonic()
-    tried: dict[Candidate, tuple[float, float]] = {}  # accuracy, seconds an epoch
+    tried: dict[Candidate, tuple[tuple[float, float], float]] = {}  # what the trial gave, seconds an epoch
     for candidate in offered:
         if tried and time.monotonic() - began > TRIAL_SHARE * budget_s:
             break
         task = with_epochs(own_task(name, data, hz, candidate), rest, TRIAL_STEPS if len(offered) > 1 else GLANCE_STEPS)
         before = time.monotonic()
-        accuracy = trial(task, rest, held, task.epochs, folder / f"try-{candidate.name}.pt")
-        tried[candidate] = accuracy, (time.monotonic() - before) / task.epochs
+        result = trial(task, rest, held, task.epochs, folder / f"try-{candidate.name}.pt")
+        tried[candidate] = result, (time.monotonic() - before) / task.epochs
     best = max(tried, key=lambda each: tried[each][0])  # of equals the first: the smaller
     full = own_task(name, data, hz, best).epochs
     trainings = 1 if data.validation is not None else FOLDS + 1
     left_s = max(0.0, budget_s - (time.monotonic() - began))
     epochs = int(min(full, max(5, left_s / max(1e-6, tried[best][1] * trainings))))
-    return Choice(best.family, best.width, epochs, {each.name: round(found[0], 4) for each, found in tried.items()})
+    return Choice(best.family, best.width, epochs, {each.name: round(found[0][0], 4) for each, found in tried.items()})
 
 
 def _row_net(choice: Candidate) -> Net:

@@ -57,6 +57,18 @@ def at_the_end(run: Run, split: Split, size: int) -> Decisions:
     return Decisions(split.y, guess, np.arange(len(split)))
 
 
+def surprise(run: Run, split: Split, size: int = 16) -> float:
+    """log(1 / probability of the true label) at the last step, averaged over the examples. Images are one step."""
+    found = []
+    for start in range(0, len(split), size):
+        part = split.take(range(start, min(start + size, len(split))))
+        sequences = part.x if isinstance(part.x, list) else list(part.x[:, None])
+        y = run(pad(sequences))
+        ends = np.array([len(each) - 1 for each in sequences])
+        found.append(-np.log(np.maximum(y[np.arange(len(part)), ends, part.y], 1e-9)))
+    return float(np.concatenate(found).mean())
+
+
 def golden_cut(data: Data, count: int = 4) -> np.ndarray:
     """The beginnings of some of the longer sequences, (B, T, …), T at most 64."""
     x = (data.train if data.validation is None else data.validation).x

@@ -39,6 +39,7 @@ from export.runs import (
     save,
     with_folds,
 )
+from export.sequences import surprise
 from export.tasks import Batch, Run, Task
 from export.zoo import TASKS
 from service.errors import PackageRefused
@@ -284,12 +285,13 @@ def _choose(
     if NAME.fullmatch(name) is None:
         fail(f"{name!r}: a package's name is 1 to 64 of a-z 0-9 . _ - and begins with a letter or a digit")
 
-    def trial(task: Task, rest: Split, held: Split, epochs: int, path: Path) -> float:
+    def trial(task: Task, rest: Split, held: Split, epochs: int, path: Path) -> tuple[float, float]:
         console.print(f"trying {path.stem.removeprefix('try-')}: {epochs} epochs")
         tried = replace(settings, epochs=epochs)
         learner = _Learner(task, rest, len(data.labels), tried, path, asdict(tried) | {"data": data.sha256})
         late = learner.learn(held, epochs, resume)[-max(1, epochs // 3) :]  # their mean: less luck than the best
-        return float(np.mean([entry["validation"] for entry in late]))
+        run = torch_run(learner.average.module, settings.device)
+        return float(np.mean([entry["validation"] for entry in late])), -surprise(run, held)
 
     if not resume:
         (folder / CHOICE).unlink(missing_ok=True)

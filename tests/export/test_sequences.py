@@ -14,7 +14,7 @@ import torch
 from export import package
 from export.data import Data, Split
 from export.runs import Settings, load_trained
-from export.sequences import SequenceTask, TextTask, VideoTask, at_the_end, join, pad, weigh
+from export.sequences import SequenceTask, TextTask, VideoTask, at_the_end, join, pad, surprise, weigh
 from export.tasks import Batch, Task
 from export.texts import learn_tokenizer, tokens
 from export.train import torch_run, train
@@ -107,6 +107,13 @@ def test_a_decision_is_that_of_the_last_step_whatever_the_order_of_lengths() -> 
         return np.stack([seen <= 2, seen > 2], -1).astype(np.float32)
 
     assert at_the_end(run, split, 2).guess.tolist() == [1, 0, 1, 0]
+
+
+def test_surprise_is_the_log_loss_at_the_end() -> None:
+    split = Split([np.zeros((n, 1), np.float32) for n in (1, 3)], np.array([0, 1]), list("ab"), np.arange(2))
+    assert surprise(lambda x: np.tile(np.float32([0.5, 0.25]), (*x.shape[:2], 1)), split) == pytest.approx(
+        (np.log(2) + np.log(4)) / 2
+    )
 
 
 @every_kind

@@ -15,10 +15,11 @@ import msgspec
 import uvicorn
 
 from rollcast import Client
-from service.api import Limits, create_app
+from service.api import create_app
 from service.broker.log import RedisLog
 from service.broker.predictions import RedisPredictions
 from service.broker.wire import Wire
+from service.contracts import Limits
 from service.demo import Demo
 from service.embedded import EmbeddedBroker
 from service.engine import OnnxEngine
@@ -55,9 +56,7 @@ def run_api(settings: Settings, fd: int | None) -> None:
         create_registry(),
         parity={name: _figures(report) for name, (_, report) in reports.items()},
         defaults=settings.default_models(),
-        limits=Limits(
-            frame_bytes=settings.max_frame_bytes, entry_bytes=settings.max_entry_bytes, pixels=settings.max_pixels
-        ),
+        limits=entry_limits(settings),
     )
     config = uvicorn.Config(
         app,
@@ -129,7 +128,7 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
         batch_entries=settings.batch_entries,
         tokenizers={name: package.tokenizer for name, package in packages.items() if package.tokenizer is not None},
         decode_threads=settings.decode_threads,
-        max_pixels=settings.max_pixels,
+        limits=entry_limits(settings),
         about=msgspec.json.encode(
             WorkerInfo(
                 id=name,
@@ -147,6 +146,10 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
     finally:
         server.close()
     log.info("stopped")
+
+
+def entry_limits(settings: Settings) -> Limits:
+    return Limits(settings.max_frame_bytes, settings.max_entry_bytes, settings.max_pixels)
 
 
 def served_packages(settings: Settings) -> dict[str, tuple[Package, ParityReport]]:

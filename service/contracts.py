@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -62,6 +62,14 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     interval_s: float | None = None  # between rows
     traceparent: str | None = None
     fault: EntryError | None = None
+
+
+class Limits(NamedTuple):
+    """The largest entries that are taken: by the api, and by the worker where producers write to the log themselves."""
+
+    frame_bytes: int = 8 * 2**20  # of an image
+    entry_bytes: int = 8 * 2**20  # of samples or text
+    pixels: int = 16_777_216  # width × height of an image
 
 
 # --- records -----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from service.api import openapi
-from service.api.context import Context, Limits
+from service.api.context import Context
 from service.api.follower import Follower
 from service.api.health import health_routes
 from service.api.ingest import ingest_routes
@@ -27,11 +27,11 @@ from service.api.outermost import Outermost
 from service.api.problems import add_handlers
 from service.api.records import record_routes
 from service.api.streams import stream_routes
-from service.contracts import Manifest
+from service.contracts import Limits, Manifest
 from service.metrics import ApiMetrics
 from service.ports import Predictions
 
-__all__ = ["Limits", "create_app"]
+__all__ = ["create_app"]
 
 
 def create_app(

@@ -11,18 +11,9 @@ from prometheus_client import CollectorRegistry
 
 from service.api.follower import Follower
 from service.api.monitor import Monitor
-from service.contracts import Manifest, ModelInfo
+from service.contracts import Limits, Manifest, ModelInfo
 from service.metrics import ApiMetrics
 from service.ports import Predictions
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The largest bodies that are taken."""
-
-    frame_bytes: int = 8 * 2**20
-    entry_bytes: int = 8 * 2**20
-    pixels: int = 16_777_216
 
 
 @dataclass(frozen=True)

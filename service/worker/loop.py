@@ -22,9 +22,9 @@ import numpy as np
 
 from service.batching import Scheduler
 from service.codec import NOWHERE, Position, decode_settings, id_number, parse_entry, parse_position
-from service.contracts import NO_STREAM, FrameInput, StreamSettings
+from service.contracts import NO_STREAM, Entry, FrameInput, Limits, StreamSettings
 from service.decode import Tokenizer, decode_frame
-from service.errors import BrokerAway, CommitRefused, EntryError, Fenced
+from service.errors import BrokerAway, CommitRefused, EntryError, Fenced, TooLarge
 from service.keys import shard_of
 from service.metrics import WorkerMetrics
 from service.ports import Commit, Committed, Engine, Loaded, Log
@@ -60,7 +60,7 @@ class Worker:
         batch_entries: int = 1024,
         tokenizers: Mapping[str, Tokenizer] | None = None,  # by name of the text models
         decode_threads: int = 2,
-        max_pixels: int = 16_777_216,
+        limits: Limits | None = None,
         about: bytes = b"{}",
         fault: Callable[[str], None] = lambda point: None,
     ) -> None:
@@ -76,7 +76,7 @@ class Worker:
         self._cut_ms = int(output_history_s * 1000)
         self._batch_entries = batch_entries
         self._ahead_entries = min(65_536, batch_entries * 4)
-        self._max_pixels = max_pixels
+        self._limits = limits or Limits()
         self._about = about
         self._fault = fault
         self._shards: dict[int, Shard] = {}
@@ -243,6 +243,7 @@ class Worker:
                     shard.kept += 1
                     continue
                 item = Item(entry, stream, now)
+                item.error = item.error or self._too_large(entry)
                 unfinished.append(item)
                 self._waiting_bytes += item.size
                 if entry.kind == "frame" and item.error is None:
@@ -269,6 +270,12 @@ class Worker:
                     stream.model, stream.slot = model, model.table.put(row)
                 shard.streams[name] = stream
 
+    def _too_large(self, entry: Entry) -> TooLarge | None:
+        limit = self._limits.frame_bytes if entry.kind == "frame" else self._limits.entry_bytes
+        if len(entry.data) <= limit:
+            return None
+        return TooLarge(f"{entry.kind} of {len(entry.data):,} bytes: expected at most {limit:,}")
+
     # --- decoding ------------------------------------------------------------------------------------------------
 
     def _decode(self, item: Item) -> None:
@@ -286,7 +293,7 @@ class Worker:
         """In a thread of the pool: OpenCV releases the GIL."""
         began = time.perf_counter()
         try:
-            item.x = decode_frame(item.entry.data, form, max_pixels=self._max_pixels)
+            item.x = decode_frame(item.entry.data, form, max_pixels=self._limits.pixels)
         except EntryError as error:
             item.error = error
         except Exception as error:  # whatever a decoder does to itself, it is this entry's fault alone

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
-from service.contracts import GapPolicy
+from service.contracts import GapPolicy, Limits
 from service.keys import shard_of
 from tests.doubles import BrightnessEngine, TinyEngine, rows_fields, tiny_manifest
 from tests.oracle import Oracle, same
@@ -181,6 +182,7 @@ FAULTS = {
     "non_finite": {"kind": b"samples", "shape": b"1,3", "data": np.float32([1, np.nan, 3]).tobytes()},
     "bad_image": {"kind": b"frame", "data": b"\xff\xd8\xff\xe0 this is not a picture", "model": b"brightness"},
     "unsupported_media": {"kind": b"frame", "data": b"GIF89a", "model": b"brightness"},
+    "too_large": {"kind": b"frame", "data": bytes(60_001), "model": b"brightness"},
 }
 
 
@@ -194,7 +196,8 @@ def test_a_bad_entry_is_refused_in_its_turn_kept_with_its_bytes_and_stops_nothin
         world.append("a", fields)
         post(world, "a", [[1, 2, 3]])
     post(world, "b", [[1, 2, 3]])
-    with working(world.new_log(), TinyEngine(tiny_manifest()), BrightnessEngine()):
+    limits = Limits(frame_bytes=60_000)
+    with working(world.new_log(), TinyEngine(tiny_manifest()), BrightnessEngine(), limits=limits):
         expected = 1 if alone else 3
         bodies = answered(world, {"a": expected, "b": 1})
     refused = [body for body in bodies["a"] if body["type"] == "refused"]
@@ -204,6 +207,26 @@ def test_a_bad_entry_is_refused_in_its_turn_kept_with_its_bytes_and_stops_nothin
     assert bodies["b"][0]["type"] == "prediction"
     if expected == 3:
         assert [body.get("step") for body in bodies["a"]] == [1, None, 2], "the state is as it was before"
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(world: World) -> None:
+    _, picture = cv2.imencode(".png", np.zeros((200, 300), np.uint8))
+    world.append("a", {"stream": b"a", "kind": b"frame", "data": picture.tobytes()})
+    with working(world.new_log(), BrightnessEngine(), limits=Limits(pixels=59_999)):
+        body = answered(world, {"a": 1})["a"][0]
+    assert (body["reason"], body["type"]) == ("too_large", "refused")
+    assert "300" in body["detail"]
+
+
+def test_frames_are_decoded_beside_the_loop_and_keep_their_order(world: World) -> None:
+    for n in range(40):
+        _, picture = cv2.imencode(".png", np.full((8, 8), 6 * n, np.uint8))
+        world.append(f"s{n % 3}", {"stream": b"s%d" % (n % 3), "kind": b"frame", "data": picture.tobytes()})
+    with working(world.new_log(), BrightnessEngine(), decode_threads=4):
+        bodies = answered(world, {"s0": 14, "s1": 13, "s2": 13})
+    for place, stream in enumerate(("s0", "s1", "s2")):
+        bright = [body["probabilities"][1] for body in bodies[stream]]
+        np.testing.assert_allclose(bright, np.arange(place, 40, 3) * 6 / 255, atol=1e-5)
 
 
 def test_an_entry_of_another_model_than_the_streams_is_refused(world: World) -> None:

@@ -11,9 +11,9 @@ import httpx
 import numpy as np
 import pytest
 
-from service.api import Limits, create_app
+from service.api import create_app
 from service.codec import parse_entry
-from service.contracts import Entry, FrameInput
+from service.contracts import Entry, FrameInput, Limits
 from service.errors import AppendUnknown, BrokerAway, BrokerFull
 from service.metrics import create_registry
 from tests.answering import InMemory, OnBroker

@@ -58,7 +58,7 @@ def _action_frame(shape: Shape) -> nn.Module:
 
 
 def _action_cnn(shape: Shape, cell: Cell) -> nn.Module:
-    return VideoNet(cell, shape.frame, shape.classes, _LOOK, features=96, width=96, shrink=2, dropout=0.3)
+    return VideoNet(cell, shape.frame, shape.classes, _LOOK, features=96, width=96, shrink=2, motion=True, dropout=0.3)
 
 
 def images(shape: Shape, width: int = 16) -> nn.Module:
@@ -68,7 +68,8 @@ def images(shape: Shape, width: int = 16) -> nn.Module:
 
 def video(shape: Shape, cell: Cell, width: int = 64) -> nn.Module:
     """A recurrent layer over a CNN for frames of any size."""
-    return VideoNet(cell, shape.frame, shape.classes, _blocks(shape.frame, 12), features=64, width=width, dropout=0.3)
+    blocks = _blocks(shape.frame, 12)
+    return VideoNet(cell, shape.frame, shape.classes, blocks, features=64, width=width, motion=True, dropout=0.3)
 
 
 def _blocks(frame: tuple[int, int, int], width: int) -> list[tuple[int]]:

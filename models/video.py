@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from models.cnn2d import vision
@@ -38,9 +39,17 @@ class FrameFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, T = x.shape[:2]
-        frames = x.flatten(0, 1).permute(0, 3, 1, 2)  # (B·T, C, H, W)
-        features = self.dense(self.vision(self.shrink(frames.float() / self.scale)))  # (B·T, F)
+        features = self.look(self.scaled(x))  # (B·T, F)
         return features.reshape(B, T, features.shape[-1])
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """(B, T, H, W, C) uint8 -> (B·T, C, H', W') float32."""
+        frames: Tensor = self.shrink(x.flatten(0, 1).permute(0, 3, 1, 2).float() / self.scale)
+        return frames
+
+    def look(self, frames: Tensor) -> Tensor:
+        features: Tensor = self.dense(self.vision(frames))
+        return features
 
 
 class FrameNet(nn.Module):
@@ -68,7 +77,11 @@ class FrameNet(nn.Module):
 
 
 class VideoNet(nn.Module):
-    """Frames to logits (B, T, K) with a memory of the frames before. State: that of the recurrent layer."""
+    """Frames to logits (B, T, K) with a memory of the frames before. State: that of the recurrent layer.
+
+    With `motion` the CNN also sees what changed since the frame before; state `before` (B, C, H, W) holds that frame,
+    scaled and shrunk, and black at first.
+    """
 
     def __init__(
         self,
@@ -80,15 +93,32 @@ class VideoNet(nn.Module):
         features: int = 64,
         width: int = 64,
         shrink: int = 1,
+        motion: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.features = FrameFeatures(size, blocks, features, shrink=shrink, dropout=dropout)
+        height, width_px, channels = size
+        self.motion = motion
+        self.before = (channels, height // shrink, width_px // shrink)
+        seen = (height, width_px, 2 * channels if motion else channels)
+        self.features = FrameFeatures(seen, blocks, features, shrink=shrink, dropout=dropout)
         flat = [0.0] * features, [1.0] * features
         self.memory = Recurrent(cell, classes, mean=flat[0], std=flat[1], width=width, dropout=dropout)
 
     def initial_state(self, batch: int) -> dict[str, Tensor]:
-        return self.memory.initial_state(batch)
+        state = self.memory.initial_state(batch)
+        return state | {"before": torch.zeros(batch, *self.before)} if self.motion else state
 
     def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.memory(self.features(x), state)
+        B, T = x.shape[:2]
+        frames = self.features.scaled(x)  # (B·T, C, H, W)
+        seen, after = frames, {}
+        if self.motion:
+            each = frames.reshape(B, T, *self.before)
+            earlier = torch.cat([state["before"].unsqueeze(1), each[:, :-1]], 1)
+            seen = torch.cat([frames, (each - earlier).reshape(B * T, *self.before)], 1)
+            after = {"before": each[:, -1]}
+        features = self.features.look(seen)  # (B·T, F)
+        mine = {name: value for name, value in state.items() if name != "before"}
+        y, memory = self.memory(features.reshape(B, T, features.shape[-1]), mine)
+        return y, memory | after

@@ -79,6 +79,9 @@ FAMILIES: dict[str, Family] = {
         f"video {cell}": Family("frame", lambda k, cell=cell: VideoNet(cell, SIZE, k, ((8,),), features=16, width=16))
         for cell in ("rnn", "gru", "lstm")
     },
+    "video with motion": Family(
+        "frame", lambda k: VideoNet("gru", SIZE, k, ((8,),), features=16, width=16, shrink=2, motion=True)
+    ),
     **{
         cell: Family("samples", lambda k, cell=cell: Recurrent(cell, k, **FLAT, width=16))
         for cell in ("rnn", "gru", "lstm")

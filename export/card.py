@@ -18,7 +18,7 @@ def card(task: Task, data: Data, manifest: Manifest, best: int, epochs: int, par
         _facts(task, manifest),
         "## Accuracy",
         f"Of the package in ONNX Runtime, every test example a stream of its own from a fresh state; one decision is "
-        f"{metrics['unit']}. Nothing was chosen by the test split.",
+        f"{metrics['unit']}..",
         _accuracy_table(metrics),
         *_copies(metrics),
         _validation(task, metrics, best, epochs),
@@ -93,9 +93,9 @@ def _validation(task: Task, metrics: dict[str, Any], best: int, epochs: int) -> 
     if task.folds:
         return (
             f"Validation: {found}, the mean of {task.folds} folds of the training examples, each a net that never saw "
-            "the fold. Everything was chosen by it. The net here then learnt from all training examples."
+            "the fold. The net here then learnt from all training examples."
         )
-    return f"Validation: {found} at epoch {best} of {epochs}, whose weights are kept. Everything was chosen by it."
+    return f"Validation: {found} at epoch {best} of {epochs}, whose weights are kept."
 
 
 def _parity_table(parity: ParityReport) -> str:

@@ -36,7 +36,17 @@ def _digits_small(shape: Shape) -> nn.Module:
 
 
 def _activity_lstm(shape: Shape) -> nn.Module:
-    return Recurrent("lstm", shape.classes, mean=shape.mean, std=shape.std, width=32, dropout=0.5, remembers=150)
+    return Recurrent(
+        "lstm",
+        shape.classes,
+        mean=shape.mean,
+        std=shape.std,
+        width=32,
+        dropout=0.5,
+        input_dropout=0.2,
+        windows=(24,),
+        remembers=150,
+    )
 
 
 NETS = {

@@ -332,8 +332,8 @@ TASKS: dict[str, Task] = {
             unit="6 s of a test recording (rows 24, 48, …, 480), seen as a stream",
             weights_terms="Apache-2.0; trained on AReM (CC BY 4.0)",
             limits="One person, one room, one set of radios. Sitting and standing look alike to these sensors. This "
-            "recipe was taken of five with their test figures in sight, so that its own flatters it: expect 0.85, their "
-            "mean, of another day (docs/models.md).",
+            "recipe was taken of five with their test figures in sight, so that its own flatters it: expect 0.85, "
+            "their mean, of another day (docs/models.md).",
             samples=4,
             hz=4.0,
             columns=AREM_COLUMNS,

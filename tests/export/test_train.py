@@ -22,6 +22,7 @@ from export.metrics import accuracy, confusion, interval95
 from export.runs import CheckpointError, Settings, load_trained
 from export.tasks import TASKS, Decisions, FrameTask, RowTask, Task
 from export.train import torch_run, train
+from models.catalogue import Net
 from models.cnn2d import CNN2d
 from models.rnn import Cell, Recurrent
 from service.errors import PackageRefused
@@ -175,6 +176,14 @@ def waves(count: int, seed: int) -> list[np.ndarray]:
     ]
 
 
+class WaveTask(RowTask):
+    """A task with a small net of its own, whatever the catalogue holds."""
+
+    @property
+    def net(self) -> Net:
+        return Net("lstm", lambda shape: Recurrent("lstm", shape.classes, mean=shape.mean, std=shape.std, width=16))
+
+
 @pytest.fixture(scope="module")
 def wave_task(small_data: Data) -> RowTask:
     def load(folder: Path) -> Data:
@@ -185,8 +194,8 @@ def wave_task(small_data: Data) -> RowTask:
         labels = ["slow", "middle", "fast"]
         return Data(parts[0], None, parts[1], labels, small_data.about, "waves", ["a", "b"], frozenset({"1-0"}))
 
-    return RowTask(
-        name="activity-lstm", load=load, description="", unit="a recording's end", weights_terms="", limits="",
+    return WaveTask(
+        name="waves", load=load, description="", unit="a recording's end", weights_terms="", limits="",
         samples=1, columns=["a", "b"], hz=10.0, epochs=25, batch=12, learning_rate=2e-2, weight_decay=0.0,
         average=0.9, folds=2, rounds=4, shortest=40, longest=60, skipped=4, noise=0.02, scale=0.05, blend=0.1,
     )  # fmt: skip

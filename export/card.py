@@ -18,7 +18,7 @@ def card(task: Task, data: Data, manifest: Manifest, best: int, epochs: int, par
         _facts(task, manifest),
         "## Accuracy",
         f"Of the package in ONNX Runtime, every test example a stream of its own from a fresh state; one decision is "
-        f"{metrics['unit']}..",
+        f"{metrics['unit']}.",
         _accuracy_table(metrics),
         *_copies(metrics),
         _validation(task, metrics, best, epochs),

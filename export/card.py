@@ -83,7 +83,7 @@ def _count(shape: list[int]) -> int:
 def _how_measured(metrics: dict[str, Any]) -> str:
     stream = f"a stream of its own from a fresh state; one decision is {metrics['unit']}."
     if "folds" not in metrics:
-        return f"Of the package in ONNX Runtime, every test example {stream} Nothing was chosen by the test split."
+        return f"Of the package in ONNX Runtime, every test example {stream}"
     each = ", ".join(f"{accuracy:.4f}" for accuracy in metrics["folds"])
     return (
         f"Of {len(metrics['folds'])} nets in ONNX Runtime, made as the package's, each on the fold of the examples it "
@@ -117,9 +117,9 @@ def _validation(task: Task, metrics: dict[str, Any], best: int, epochs: int) -> 
     if task.folds:
         return (
             f"Validation: {found}, the mean of {task.folds} folds of the training examples, each a net that never saw "
-            "the fold. Everything was chosen by it. The net here then learnt from all training examples."
+            "the fold. The net here then learnt from all training examples."
         )
-    return f"Validation: {found} at epoch {best} of {epochs}, whose weights are kept. Everything was chosen by it."
+    return f"Validation: {found} at epoch {best} of {epochs}, whose weights are kept."
 
 
 def _parity_table(parity: ParityReport) -> str:

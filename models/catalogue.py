@@ -90,6 +90,14 @@ def recurrent(
     )  # fmt: skip
 
 
+def _activity(shape: Shape, cell: Cell, remembers: int = 0) -> nn.Module:
+    """Over the moments of the last 6 s, which say more than a row does."""
+    return Recurrent(
+        cell, shape.classes,
+        mean=shape.mean, std=shape.std, width=32, dropout=0.5, input_dropout=0.2, windows=(24,), remembers=remembers,
+    )  # fmt: skip
+
+
 def causal(
     shape: Shape, width: int = 32, dilations: Sequence[int] = (1, 2, 4, 8), window: int = 0, dropout: float = 0.2
 ) -> nn.Module:
@@ -127,9 +135,9 @@ NETS = {
     "action-cnn-lstm": Net("cnn-lstm", partial(_action_cnn, cell="lstm")),
     "action-cnn-gru": Net("cnn-gru", partial(_action_cnn, cell="gru")),
     "action-cnn-rnn": Net("cnn-rnn", partial(_action_cnn, cell="rnn")),
-    "activity-lstm": Net("lstm", partial(recurrent, cell="lstm", width=32, dropout=0.5, remembers=150)),
-    "activity-gru": Net("gru", partial(recurrent, cell="gru", width=32, dropout=0.5)),
-    "activity-rnn": Net("rnn", partial(recurrent, cell="rnn", width=32, dropout=0.5)),
+    "activity-lstm": Net("lstm", partial(_activity, cell="lstm", remembers=150)),
+    "activity-gru": Net("gru", partial(_activity, cell="gru")),
+    "activity-rnn": Net("rnn", partial(_activity, cell="rnn")),
     "activity-cnn1d": Net("cnn1d", partial(causal, width=24, window=64, dropout=0.3)),
     "gesture-lstm": Net("lstm", partial(recurrent, cell="lstm", width=64, dropout=0.4)),
     "gesture-gru": Net("gru", partial(recurrent, cell="gru", width=64, dropout=0.4)),

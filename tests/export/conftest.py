@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +37,10 @@ def some_rows(batch: int = 4, steps: int = 24, seed: int = 0) -> np.ndarray:  # 
     return np.random.default_rng(seed).normal(0.5, 2.0, (batch, steps, 3)).astype(np.float32)
 
 
-def recurrent(cell: Cell = "lstm", layers: int = 1) -> Recurrent:
+def recurrent(cell: Cell = "lstm", layers: int = 1, windows: Sequence[int] = ()) -> Recurrent:
     """Random weights, large enough that the state matters."""
     torch.manual_seed(7)
-    net = Recurrent(cell, len(LABELS), mean=[0.5] * 3, std=[2.0] * 3, width=8, layers=layers)
+    net = Recurrent(cell, len(LABELS), mean=[0.5] * 3, std=[2.0] * 3, width=8, layers=layers, windows=windows)
     for parameter in net.parameters():
         parameter.data *= 2
     return net.eval()

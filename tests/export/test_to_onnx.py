@@ -16,6 +16,7 @@ from export.to_onnx import run_torch, to_onnx
 from export.zoo import TASKS
 from models.catalogue import NETS, Shape
 from models.cnn2d import CNN2d
+from models.rnn import Moments
 from tests.export.conftest import recurrent, some_rows
 
 SIZES = (1, 3, 64)
@@ -27,6 +28,7 @@ def nets() -> dict[str, tuple[nn.Module, np.ndarray]]:
         f"{cell}, {layers} layers": recurrent(cell, layers) for cell in ("rnn", "gru", "lstm") for layers in (1, 2)
     }
     rows = {name: (net, some_rows(2, 3)) for name, net in cells.items()}
+    rows["lstm, windows"] = (recurrent("lstm", windows=(3, 7)), some_rows(2, 3))
     return {**rows, "cnn2d": (CNN2d((8, 8, 1), 4, ((4, 4), (8,)), 16).eval(), FRAMES)}
 
 
@@ -83,6 +85,18 @@ def test_the_graph_says_nothing_of_the_machine_it_was_made_on() -> None:
     model = to_onnx(recurrent(), some_rows(2, 3))
     assert str(Path.cwd()).encode() not in model
     assert model == to_onnx(recurrent(), some_rows(2, 3)), "the same net gives the same bytes"
+
+
+def test_moments_are_mean_and_spread_of_the_rows_so_far_in_each_window() -> None:
+    moments, x = Moments(3, (4, 9)), some_rows(2, 20)
+    seen, recent = moments(torch.from_numpy(x), moments.initial_state(2))
+    for t in range(20):
+        for place, window in enumerate((4, 9)):
+            rows = x[:, max(0, t + 1 - window) : t + 1]
+            expected = np.concatenate([rows.mean(1), 0.5 * np.log(rows.var(1) + 0.01)], -1)
+            assert np.abs(seen[:, t, 6 * place : 6 * place + 6].numpy() - expected).max() < 1e-4
+    assert np.array_equal(recent[..., :3].numpy(), x[:, -8:])
+    assert recent[..., 3].min() == 1
 
 
 class OneNeuron(nn.Module):

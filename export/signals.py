@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from export import matlab
 from export.data import Data, DataError, Split, _digest
 from service.contracts import TrainingData
 
 # --- UTD-MHAD: 27 actions ----------------------------------------------------------------------------------------
 
 UTD_ADDRESS = "https://personal.utdallas.edu/~kehtar/UTD-MHAD.html"
-UTD_SHA256 = {  # of x, all frames or rows in the file's order
+UTD_SHA256 = {  # of x, all frames or rows in the file's order; the official inertial rows have the same
     "depth_train.npz": "7e4a9e0b868ea9e30a25c0bb2bc6e2715909917c93036d82a5106356ae123184",
     "inertial_train.npz": "f413458f5f8dc09856f7253c9912f207e3fd8f34883b47fa8461e429cfcb0655",
 }
@@ -24,17 +25,38 @@ UTD_CLIPS = 431
 
 
 def utd_depth(folder: Path) -> Data:
-    """431 clips of real depth video, 41 to 125 frames of 60×80 grey at 30 Hz, background removed; 4 people."""
-    x, y, names, people, labels = _utd(folder / "utd_mhad" / "depth_train.npz", (60, 80), np.uint8)
-    return _by_person(
-        [clip[..., None] for clip in x], y, names, people, labels, "depth_train.npz", "clips of depth video"
-    )
+    """431 clips of real depth video, 41 to 125 frames of 60×80 grey at 30 Hz, background removed; 4 people.
+
+    Reads `depth_train.npz`; without it the official `Depth.zip`, unpacked or not, made smaller by matlab.depth_as_grey.
+    """
+    path = folder / "utd_mhad" / "depth_train.npz"
+    wanted = _utd_wanted(path, "Depth", (60, 80), np.uint8)
+    official = path.parent / "Depth"
+    if path.is_file() or not matlab.is_there(official):
+        read = _utd_npz(path, (60, 80), np.uint8, wanted)
+    else:
+        read = _utd_official(matlab.utd_depth_clips(official, wanted))
+    return _by_person(*read, "clips of depth video", final_axis=True)
 
 
 def utd_inertial(folder: Path) -> Data:
-    """431 sequences of 107 to 326 rows at 50 Hz: acceleration (g) and turning (°/s) of wrist or thigh; 4 people."""
-    x, y, names, people, labels = _utd(folder / "utd_mhad" / "inertial_train.npz", (6,), np.float32)
-    return _by_person(x, y, names, people, labels, "inertial_train.npz", "inertial sequences", UTD_FEATURES)
+    """431 sequences of 107 to 326 rows at 50 Hz: acceleration (g) and turning (°/s) of wrist or thigh; 4 people.
+
+    Reads `inertial_train.npz`; without it the official `Inertial.zip`, unpacked or not.
+    """
+    path = folder / "utd_mhad" / "inertial_train.npz"
+    wanted = _utd_wanted(path, "Inertial", (6,), np.float32)
+    official = path.parent / "Inertial"
+    if path.is_file() or not matlab.is_there(official):
+        read = _utd_npz(path, (6,), np.float32, wanted)
+    else:
+        read = _utd_official(matlab.utd_inertial_clips(official, wanted))
+        check_digest(official, np.concatenate(read[0]), UTD_SHA256[path.name], wanted)
+    return _by_person(*read, "inertial sequences", UTD_FEATURES)
+
+
+Clips = tuple[list[np.ndarray], np.ndarray, list[str], np.ndarray, list[str]]
+"""Sequences, labels as places in the list of actions, names, subjects, actions."""
 
 
 def _by_person(
@@ -43,9 +65,9 @@ def _by_person(
     names: list[str],
     people: np.ndarray,
     labels: list[str],
-    file: str,
     what: str,
     features: list[str] | None = None,
+    final_axis: bool = False,
 ) -> Data:
     about = TrainingData(
         name=f"UTD-MHAD, {what}",
@@ -55,18 +77,20 @@ def _by_person(
         split="subjects 1, 3, 5 and 7, each left out once (the official training half; subjects 2, 4, 6, 8 are its "
         "test and were never seen)",
     )
-    return Data(Split(x, y, names, people), None, None, labels, about, UTD_SHA256[file], features or [])
+    sha256 = _digest(*x)
+    clips = [clip[..., None] for clip in x] if final_axis else x
+    return Data(Split(clips, y, names, people), None, None, labels, about, sha256, features or [])
 
 
-def _utd(
-    path: Path, shape: tuple[int, ...], dtype: type
-) -> tuple[list[np.ndarray], np.ndarray, list[str], np.ndarray, list[str]]:
-    """Sequences, labels as places in the list of actions, names, subjects, actions."""
-    wanted = (
-        f"UTD-MHAD: get it from {UTD_ADDRESS} and put {path.name} into {path.parent}/: `x` concatenated "
-        f"(… × {' × '.join(map(str, shape))}, {dtype.__name__}), `length`, `action` 1 to 27, `subject`, `trial`, "
-        "`action_names`"
+def _utd_wanted(path: Path, official: str, shape: tuple[int, ...], dtype: type) -> str:
+    return (
+        f"UTD-MHAD: get {official}.zip from {UTD_ADDRESS} and put it into {path.parent}/, unpacked as {official}/ or "
+        f"not; or {path.name}: `x` concatenated (… × {' × '.join(map(str, shape))}, {dtype.__name__}), `length`, "
+        "`action` 1 to 27, `subject`, `trial`, `action_names`"
     )
+
+
+def _utd_npz(path: Path, shape: tuple[int, ...], dtype: type, wanted: str) -> Clips:
     keys = ("x", "length", "action", "subject", "trial", "action_names")
     x, length, action, subject, trial, actions = read_npz(path, keys, wanted)
     check_digest(path, x, UTD_SHA256[path.name], wanted)
@@ -77,6 +101,12 @@ def _utd(
     labels = [str(name) for name in actions]
     names = [f"a{a}_s{s}_t{t}" for a, s, t in zip(action, subject, trial, strict=True)]
     return cut(x, length), action.astype(np.int64) - 1, names, subject.astype(np.int64), labels
+
+
+def _utd_official(x: list[np.ndarray]) -> Clips:
+    action, subject, _ = np.array(matlab.UTD_RECORDINGS, np.int64).T
+    names = [f"a{a}_s{s}_t{t}" for a, s, t in matlab.UTD_RECORDINGS]
+    return x, action - 1, names, subject, list(matlab.UTD_LABELS)
 
 
 # --- CWRU: bearings ----------------------------------------------------------------------------------------------
@@ -137,12 +167,28 @@ def _cwru_data(
 
 
 def _cwru(folder: Path) -> list[tuple[str, int, int, np.ndarray]]:
-    """Of each recording: its file's number, its label, the load (hp), its samples (n,) float32."""
+    """Of each recording: its file's number, its label, the load (hp), its samples (n,) float32.
+
+    Of `cwru_12k_DE.npz`; without it of the official `97.mat`, `105.mat` ….
+    """
     path = folder / "cwru_bearing" / "cwru_12k_DE.npz"
+    numbers = ", ".join(str(number) for number, *_ in sorted(matlab.CWRU_RECORDINGS))
     wanted = (
-        f"CWRU: get the 19 drive-end recordings at 12 kHz (loads 0 and 1 hp) from {CWRU_ADDRESS} and put {path.name} "
-        f"into {path.parent}/: `x` concatenated (… × 1, float32), `length`, `fault`, `load_hp`, `file_id`"
+        f"CWRU: get the 19 drive-end recordings at 12 kHz (loads 0 and 1 hp) from {CWRU_ADDRESS} and put them into "
+        f"{path.parent}/ as NUMBER.mat ({numbers}); or {path.name}: `x` concatenated (… × 1, float32), `length`, "
+        "`fault`, `load_hp`, `file_id`"
     )
+    if path.is_file() or not matlab.is_there(path.parent):
+        return _cwru_npz(path, wanted)
+    recordings = matlab.cwru_recordings(path.parent, wanted)
+    check_digest(path.parent, np.concatenate(recordings), CWRU_SHA256, wanted)
+    return [
+        (str(number), CWRU_FAULTS.index(fault), load, samples)
+        for (number, fault, load, _), samples in zip(matlab.CWRU_RECORDINGS, recordings, strict=True)
+    ]
+
+
+def _cwru_npz(path: Path, wanted: str) -> list[tuple[str, int, int, np.ndarray]]:
     x, length, fault, load, number = read_npz(path, ("x", "length", "fault", "load_hp", "file_id"), wanted)
     check_digest(path, x, CWRU_SHA256, wanted)
     expect(path, len(length) == len(fault) == len(load) == len(number) == 19, "19 recordings", wanted)
@@ -173,7 +219,9 @@ def read_npz(path: Path, keys: tuple[str, ...], wanted: str) -> list[np.ndarray]
 def check_digest(path: Path, x: np.ndarray, sha256: str, wanted: str) -> None:
     found = _digest(x)
     if found != sha256:
-        raise DataError(f"damaged or other data in {path}: its x has SHA-256 {found}, expected {sha256}\n{wanted}")
+        raise DataError(
+            f"damaged or other data in {path}: its values have SHA-256 {found}, expected {sha256}\n{wanted}"
+        )
 
 
 def expect(path: Path, right: bool, expected: str, wanted: str) -> None:

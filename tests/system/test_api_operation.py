@@ -200,6 +200,7 @@ def test_the_openapi_document_is_complete(api: Serving) -> None:
     assert set(document["paths"]) == {
         "/v1/streams/{stream}/frames",
         "/v1/streams/{stream}/samples",
+        "/v1/streams/{stream}/text",
         "/v1/streams/{stream}/predictions",
         "/v1/streams",
         "/v1/streams/{stream}",

@@ -87,7 +87,7 @@ class OtherModel(EntryError):
 
 
 class WrongShape(EntryError):
-    status, type, title, reason = 422, "wrong-shape", "Rows of the wrong shape", "wrong_shape"
+    status, type, title, reason = 422, "wrong-shape", "Input of the wrong shape", "wrong_shape"
 
 
 class NonFinite(EntryError):

@@ -38,7 +38,7 @@ class Demo:
         images, recordings = _samples(packages[DIGITS]), _samples(packages[ACTIVITY])
         feeds = [digit_feed(f"digit-{n + 1}", DIGITS, images, seed=n) for n in range(DIGIT_STREAMS)]
         feeds += [
-            sensor_feed(f"sensor-{n + 1}", ACTIVITY, recordings, first=n * len(recordings) // SENSOR_STREAMS)
+            sensor_feed(f"sensor-{n + 1:02}", ACTIVITY, recordings, first=n * len(recordings) // SENSOR_STREAMS)
             for n in range(SENSOR_STREAMS)
         ]
         self._watchers = [Watcher(url, feed.stream, self._tally) for feed in feeds]

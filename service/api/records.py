@@ -1,4 +1,4 @@
-"""GET of a stream's records: as server-sent events from a cursor on, or as one JSON page. PROTOCOL's cursor rules."""
+"""GET of a stream's records: as server-sent events from a cursor on, or as one JSON page. Cursors: docs/protocol.md."""
 
 from __future__ import annotations
 

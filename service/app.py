@@ -95,8 +95,6 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
     engines = {name: (OnnxEngine(package), package.schema) for name, package in packages.items()}
     for engine, _ in engines.values():
         engine.warm_up()
-        manifest = engine.manifest
-        metrics.model_info.labels(manifest.name, manifest.version, manifest.sha256).set(1)
     name = name or f"{socket.gethostname()}-{os.getpid()}"
     port = settings.metrics_port + number if settings.metrics_port else 0
     worker: Worker | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -284,16 +284,15 @@ class Position(NamedTuple):
     stepped: bytes
 
     def encode(self) -> bytes:
-        return b"%b %b %b %b %b" % (
-            number_id(self.last),
-            self.record,
-            b"-" if self.seq is None else b"%d" % self.seq,
-            self.seq_id,
-            self.stepped,
-        )
+        return encode_position(number_id(self.last), self.record, self.seq, self.seq_id, self.stepped)
 
 
 NOWHERE: Final = Position(0, ZERO_ID, None, b"-", b"-")
+
+
+def encode_position(last: bytes, record: bytes, seq: int | None, seq_id: bytes, stepped: bytes) -> bytes:
+    """What `pos` holds of a stream; `last` as an id."""
+    return b"%b %b %b %b %b" % (last, record, b"-" if seq is None else b"%d" % seq, seq_id, stepped)
 
 
 def parse_position(value: bytes) -> Position:
@@ -358,7 +357,3 @@ def decode_control(data: bytes) -> Control:
         return _control_decoder.decode(data)
     except msgspec.DecodeError as error:
         raise Malformed(f'control: {error}; expected JSON such as {{"action": "reset"}}') from None
-
-
-def encode_json(value: Any) -> bytes:
-    return _json.encode(value)

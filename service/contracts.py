@@ -7,7 +7,6 @@ integer microseconds (`*_us`) inside, so that a block cut differently gives exac
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -261,6 +260,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return 1.0 / self.frames.rate_hz
         return 0.0
 
+    @property
+    def info(self) -> ModelInfo:
+        """What choosing a model for an entry needs to know."""
+        width = len(self.rows.features) if self.rows is not None else None
+        return ModelInfo(self.name, self.version, self.kind, width)
+
 
 class ModelInfo(msgspec.Struct, frozen=True):
     """What choosing a model for an entry needs to know of a package."""
@@ -280,6 +285,3 @@ class StreamSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     model: str | None = None
     rolling: RollingSettings | None = None
     gap: GapPolicy | None = None
-
-
-Json = Mapping[str, Any]

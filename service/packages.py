@@ -23,7 +23,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from service.contracts import Manifest, ModelInfo, TextInput
+from service.contracts import Manifest, TextInput
 from service.errors import PackageRefused, StartError
 from service.rolling import ROW_FORMAT
 
@@ -65,13 +65,6 @@ class Package:
     def tokenizer(self) -> Tokenizer | None:
         """Of a text model."""
         return _read_tokenizer(self.manifest.text, self.folder) if self.manifest.text is not None else None
-
-    @property
-    def info(self) -> ModelInfo:
-        """What choosing a model for an entry needs to know."""
-        rows = self.manifest.rows
-        width = len(rows.features) if rows is not None else None
-        return ModelInfo(self.manifest.name, self.manifest.version, self.manifest.kind, width)
 
 
 class Sample(msgspec.Struct, frozen=True):

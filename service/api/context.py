@@ -35,7 +35,4 @@ class Context:
 
     def infos(self) -> dict[str, ModelInfo]:
         """What choosing a model needs."""
-        return {
-            name: ModelInfo(name, m.version, m.kind, len(m.rows.features) if m.rows is not None else None)
-            for name, m in self.models.items()
-        }
+        return {name: m.info for name, m in self.models.items()}

@@ -16,6 +16,7 @@ import hiredis
 
 from service.broker import scripts
 from service.broker.wire import Argument, Wire, pack
+from service.codec import encode_feed, number_id
 from service.errors import BrokerAway, CommitRefused, Disagreement, Fenced
 from service.keys import FORMAT, GROUP, ShardKeys, meta_key, worker_key, workers_key
 from service.ports import Commit, Committed, Loaded
@@ -136,7 +137,7 @@ class RedisLog:
         try:
             if self._reading is None:
                 self._reading = Wire(self._url, self._timeout_s)
-            ids = [b"%d-%d" % (number >> 64, number & (2**64 - 1)) for number in cursors.values()]
+            ids = map(number_id, cursors.values())
             block = max(1, int(block_s * 1000))
             self._reading.send(pack(("XREAD", "COUNT", count, "BLOCK", block, "STREAMS", *logs, *ids)))
         except BrokerAway:
@@ -276,7 +277,7 @@ class RedisLog:
             append((b"HSET", keys.settings, *(part for item in commit.settings.items() for part in item)))
         if commit.touched:
             append((b"ZADD", keys.streams, *(part for stream, ms in commit.touched.items() for part in (ms, stream))))
-        answered = " ".join([f"{record.stream} {record.id.decode()}" for record in commit.records])
+        answered = encode_feed([part for record in commit.records for part in (record.stream.encode(), record.id)])
         append(
             (
                 b"XADD", keys.feed, b"MAXLEN", b"~", self._feed_commits, b"%d-0" % commit.n,

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from service import rolling
-from service.contracts import Entry, Event, ModelInfo
+from service.contracts import Entry, Event
 from service.decode import Tokenizer
 from service.errors import NonFinite, StepFailed
 from service.ports import Engine
@@ -49,7 +49,11 @@ class ServedModel:
         self.interval_us = manifest.interval_s * 1e6
         self.limits = rolling.thresholds(manifest.rolling, manifest.gap)
         self.silent = np.array([label in manifest.background for label in manifest.labels], bool)
-        self.info = model_info(engine)
+        self.info = manifest.info
+
+    def interval_of(self, entry: Entry) -> float:
+        """Event time between two steps of an entry, us."""
+        return self.interval_us if entry.interval_s is None else entry.interval_s * 1e6
 
     def advance(
         self,
@@ -71,7 +75,7 @@ class ServedModel:
         last_us: Sequence[int],  # (B,) event time of each entry's last step
     ) -> Stepped:
         """Folds the T steps of each stream into its automaton."""
-        intervals = [self.interval_us if e.interval_s is None else e.interval_s * 1e6 for e in entries]
+        intervals = [self.interval_of(entry) for entry in entries]
         times = times_of_steps(last_us, intervals, scores.probabilities.shape[1])
         ids = [(e.ms, e.number & 0xFFFF_FFFF_FFFF_FFFF) for e in entries]
         events = rolling.fold(rows, scores.probabilities, times, ids, self.limits, self.labels, self.silent)
@@ -121,12 +125,6 @@ class ServedModel:
             one, states = self.engine.run(x[:, t : t + 1], states)
             scores.append(one)
         return np.concatenate(scores, axis=1), states
-
-
-def model_info(engine: Engine) -> ModelInfo:
-    manifest = engine.manifest
-    width = len(manifest.rows.features) if manifest.rows is not None else None
-    return ModelInfo(manifest.name, manifest.version, manifest.kind, width)
 
 
 def _finite(array: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections import deque
 
 import numpy as np
 
-from service.codec import Head, Position, number_id, parse_head
+from service.codec import Head, Position, encode_position, number_id, parse_head, predecessor
 from service.contracts import Entry, Event, Restart, StreamSettings
 from service.errors import EntryError
 from service.ports import Commit, DeadWrite, OutWrite
@@ -35,8 +35,7 @@ class Stream:
 
     def position(self) -> bytes:
         """What `pos` is to hold: every finished entry left a record, so that `last` and `record` are one id."""
-        seq = b"-" if self.seq is None else b"%d" % self.seq
-        return b"%b %b %b %b %b" % (self.record, self.record, seq, self.seq_id, self.stepped)
+        return encode_position(self.record, self.record, self.seq, self.seq_id, self.stepped)
 
 
 class Item:
@@ -98,7 +97,7 @@ class Shard:
         unfinished = self.unfinished
         while unfinished and unfinished[0].done:
             unfinished.popleft()
-        return unfinished[0].number - 1 if unfinished else self.cursor
+        return predecessor(unfinished[0].number) if unfinished else self.cursor
 
     def build(self, items: list[Item], settings: dict[str, bytes], cut_ms: int, trim: int | None) -> Commit:
         """The commit of these items, in log order. `cut_ms`: records older than that may go; `trim`: finished

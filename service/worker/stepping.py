@@ -199,8 +199,7 @@ class Stepper:
             return stream.restart
         gap = stream.settings.gap or model.manifest.gap
         if gap.policy == "reset":
-            interval_us = model.interval_us if entry.interval_s is None else entry.interval_s * 1e6
-            first_us = item.time_us - round((steps - 1) * interval_us)
+            first_us = item.time_us - round((steps - 1) * model.interval_of(entry))
             if first_us - int(model.table.row(stream.slot)["time_us"]) > gap.gap_s * 1e6:
                 return "gap"
         return None

@@ -127,7 +127,7 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
         output_history_s=settings.output_history_s,
         batch_entries=settings.batch_entries,
         tokenizers={name: package.tokenizer for name, package in packages.items() if package.tokenizer is not None},
-        decode_threads=settings.decode_threads,
+        decode_threads=settings.decode_threads or cpus_of_one(settings.workers),
         limits=entry_limits(settings),
         about=WorkerInfo(
             id=name,
@@ -146,6 +146,12 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
     finally:
         server.close()
     log.info("stopped")
+
+
+def cpus_of_one(workers: int) -> int:
+    """Threads for the frames of one of so many workers on this machine. The model itself runs on one (engine.py)."""
+    cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min(8, cpus // workers))
 
 
 def entry_limits(settings: Settings) -> Limits:
@@ -200,7 +206,7 @@ def run_up(settings: Settings, *, demo: bool = False, seconds: float | None = No
     output = settings.home / "rollcast.log" if demo else None  # the demo's table needs the terminal
     broker = None
     if settings.broker is None:
-        broker = EmbeddedBroker(settings.home, settings.broker_binary)
+        broker = EmbeddedBroker(settings.home, settings.broker_binary, appendfsync=settings.appendfsync)
     else:
         check_answers(settings.broker)
 

@@ -235,10 +235,11 @@ class Predictions(Protocol):
         """Raises Disagreement when the deployment has another format or another number of shards."""
         ...
 
-    async def append(self, stream: str, fields: Mapping[str, bytes]) -> str:
-        """XADD into the stream's shard, once. Returns the id.
+    async def append(self, stream: str, fields: Mapping[str, bytes], fsync: bool = False) -> str:
+        """XADD into the stream's shard, once. Returns the id; with `fsync` only when the entry is on disk.
 
-        Raises BrokerAway and BrokerFull when nothing was appended, AppendUnknown when the reply was lost.
+        Raises BrokerAway and BrokerFull when nothing was appended, NoFsync too (the broker cannot promise it),
+        AppendUnknown when the reply was lost.
         """
         ...
 

@@ -441,7 +441,7 @@ class Worker:
         self._waiting_bytes -= sum([item.size for item in batch])
         if self._poison is not None:
             for item in batch:
-                if item.x is None:  # a frame was looked into when it was decoded
+                if item.x is None and item.error is None:  # a frame was looked into when it was decoded
                     self._poison(item.entry.data)
         bound, calls = self._stepper.step(batch)
         self._tally.batch(time.perf_counter(), batch, calls)

@@ -16,7 +16,7 @@ from service.ports import Engine, Predictions, WorkerInfo
 from service.worker import Worker
 from tests.ports.fake_predictions import FakePredictions
 from tests.serving import Serving
-from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, working
+from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, wait_until, working
 
 LEASE_S = 5.0  # nobody dies here: a busy machine must not look like a dead worker
 
@@ -41,6 +41,7 @@ class Living:
         kept = {key: settings.pop(key) for key in ("dead_kept", "dead_bytes") if key in settings}
         log = self.world.new_log(name, **kept)
         with working(log, *served, about=msgspec.json.encode(about), lease_s=LEASE_S, **settings) as worker:
+            wait_until(lambda: worker.owned == SHARDS, what="the worker owns every shard")
             yield worker
 
 

@@ -31,8 +31,9 @@ ENGINES = TinyEngine(tiny_manifest()), TinyEngine(tiny_manifest("other"), seed=1
 
 @pytest.fixture(autouse=True)
 def a_quick_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test should not wait a second to learn that its worker is there."""
+    """A test should neither wait to learn that its worker is there, nor be refused because that is no news yet."""
     monkeypatch.setattr("service.api.monitor.POLL_S", 0.05)
+    monkeypatch.setattr("service.api.monitor.FRESH_S", 0.0)
 
 
 @pytest.fixture(params=["memory", "valkey", "redis"])
@@ -49,7 +50,6 @@ def url(kind: str, start_broker: Callable[[str], EmbeddedBroker]) -> str:
 @pytest.fixture
 def life(kind: str, url: str, prefix: str) -> Iterator[Living]:
     with living(kind, url, prefix, *ENGINES) as life, life.worker():
-        await_true(lambda: life.api.http.get("/readyz").status_code == 200, "ready")
         yield life
 
 
@@ -96,7 +96,6 @@ def test_an_api_process_hears_of_settings_that_another_one_changed(life: Living,
     else:
         world: Any = life.world
         with living(kind, url, world.prefix, *ENGINES) as other:
-            await_true(lambda: other.api.http.get("/readyz").status_code == 200, "ready")
             assert put(other, "a", {"model": "other"}).status_code == 200
     await_true(lambda: life.api.http.get("/v1/streams/a").json()["settings"] == {"model": "other"}, "carried out")
     assert predict(life, "a", model="other")["restarted"] == "version", "a refusal is not given on old news"
@@ -256,7 +255,6 @@ def test_a_deleted_stream_is_gone_and_its_name_is_free(life: Living) -> None:
 def test_one_stream_shows_what_it_remembers_what_waits_and_its_settings(kind: str, url: str, prefix: str) -> None:
     with living(kind, url, prefix, *ENGINES) as life:
         with life.worker():
-            await_true(lambda: life.api.http.get("/readyz").status_code == 200, "ready")
             put(life, "a", {"model": "tiny", "freshness": {"mode": "latest"}})
             last = predict(life, "a")
             keep_a_worker_listed(life)
@@ -294,7 +292,6 @@ def test_a_shard_whose_worker_stopped_refuses_more_and_takes_it_again_when_there
 ) -> None:
     with living(kind, url, prefix, *ENGINES, bounds=Bounds(bytes=20_000)) as life:
         with life.worker():
-            await_true(lambda: life.api.http.get("/readyz").status_code == 200, "ready")
             predict(life, "a", model="tiny")
             keep_a_worker_listed(life)
         taken = []
@@ -329,7 +326,6 @@ def test_what_takes_too_long_is_refused_with_the_time_it_takes(kind: str, url: s
 
     slow = Slow(tiny_manifest())
     with living(kind, url, prefix, slow, bounds=Bounds(seconds=1.0)) as life, life.worker():
-        await_true(lambda: life.api.http.get("/readyz").status_code == 200, "ready")
         answers = [post_one(life)]
         while answers[-1].status_code == 202:
             answers.append(post_one(life))
@@ -344,7 +340,6 @@ def test_what_takes_too_long_is_refused_with_the_time_it_takes(kind: str, url: s
 
 def test_a_broker_that_is_nearly_full_is_503_and_deleting_is_still_taken() -> None:
     with living("memory", "", "", *ENGINES) as life, life.worker():
-        await_true(lambda: life.api.http.get("/readyz").status_code == 200, "ready")
         predict(life, "a", model="tiny")
         predictions: Any = life.predictions
         predictions.memory = 86_000_000, 100_000_000
@@ -363,7 +358,6 @@ def test_the_limit_of_a_real_broker_is_seen(start_broker: Callable[[str], Embedd
     broker.start()
     try:
         with living("valkey", broker.url, "full", *ENGINES) as life, life.worker():
-            await_true(lambda: life.api.http.get("/readyz").status_code == 200, "ready")
             world: Any = life.world
             used = world.client.info("memory")["used_memory"]
             world.client.config_set("maxmemory", int(used / 0.9))
@@ -472,12 +466,10 @@ def test_a_hole_in_seq_is_told_and_a_repeat_after_a_restart_is_a_duplicate(kind:
     reset = TinyEngine(tiny_manifest(gap=GapPolicy("reset", 5.0)))
     with living(kind, url, prefix, reset) as life:
         with life.worker():
-            await_true(lambda: life.api.http.get("/readyz").status_code == 200, "ready")
             first = predict(life, "a", seq=1)
             hole = predict(life, "a", seq=5)
         assert (hole["missed"], hole["restarted"], hole["step"]) == (3, "gap", 1)
         with life.worker("w2"):
-            await_true(lambda: life.api.http.get("/readyz").status_code == 200, "ready")
             life.api.http.delete("/v1/streams/a/state")
             repeated = life.api.http.post(
                 "/v1/streams/a/samples", json={"samples": [ROW]}, params={"seq": 5, "wait": 5}

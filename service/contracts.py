@@ -7,7 +7,7 @@ integer microseconds (`*_us`) inside, so that a block cut differently gives exac
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -61,6 +61,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     interval_s: float | None = None  # between rows
     traceparent: str | None = None
     fault: EntryError | None = None
+    retry_of: str | None = None  # id of the refused entry that this one repeats
+    raw: dict[bytes, bytes] | None = None  # with a fault: the fields as they came, for the quarantine
 
 
 class Limits(NamedTuple):
@@ -110,6 +112,8 @@ class Prediction(msgspec.Struct, frozen=True, tag="prediction", tag_field="type"
     rolling: Rolling
     events: list[Event]
     restarted: Restart | None = None
+    missed: int | msgspec.UnsetType = msgspec.UNSET  # numbers between the stream's last `seq` and this one
+    retry_of: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused", tag_field="type", omit_defaults=True):
@@ -120,6 +124,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused", tag_field="type", omit
     reason: str
     detail: str
     model: str | None = None
+    retry_of: str | None = None
 
 
 class Dropped(msgspec.Struct, frozen=True, tag="dropped", tag_field="type", omit_defaults=True):
@@ -149,6 +154,7 @@ class Done(msgspec.Struct, frozen=True, tag="done", tag_field="type", omit_defau
     stream: str
     action: str
     events: list[Event] = []
+    retry_of: str | None = None
 
 
 Record = Prediction | Refused | Dropped | Duplicate | Done
@@ -217,6 +223,16 @@ class GapPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gap_s: float = 10.0
 
 
+class Freshness(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which of a stream's waiting entries are stepped: `every` one, or the `latest` only, none older than `max_age_s`.
+
+    Age counts from the entry's id, by the worker's clock. In `every` nothing is dropped; `max_age_s` is not looked at.
+    """
+
+    mode: Literal["every", "latest"] = "every"
+    max_age_s: Annotated[float, msgspec.Meta(gt=0)] | None = None  # none: of any age
+
+
 class TrainingData(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the weights were trained on, and under which terms."""
 
@@ -280,8 +296,13 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
 
 class StreamSettings(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a shard's `settings` hash holds for one stream: JSON. `model` is bound by PUT or by the first entry."""
+    """What a shard's `settings` hash holds for one stream: JSON. `model` is bound by PUT or by the first entry.
+
+    What is None is as the package (or, for `state_ttl_s`, the deployment) has it.
+    """
 
     model: str | None = None
     rolling: RollingSettings | None = None
     gap: GapPolicy | None = None
+    freshness: Freshness | None = None
+    state_ttl_s: Annotated[float, msgspec.Meta(gt=0)] | None = None  # shorter than the deployment's; never longer

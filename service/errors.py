@@ -9,6 +9,7 @@ RollcastError
 │   ├── ModelNeeded            422  several packages fit; names them
 │   ├── WrongKind              422  the model takes another kind of entry
 │   ├── OtherModel             409  the stream is bound to another model
+│   ├── OtherSchema            409  a state whose schema is not that of the package
 │   ├── WrongShape             422  columns, ragged rows, too many rows
 │   ├── NonFinite              422  NaN or infinity in the input, or in what a step would leave behind
 │   ├── BadImage               422  an image that cannot be decoded
@@ -19,7 +20,9 @@ RollcastError
 ├── RequestError           the call is at fault
 │   ├── BadCursor              400
 │   ├── UnknownStream          404
-│   └── NoFsync                501  `ack=fsync` on a broker that cannot promise it
+│   ├── NoFsync                501  `ack=fsync` on a broker that cannot promise it
+│   ├── NoState                404  the stream has none
+│   └── NotInQuarantine        404
 ├── NotAnswered            what `wait` reports instead of a prediction
 │   ├── EntryRefused           422
 │   ├── EntryDropped           410
@@ -88,6 +91,10 @@ class OtherModel(EntryError):
     status, type, title, reason = 409, "other-model", "The stream is bound to another model", "other_model"
 
 
+class OtherSchema(EntryError):
+    status, type, title, reason = 409, "other-schema", "A state of another schema", "other_schema"
+
+
 class WrongShape(EntryError):
     status, type, title, reason = 422, "wrong-shape", "Input of the wrong shape", "wrong_shape"
 
@@ -132,6 +139,14 @@ class UnknownStream(RequestError):
 
 class NoFsync(RequestError):
     status, type, title, reason = 501, "no-fsync", "The broker does not promise that it is on disk", "no_fsync"
+
+
+class NoState(RequestError):
+    status, type, title, reason = 404, "no-state", "The stream has no state", "no_state"
+
+
+class NotInQuarantine(RequestError):
+    status, type, title, reason = 404, "not-in-quarantine", "No such entry in quarantine", "not_in_quarantine"
 
 
 class NotAnswered(RollcastError):

@@ -25,6 +25,7 @@ class StateLayout:
     """Where things lie in a row of one model, and the record's header. Never changes once built."""
 
     def __init__(self, manifest: Manifest, schema: str) -> None:
+        self.model, self.version, self.schema = manifest.name, manifest.version, schema
         self.tensors = [tensor.name for tensor in manifest.states]
         eight: list[tuple[str, str, tuple[int, ...]]] = [("step", "<i8", ()), ("time_us", "<i8", ())]
         fields = rolling.row_fields(len(manifest.labels))
@@ -113,6 +114,15 @@ class StateTable:
         self._free = list(range(len(self._rows) - 1, -1, -1))
 
 
+def label_of(record: bytes) -> tuple[str, int, str] | None:
+    """Model, version and schema (hex) that a stored record names; None when it is not one."""
+    if len(record) <= _HEADER.size:
+        return None
+    magic, schema, version = _HEADER.unpack_from(record)
+    name = record[_HEADER.size + 1 : _HEADER.size + 1 + record[_HEADER.size]]
+    return (name.decode(errors="replace"), version, schema.hex()) if magic == MAGIC else None
+
+
 def tensors_of(layout: StateLayout, rows: np.ndarray) -> dict[str, np.ndarray]:
     """The recurrent tensors of gathered rows: name -> (B, *shape), contiguous."""
     return {name: np.ascontiguousarray(rows[f"state:{name}"]) for name in layout.tensors}
@@ -124,10 +134,12 @@ def restart_on_load(position: Position | None, has_state: bool, fits: bool) -> R
     >>> restart_on_load(None, False, False)
     'first'
     """
-    if position is None or position.stepped == b"-":
+    if position is None or position.stepped in (b"-", b"deleted"):
         return "first"
     if position.stepped == b"reset":
         return "reset"
+    if position.stepped == b"version":
+        return "version"
     if not has_state:
         return "lost"
     return None if fits else "version"

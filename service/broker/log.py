@@ -47,6 +47,7 @@ class RedisLog:
         state_ttl_s: float = 86_400.0,
         records_kept: int = 1000,
         dead_kept: int = 1000,
+        dead_bytes: int = 64 << 20,
         feed_commits: int = 10_000,
         trim_finished: bool = True,
     ) -> None:
@@ -57,6 +58,7 @@ class RedisLog:
         self._keep = Keep(
             records=b"%d" % records_kept,
             dead=b"%d" % dead_kept,
+            dead_bytes=b"%d" % dead_bytes,
             feed_commits=b"%d" % feed_commits,
             state_ms=b"%d" % int((state_ttl_s + STATE_GRACE_S) * 1000),
         )
@@ -284,6 +286,10 @@ class RedisLog:
             self.abandon(shard)
             raise Fenced(f"shard {shard}: head is {_text(head)}, not what this worker wrote")
         trimmed = 0
+        overflow = 0
+        if commit.dead:
+            bounded = done[-1 if commit.trim_below is None else -3]
+            overflow = bounded if isinstance(bounded, int) else 0
         if commit.trim_below is not None:
             trimmed = done[-2] if isinstance(done[-2], int) else 0
             if _is_error(done[-1]) and str(done[-1]).startswith(_GROUP_GONE):
@@ -291,9 +297,9 @@ class RedisLog:
         failed = [at for at, element in enumerate(done) if isinstance(element, _Error)]  # one call an element less
         if not failed:
             self._repairs.pop(shard, None)
-            return Committed(trimmed, [])
+            return Committed(trimmed, [], overflow)
         self._repairs[shard] = repairs_of([commands[1 + at] for at in failed], self._keys[shard])
-        return Committed(trimmed, [str(done[at]) for at in failed])
+        return Committed(trimmed, [str(done[at]) for at in failed], overflow)
 
     def make_room(self, commit: Commit) -> int:
         keys = self._keys[commit.shard]

@@ -27,6 +27,7 @@ class Keep(NamedTuple):
 
     records: bytes  # of a stream
     dead: bytes
+    dead_bytes: bytes
     feed_commits: bytes
     state_ms: bytes  # how long a state outlives its last entry
 
@@ -40,6 +41,8 @@ def pack_commit(commit: Commit, keys: ShardKeys, keep: Keep, repairs: Sequence[b
     def append(command: tuple[Argument, ...]) -> None:
         commands.append(pack(command))
 
+    if commit.deleted:
+        append((b"DEL", *(out + stream.encode() for stream in commit.deleted)))
     for stream, entry_id, kind, body, prev, cut in commit.records:
         key, limit = out + stream.encode(), cut or kept
         commands.append(
@@ -52,8 +55,9 @@ def pack_commit(commit: Commit, keys: ShardKeys, keep: Keep, repairs: Sequence[b
     for dead in commit.dead:
         append(
             (
-                b"XADD", keys.dead, b"MAXLEN", b"~", keep.dead, b"*", b"id", dead.id, b"stream", dead.stream,
-                b"kind", dead.kind, b"reason", dead.reason, b"detail", dead.detail, b"data", dead.data,
+                b"XADD", keys.dead, b"*", b"id", dead.id, b"stream", dead.stream, b"kind", dead.kind,
+                b"reason", dead.reason, b"detail", dead.detail, b"data", dead.data,
+                *(part for field in dead.more for part in field),
             )
         )  # fmt: skip
     for stream, record in commit.states.items():
@@ -65,6 +69,8 @@ def pack_commit(commit: Commit, keys: ShardKeys, keep: Keep, repairs: Sequence[b
         append((b"HSET", keys.pos, *(part for item in commit.positions.items() for part in item)))
     if commit.settings:
         append((b"HSET", keys.settings, *(part for item in commit.settings.items() for part in item)))
+    if commit.deleted:
+        append((b"HDEL", keys.settings, *commit.deleted))
     if commit.touched:
         append((b"ZADD", keys.streams, *(part for stream, ms in commit.touched.items() for part in (ms, stream))))
     answered = encode_feed([part for record in commit.records for part in (record.stream.encode(), record.id)])
@@ -74,6 +80,8 @@ def pack_commit(commit: Commit, keys: ShardKeys, keep: Keep, repairs: Sequence[b
             b"token", commit.token, b"records", answered,
         )
     )  # fmt: skip
+    if commit.dead:
+        append((b"EVAL", scripts.BOUND_DEAD, 1, keys.dead, keep.dead, keep.dead_bytes))
     if commit.trim_below is not None:
         append((b"XTRIM", keys.inbox, b"MINID", commit.trim_below))
         append((b"XGROUP", b"SETID", keys.inbox, GROUP, commit.low))

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from service import rolling
-from service.contracts import Entry, Event
+from service.contracts import Entry, Event, StreamSettings
 from service.decode import Tokenizer
 from service.errors import NonFinite, StepFailed
 from service.ports import Engine
@@ -55,6 +55,10 @@ class ServedModel:
         """Event time between two steps of an entry, us."""
         return self.interval_us if entry.interval_s is None else entry.interval_s * 1e6
 
+    def limits_of(self, settings: StreamSettings) -> rolling.Thresholds:
+        """The model's, with what a stream's settings say instead."""
+        return rolling.thresholds(settings.rolling or self.manifest.rolling, settings.gap or self.manifest.gap)
+
     def advance(
         self,
         x: np.ndarray,  # (B, T, …)
@@ -73,12 +77,13 @@ class ServedModel:
         rows: np.ndarray,  # (B,); their automaton, step and time are changed
         entries: Sequence[Entry],  # B
         last_us: Sequence[int],  # (B,) event time of each entry's last step
+        limits: rolling.Thresholds,
     ) -> Stepped:
         """Folds the T steps of each stream into its automaton."""
         intervals = [self.interval_of(entry) for entry in entries]
         times = times_of_steps(last_us, intervals, scores.probabilities.shape[1])
         ids = [(e.ms, e.number & 0xFFFF_FFFF_FFFF_FFFF) for e in entries]
-        events = rolling.fold(rows, scores.probabilities, times, ids, self.limits, self.labels, self.silent)
+        events = rolling.fold(rows, scores.probabilities, times, ids, limits, self.labels, self.silent)
         return Stepped(rows, scores.probabilities[:, -1], events, scores.failed)
 
     def _run(

@@ -6,8 +6,17 @@ from collections import deque
 
 import numpy as np
 
-from service.codec import Head, Position, encode_position, number_id, parse_head, predecessor
-from service.contracts import Entry, Event, Restart, StreamSettings
+from service.codec import (
+    Head,
+    Position,
+    encode_position,
+    encode_settings,
+    kept_fields,
+    number_id,
+    parse_head,
+    predecessor,
+)
+from service.contracts import NO_STREAM, Entry, Event, Restart, StreamSettings
 from service.errors import EntryError
 from service.ports import Commit, DeadWrite, OutWrite
 from service.worker.model import ServedModel
@@ -31,7 +40,7 @@ class Stream:
         self.restart: Restart | None = "first"
         self.trimmed_ms = 0
         self.last, self.record, self.seq, self.seq_id, self.stepped = position
-        self.stepped_ms = 0 if position.stepped in (b"-", b"reset") else int(position.stepped.partition(b"-")[0])
+        self.stepped_ms = int(position.stepped.partition(b"-")[0]) if position.stepped[:1].isdigit() else 0
 
     def position(self) -> bytes:
         """What `pos` is to hold: every finished entry left a record, so that `last` and `record` are one id."""
@@ -42,8 +51,9 @@ class Item:
     """One entry on its way through the worker, and what became of it."""
 
     __slots__ = (
-        "arrived", "body", "dead", "decode_s", "decoding", "done", "entry", "error", "events", "forget", "k", "key",
-        "kind", "model", "number", "ready", "reason", "served", "size", "state", "steps", "time_us", "type", "x",
+        "arrived", "body", "dead", "decode_s", "decoding", "deleted", "done", "entry", "error", "events", "forget", "k",
+        "key", "kind", "missed", "model", "number", "ready", "reason", "served", "settings", "size", "state", "steps",
+        "time_us", "type", "x",
     )  # fmt: skip
 
     def __init__(self, entry: Entry, stream: Stream, arrived: float) -> None:
@@ -61,11 +71,14 @@ class Item:
         self.model: ServedModel | None = None  # chosen before decoding
         self.time_us = 0
         self.reason: Restart | None = None
+        self.missed = 0  # numbers between the stream's last `seq` and this one's
         # what is committed
         self.type = b""
         self.body = b""
         self.state: bytes | None = None
         self.forget = False
+        self.settings: StreamSettings | None = None  # of the stream, after a control
+        self.deleted = False
         self.dead = False
         # what is counted
         self.kind = entry.kind
@@ -112,6 +125,7 @@ class Shard:
         forgotten: dict[str, None] = {}
         positions: dict[str, bytes] = {}
         touched: dict[str, int] = {}
+        deleted: list[str] = []
         for item in items:
             entry, stream = item.entry, item.key
             name = stream.name
@@ -129,7 +143,16 @@ class Shard:
                 forgotten[name] = None
             if item.dead and item.error is not None:
                 error = item.error
-                dead.append(DeadWrite(entry.id, name, entry.kind, error.reason, error.detail, entry.data))
+                kind = entry.kind or (entry.raw or {}).get(b"kind", b"")[:60].decode(errors="replace")
+                more = kept_fields(entry)
+                dead.append(DeadWrite(entry.id, name, kind, error.reason, error.detail, entry.data, more))
+            if item.deleted:
+                deleted.append(name)
+                settings.pop(name, None)
+            elif item.settings is not None:
+                settings[name] = encode_settings(item.settings)
+            if item.deleted or item.settings is not None:
+                settings[NO_STREAM] = entry.id  # what api processes remember of this shard's streams is old news
             positions[name] = stream.position()
             touched[name] = entry.ms
             item.done = True
@@ -154,5 +177,6 @@ class Shard:
             settings=settings,
             touched=touched,
             trim_below=None if trim is None else number_id(min(trim, low + 1)),
+            deleted=deleted,
         )
         return self.in_flight

@@ -9,15 +9,18 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from service import rolling
 from service.choosing import choose_model
-from service.codec import decode_control, encode_settings
-from service.contracts import Event, ModelInfo, Restart, StreamSettings
-from service.decode import decode_text
-from service.errors import EntryError, Malformed, NonFinite, StepFailed, WrongShard
+from service.codec import encode_settings
+from service.contracts import Event, FrameInput, ModelInfo, Restart
+from service.controls import decode_control
+from service.decode import decode_frame, decode_text
+from service.errors import EntryError, NonFinite, StepFailed, WrongShard
 from service.worker import records
+from service.worker.controls import Controls
 from service.worker.model import GROUP_STEPS, ServedModel
 from service.worker.shard import Item, Stream
 
@@ -35,12 +38,18 @@ class Stepper:
     """Steps batches. Owns the served models; changes streams and tables. Used by Worker.run only."""
 
     def __init__(
-        self, models: Mapping[str, ServedModel], defaults: Mapping[str, str | None], state_ttl_s: float
+        self,
+        models: Mapping[str, ServedModel],
+        defaults: Mapping[str, str | None],
+        state_ttl_s: float,
+        max_pixels: int,
     ) -> None:
         self.models = models
         self._infos: dict[str, ModelInfo] = {name: model.info for name, model in models.items()}
         self._defaults = defaults
         self._ttl_ms = int(state_ttl_s * 1000)
+        self._controls = Controls(models, state_ttl_s, self.forget)
+        self._max_pixels = max_pixels
 
     def choose(self, item: Item) -> ServedModel:
         """The model of an item: what its entry says, else its stream's, else the default. Raises EntryError."""
@@ -80,6 +89,8 @@ class Stepper:
     def _prepare(self, item: Item) -> int:
         """Decides what happens to an item. Returns the steps it takes: 0 when it is answered already."""
         entry, stream = item.entry, item.key
+        if stream.stepped == b"deleted":
+            stream.stepped = b"-"  # whatever becomes of this entry, the stream is there again
         if entry.fault is not None:
             raise entry.fault
         if entry.seq is not None and stream.seq is not None and entry.seq <= stream.seq:
@@ -96,26 +107,30 @@ class Stepper:
         model = self.choose(item)
         if item.error is not None:
             raise item.error
-        if item.decoding and item.model is not model:  # an entry between bound the stream to another model
-            raise Malformed(f"frame was decoded for model {item.model and item.model.name!r}, now it is {model.name!r}")
+        if model.manifest.frames is not None and (item.x is None or item.model is not model):
+            # a control between gave the stream another model than it had when the frame was read
+            item.x = self._decode(entry.data, model.manifest.frames)
         item.model = model
         item.time_us = entry.ms * 1000 if entry.time is None else round(entry.time * 1e6)
         item.served = model.name
+        if entry.seq is not None and stream.seq is not None:
+            item.missed = entry.seq - stream.seq - 1
         item.steps = _steps(item, model)
         return item.steps
 
+    def _decode(self, data: bytes, form: FrameInput) -> np.ndarray:
+        try:
+            return decode_frame(data, form, max_pixels=self._max_pixels)
+        except EntryError:
+            raise
+        except Exception as error:  # whatever a decoder does to itself, it is this entry's fault alone
+            raise EntryError(f"decoding failed: {error}") from error
+
     def _control(self, item: Item) -> None:
-        control = decode_control(item.entry.data)
-        if control.action != "reset":
-            raise Malformed(f"control action {control.action!r}: expected reset")
-        stream = item.key
-        events = self._exits(stream)
-        self.forget(stream)
-        if stream.stepped != b"-":  # a stream that never stepped has nothing to reset: its next step is its first
-            stream.restart, stream.stepped = "reset", b"reset"
-        item.forget = True
-        item.events = events
-        records.write_done(item, control.action, events)
+        control, exits = decode_control(item.entry.data), self._exits(item.key)
+        ended = self._controls.carry_out(item, control)
+        item.events = exits if ended else []
+        records.write_done(item, control.action, item.events)
 
     def _refuse(self, item: Item, error: EntryError) -> None:
         model = item.entry.model or item.key.settings.model
@@ -151,7 +166,9 @@ class Stepper:
             rows[fresh] = model.layout.fresh
         scores = model.advance(x, rows)
         called = time.perf_counter()
-        stepped = model.roll(scores, rows, [item.entry for item in group], [item.time_us for item in group])
+        stepped = model.roll(
+            scores, rows, [item.entry for item in group], [item.time_us for item in group], _limits(model, group)
+        )
         if stepped.failed:
             good = [b for b in range(len(group)) if b not in stepped.failed]
             table.scatter(slots[good], rows[good])
@@ -193,12 +210,16 @@ class Stepper:
             return "start"
         if stream.restart in ("first", "reset"):
             return stream.restart
-        if stream.stepped_ms and entry.ms - stream.stepped_ms > self._ttl_ms:
+        own_s = stream.settings.state_ttl_s
+        ttl_ms = self._ttl_ms if own_s is None else int(own_s * 1000)
+        if stream.stepped_ms and entry.ms - stream.stepped_ms > ttl_ms:
             return "ttl"
         if stream.restart is not None:
             return stream.restart
         gap = stream.settings.gap or model.manifest.gap
         if gap.policy == "reset":
+            if item.missed:
+                return "gap"
             first_us = item.time_us - round((steps - 1) * model.interval_of(entry))
             if first_us - int(model.table.row(stream.slot)["time_us"]) > gap.gap_s * 1e6:
                 return "gap"
@@ -212,7 +233,7 @@ class Stepper:
         if entry.seq is not None:
             stream.seq, stream.seq_id = entry.seq, entry.id
         if stream.settings.model is None:
-            stream.settings = StreamSettings(model.name, stream.settings.rolling, stream.settings.gap)
+            stream.settings = msgspec.structs.replace(stream.settings, model=model.name)
             bound[stream] = encode_settings(stream.settings)
         if entry.end:
             self.forget(stream)
@@ -229,6 +250,13 @@ class Stepper:
         if stream.model is not None and stream.slot >= 0:
             stream.model.table.free(stream.slot)
         stream.model, stream.slot = None, -1
+
+
+def _limits(model: ServedModel, group: Sequence[Item]) -> rolling.Thresholds:
+    """The model's, unless a stream has settings of its own."""
+    if all(item.key.settings.rolling is None and item.key.settings.gap is None for item in group):
+        return model.limits
+    return rolling.of_batch([model.limits_of(item.key.settings) for item in group])
 
 
 def _steps(item: Item, model: ServedModel) -> int:

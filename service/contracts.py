@@ -7,7 +7,7 @@ integer microseconds (`*_us`) inside, so that a block cut differently gives exac
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -217,6 +217,16 @@ class GapPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gap_s: float = 10.0
 
 
+class Freshness(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which of a stream's waiting entries are stepped: `every` one, or the `latest` only, none older than `max_age_s`.
+
+    Age counts from the entry's id, by the worker's clock. In `every` nothing is dropped; `max_age_s` is not looked at.
+    """
+
+    mode: Literal["every", "latest"] = "every"
+    max_age_s: Annotated[float, msgspec.Meta(gt=0)] | None = None  # none: of any age
+
+
 class TrainingData(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the weights were trained on, and under which terms."""
 
@@ -243,6 +253,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     many_steps: bool = True  # T > 1 in one call is allowed
     rolling: RollingSettings = RollingSettings()
     gap: GapPolicy = GapPolicy()
+    freshness: Freshness = Freshness()
     family: str = ""  # "cnn2d", "lstm", …
     parameters: int = 0
     data: TrainingData | None = None
@@ -280,8 +291,13 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
 
 class StreamSettings(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a shard's `settings` hash holds for one stream: JSON. `model` is bound by PUT or by the first entry."""
+    """What a shard's `settings` hash holds for one stream: JSON. `model` is bound by PUT or by the first entry.
+
+    What is None is as the package (or, for `state_ttl_s`, the deployment) has it.
+    """
 
     model: str | None = None
     rolling: RollingSettings | None = None
     gap: GapPolicy | None = None
+    freshness: Freshness | None = None
+    state_ttl_s: Annotated[float, msgspec.Meta(gt=0)] | None = None  # shorter than the deployment's; never longer

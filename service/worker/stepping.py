@@ -9,12 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from service import rolling
 from service.choosing import choose_model
 from service.codec import decode_control, encode_settings
-from service.contracts import Event, ModelInfo, Restart, StreamSettings
+from service.contracts import Event, ModelInfo, Restart
 from service.decode import decode_text
 from service.errors import EntryError, Malformed, NonFinite, StepFailed, WrongShard
 from service.worker import records
@@ -212,7 +213,7 @@ class Stepper:
         if entry.seq is not None:
             stream.seq, stream.seq_id = entry.seq, entry.id
         if stream.settings.model is None:
-            stream.settings = StreamSettings(model.name, stream.settings.rolling, stream.settings.gap)
+            stream.settings = msgspec.structs.replace(stream.settings, model=model.name)
             bound[stream] = encode_settings(stream.settings)
         if entry.end:
             self.forget(stream)

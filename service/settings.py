@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     batch_entries: Annotated[int, Field(ge=1, le=1024)] = Field(
         1024, description="entries in one batch and one commit, at most"
     )
+    max_resident_streams: Annotated[int, Field(ge=64)] = Field(
+        16_384, description="streams in a worker's memory, at most; the others' states wait in the broker"
+    )
     decode_threads: Positive = Field(2, description="threads that decode frames, a worker")
     max_frame_bytes: Positive = Field(8 * 2**20, description="largest image, bytes")
     max_pixels: Positive = Field(16_777_216, description="largest image, width × height")

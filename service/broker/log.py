@@ -15,6 +15,7 @@ from typing import Any, Final
 import hiredis
 
 from service.broker import scripts
+from service.broker.idle import Housekeeping
 from service.broker.wire import Argument, Wire, pack
 from service.codec import encode_feed, number_id
 from service.errors import BrokerAway, CommitRefused, Disagreement, Fenced
@@ -33,7 +34,7 @@ _SET_STATE: Final = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nPX\r\n$
 STATE_GRACE_S: Final = 7 * 86_400  # states outlive their TTL by this; the TTL itself is decided by entry ids
 
 
-class RedisLog:
+class RedisLog(Housekeeping):
     """ports.Log on a server that speaks Redis ≥ 6.2. Used by one thread."""
 
     def __init__(

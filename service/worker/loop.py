@@ -13,8 +13,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -29,7 +30,10 @@ from service.keys import shard_of
 from service.metrics import WorkerMetrics
 from service.ports import Commit, Committed, Engine, Loaded, Log
 from service.state import restart_on_load
+from service.worker.inbox import Inbox, room_in
+from service.worker.janitor import Janitor
 from service.worker.model import ServedModel
+from service.worker.residence import Pinned, Residence
 from service.worker.shard import Item, Shard, Stream
 from service.worker.stepping import Stepper
 from service.worker.tally import Tally
@@ -58,6 +62,7 @@ class Worker:
         input_history_s: float = 0.0,
         output_history_s: float = 600.0,
         batch_entries: int = 1024,
+        max_resident_streams: int = 16_384,
         tokenizers: Mapping[str, Tokenizer] | None = None,  # by name of the text models
         decode_threads: int = 2,
         limits: Limits | None = None,
@@ -74,14 +79,20 @@ class Worker:
         self._lease_s = lease_s
         self._history_ms = int(input_history_s * 1000)
         self._cut_ms = int(output_history_s * 1000)
-        self._batch_entries = batch_entries
-        self._ahead_entries = min(65_536, batch_entries * 4)
+        share = max(1, max_resident_streams // 4)  # of what may be pinned: read ahead, just read, in a batch
+        self._batch_entries = min(batch_entries, share)
+        self._ahead_entries = min(batch_entries * 4, share)
+        self._read_entries = 2 * share
         self._limits = limits or Limits()
         self._about = about
         self._fault = fault
         self._shards: dict[int, Shard] = {}
         self._scheduler: Scheduler[Item] = Scheduler()
-        self._waiting_bytes = 0
+        self._inbox = Inbox(self._scheduler, self._stepper.choose)
+        self._residence = Residence(max_resident_streams, self._stepper.forget)
+        self._janitor = Janitor(
+            broker, self._residence, metrics, state_ttl_s=state_ttl_s, output_history_s=output_history_s
+        )
         self._entry_bytes = 1024.0  # moving average, to size reads
         self._reading: dict[int, Shard] | None = None  # what the read under way was asked for
         self._next_beat = 0.0
@@ -129,8 +140,10 @@ class Worker:
             self._beat()
         self._receive()
         batch = self._scheduler.take(self._batch_entries)
-        bound = self._step(batch)
+        batch, bound = self._step(batch)
         self._settle()
+        if (now := time.monotonic()) >= self._janitor.next_at:
+            self._janitor.sweep(self._shards.values(), now, self._pinned(item.key for item in batch))
         if batch:
             self._commit([item for item in batch if not item.key.shard.lost], bound)
 
@@ -162,7 +175,7 @@ class Worker:
         missing = len(absent) - len(acquired)
         self.away, self.owned = False, len(self._shards)
         self._next_beat = before + (min(0.25, self._lease_s / 3) if missing else self._lease_s / 3)
-        self._tally.residence()
+        self._tally.residence(self._residence.evicted)
         self._commit_idle(before)
 
     def _acquire(self, number: int) -> bool:
@@ -188,8 +201,8 @@ class Worker:
                 self._stepper.forget(stream)
         if shards:
             log.warning("shards lost", extra={"shards": [shard.number for shard in shards], "why": why})
-            self._scheduler.drop(lambda item: item.key.shard.lost)
-            self._waiting_bytes = sum(item.size for item in self._scheduler)
+            self._inbox.drop_lost()
+            self._residence.drop_lost()
             self.owned = len(self._shards)
 
     # --- receiving -----------------------------------------------------------------------------------------------
@@ -198,7 +211,7 @@ class Worker:
         """Takes what has arrived; waits for something only when there is nothing to do."""
         busy = self._scheduler.has_ready or any(shard.in_flight for shard in self._shards.values())
         self._ask()
-        wait_s = 0.0 if busy else max(0.0, self._next_beat - time.monotonic())
+        wait_s = 0.0 if busy else max(0.0, min(self._next_beat, self._janitor.next_at) - time.monotonic())
         began = time.perf_counter()
         answer = self._broker.poll(wait_s, self._wake_read)
         if answer is not None:
@@ -206,18 +219,26 @@ class Worker:
             self._admit(answer, asked)
             self._tally.stage("read", time.perf_counter() - began if busy else 0.0)
             self._ask()
+        for stream, entries in self._inbox.fetch(self._broker):
+            now = time.perf_counter()
+            for entry_id, fields in entries:
+                item = self._offer(parse_entry(entry_id, fields), stream, now)
+                stream.shard.holding[stream].fetched.append(item)
         self._collect_decoded()
 
     def _ask(self) -> None:
         """Has one read under way whenever there is room for what it brings."""
-        full = len(self._scheduler) >= self._ahead_entries or self._waiting_bytes >= AHEAD_BYTES
-        current = self._reading is not None and self._reading == self._shards
-        if not self._shards or full or current:
+        full = len(self._scheduler) >= self._ahead_entries or self._inbox.bytes >= AHEAD_BYTES
+        if full or (self._reading is not None and self._reading == self._shards):
             return
-        budget = READ_BYTES / self._entry_bytes / len(self._shards)
+        wanted = {number: shard for number, shard in self._shards.items() if room_in(shard)}
+        current = self._reading is not None and wanted.items() <= self._reading.items()
+        if not wanted or current:
+            return
+        budget = min(READ_BYTES / self._entry_bytes, self._read_entries) / len(wanted)
         count = int(max(1, min(budget, COMMIT_ENTRIES)))
-        self._broker.ask({number: shard.cursor for number, shard in self._shards.items()}, count, 1.0)
-        self._reading = dict(self._shards)
+        self._broker.ask({number: shard.cursor for number, shard in wanted.items()}, count, 1.0)
+        self._reading = wanted
 
     def _admit(self, answer: list[tuple[int, list[tuple[bytes, list[bytes]]]]], asked: Mapping[int, Shard]) -> None:
         arrived = []
@@ -232,6 +253,10 @@ class Worker:
                     strangers.setdefault(number, {})[entry.stream] = None
             arrived.append((shard, parsed))
         if strangers:
+            coming = sum(map(len, strangers.values()))
+            if len(self._residence) + coming > self._residence.limit:
+                named = (shard.streams.get(entry.stream) for shard, parsed in arrived for entry in parsed)
+                self._residence.make_room(coming, self._pinned(stream for stream in named if stream is not None))
             self._meet({number: list(streams) for number, streams in strangers.items()})
         now = time.perf_counter()
         for shard, parsed in arrived:
@@ -242,16 +267,29 @@ class Worker:
                 if entry.number <= stream.last:  # finished before: a repeat, after a takeover
                     shard.kept += 1
                     continue
-                item = Item(entry, stream, now)
-                item.error = item.error or self._too_large(entry)
-                unfinished.append(item)
-                self._waiting_bytes += item.size
-                if entry.kind == "frame" and item.error is None:
-                    self._decode(item)
-                self._scheduler.offer(item)
+                if stream.held is not None and self._inbox.hold(stream.held, stream, entry):
+                    continue
+                unfinished.append(self._offer(entry, stream, now))
             if parsed:
                 average = sum(len(entry.data) for entry in parsed) / len(parsed) + 128
                 self._entry_bytes += 0.2 * (average - self._entry_bytes)
+
+    def _offer(self, entry: Entry, stream: Stream, now: float) -> Item:
+        """Lets an entry wait for its turn."""
+        item = Item(entry, stream, now)
+        item.error = item.error or self._too_large(entry)
+        freshness = stream.settings.freshness or stream.usual
+        if freshness is not None and freshness.mode == "latest":
+            self._inbox.freshen(item, freshness)
+        if entry.kind == "frame" and item.error is None:
+            self._decode(item)
+        self._inbox.offer(item)
+        return item
+
+    def _pinned(self, busy: Iterable[Stream]) -> Pinned:
+        """Those that `busy` names, and all of which something waits or is in flight."""
+        flying = (item.key for s in self._shards.values() if s.in_flight is not None for item in s.answered)
+        return Pinned(self._scheduler.waiting, {*busy, *flying})
 
     def _meet(self, wanted: Mapping[int, Sequence[str]]) -> None:
         """First touch of streams: position, state and settings by one round trip."""
@@ -265,10 +303,14 @@ class Worker:
                     stream.misplaced = home
                 model = self._models.get(settings.model or "")
                 row = model.layout.decode(loaded.state) if model is not None and loaded.state else None
-                stream.restart = restart_on_load(position, loaded.state is not None, row is not None)
-                if model is not None and row is not None and stream.restart is None:
-                    stream.model, stream.slot = model, model.table.put(row)
-                shard.streams[name] = stream
+                bound = settings.model is not None
+                stream.restart = restart_on_load(position, loaded.state is not None, row is not None, bound)
+                if model is not None:
+                    stream.usual = model.freshness
+                    if row is not None and stream.restart is None:
+                        stream.model, stream.slot = model, model.table.put(row)
+                        self._tally.loaded()
+                self._residence.add(stream)
 
     def _too_large(self, entry: Entry) -> TooLarge | None:
         limit = self._limits.frame_bytes if entry.kind == "frame" else self._limits.entry_bytes
@@ -292,8 +334,11 @@ class Worker:
     def _decode_one(self, item: Item, form: FrameInput) -> None:
         """In a thread of the pool: OpenCV releases the GIL."""
         began = time.perf_counter()
+        if item.drop is None and 0 < item.fresh_until_ms < time.time() * 1000:
+            item.drop = "stale"
         try:
-            item.x = decode_frame(item.entry.data, form, max_pixels=self._limits.pixels)
+            if item.drop is None:
+                item.x = decode_frame(item.entry.data, form, max_pixels=self._limits.pixels)
         except EntryError as error:
             item.error = error
         except Exception as error:  # whatever a decoder does to itself, it is this entry's fault alone
@@ -317,15 +362,17 @@ class Worker:
 
     # --- stepping and committing -----------------------------------------------------------------------------------
 
-    def _step(self, batch: list[Item]) -> dict[Stream, bytes]:
+    def _step(self, batch: list[Item]) -> tuple[list[Item], dict[Stream, bytes]]:
+        """Steps a batch, and more of the streams that lag where there is room. Returns all that was stepped."""
         if not batch:
-            return {}
+            return batch, {}
         self._fault("before-step")
-        self._waiting_bytes -= sum([item.size for item in batch])
-        bound, calls = self._stepper.step(batch)
+        room = self._batch_entries - len(batch)
+        batch, bound, calls = self._stepper.step(batch, time.time() * 1000, self._scheduler, room)
+        self._inbox.bytes -= sum([item.size for item in batch])
         self._tally.batch(time.perf_counter(), batch, calls)
         self._fault("after-step")
-        return bound
+        return batch, bound
 
     def _commit(self, items: list[Item], bound: dict[Stream, bytes]) -> None:
         """One transaction a shard, and more where one would be too large, the earlier entries first."""
@@ -350,7 +397,7 @@ class Worker:
     def _commit_idle(self, now: float) -> None:
         """A commit without entries where the log still holds finished ones, or the head's count of them is old."""
         for shard in list(self._shards.values()):
-            if shard.in_flight is None and not shard.unfinished:
+            if shard.in_flight is None and shard.idle:
                 trimmable = shard.kept > 0 and now >= shard.next_trim
                 if trimmable or shard.kept != shard.head.kept:
                     self._send(shard, [], {})
@@ -411,20 +458,27 @@ class Worker:
 
 def _read_stream(name: str, loaded: Loaded) -> tuple[Position | None, StreamSettings]:
     """A stream's position and settings. What somebody else wrote there is said, and does not stop the shard."""
-    position, settings = None, StreamSettings()
+    position, settings = None, _NO_SETTINGS
     try:
         position = parse_position(loaded.position) if loaded.position else None
-        settings = decode_settings(loaded.settings) if loaded.settings else settings
+        settings = _settings_of(loaded.settings) if loaded.settings else _NO_SETTINGS
     except (ValueError, msgspec.DecodeError) as error:
         log.error("foreign value among a stream's keys", extra={"stream": name, "detail": str(error)})
     return position, settings
 
 
 def _split(items: list[Item]) -> tuple[list[Item], list[Item]]:
-    """What fits one commit, and the rest."""
-    size = 0
+    """What fits one commit, and the rest. What was stepped of one stream together is committed together: the position
+    after its last entry goes with the state after it."""
+    size, cut = 0, 0
     for at, item in enumerate(items):
+        if at and item.key is not items[at - 1].key:
+            cut = at  # the last place where it may be cut
         size += len(item.body) + len(item.state or b"") + (item.size if item.dead else 0) + 256
-        if at >= COMMIT_ENTRIES or (size > COMMIT_BYTES and at):
-            return items[:at], items[at:]
+        if (at >= COMMIT_ENTRIES or size > COMMIT_BYTES) and cut:
+            return items[:cut], items[cut:]
     return items, []
+
+
+_NO_SETTINGS = StreamSettings()
+_settings_of = lru_cache(maxsize=1024)(decode_settings)  # most streams of a model have the same

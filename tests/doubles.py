@@ -58,7 +58,7 @@ class MemoryBroker:
         where = self.shards[shard_of(stream, len(self.shards)) if shard is None else shard]
         return [
             (number_id(n).decode(), kind.decode(), body, prev.decode())
-            for n, (kind, body, prev) in where.out.get(stream, {}).items()
+            for n, (kind, body, prev) in list(where.out.get(stream, {}).items())
         ]
 
 

@@ -242,7 +242,7 @@ class Worker:
 
     def _admit(self, answer: list[tuple[int, list[tuple[bytes, list[bytes]]]]], asked: Mapping[int, Shard]) -> None:
         arrived = []
-        strangers: dict[int, dict[str, None]] = {}
+        strangers: dict[int, dict[str, int]] = {}  # by shard and name, the last entry that was read
         for number, entries in answer:
             shard = self._shards.get(number)
             if shard is None or asked.get(number) is not shard:  # it was lost and acquired meanwhile: read again
@@ -250,14 +250,14 @@ class Worker:
             parsed = [parse_entry(entry_id, fields) for entry_id, fields in entries]
             for entry in parsed:
                 if entry.stream not in shard.streams:
-                    strangers.setdefault(number, {})[entry.stream] = None
+                    strangers.setdefault(number, {})[entry.stream] = entry.number
             arrived.append((shard, parsed))
         if strangers:
             coming = sum(map(len, strangers.values()))
             if len(self._residence) + coming > self._residence.limit:
                 named = (shard.streams.get(entry.stream) for shard, parsed in arrived for entry in parsed)
                 self._residence.make_room(coming, self._pinned(stream for stream in named if stream is not None))
-            self._meet({number: list(streams) for number, streams in strangers.items()})
+            self._meet(strangers)
         now = time.perf_counter()
         for shard, parsed in arrived:
             streams, unfinished = shard.streams, shard.unfinished
@@ -291,8 +291,9 @@ class Worker:
         flying = (item.key for s in self._shards.values() if s.in_flight is not None for item in s.answered)
         return Pinned(self._scheduler.waiting, {*busy, *flying})
 
-    def _meet(self, wanted: Mapping[int, Sequence[str]]) -> None:
+    def _meet(self, strangers: Mapping[int, Mapping[str, int]]) -> None:
         """First touch of streams: position, state and settings by one round trip."""
+        wanted = {number: list(streams) for number, streams in strangers.items()}
         for number, found in self._broker.load(wanted).items():
             shard = self._shards[number]
             for name, loaded in zip(wanted[number], found, strict=True):
@@ -310,7 +311,7 @@ class Worker:
                     if row is not None and stream.restart is None:
                         stream.model, stream.slot = model, model.table.put(row)
                         self._tally.loaded()
-                self._residence.add(stream)
+                self._residence.add(stream, strangers[number][name])
 
     def _too_large(self, entry: Entry) -> TooLarge | None:
         limit = self._limits.frame_bytes if entry.kind == "frame" else self._limits.entry_bytes

@@ -28,8 +28,9 @@ class Residence:
     def __len__(self) -> int:
         return len(self._queue) - self._gone
 
-    def add(self, stream: Stream) -> None:
-        stream.seen = stream.last
+    def add(self, stream: Stream, entry: int) -> None:
+        """`entry`: the number of the one that brings it."""
+        stream.seen = max(stream.last, entry)
         stream.shard.streams[stream.name] = stream
         self._queue.append(stream)
 
@@ -41,8 +42,8 @@ class Residence:
             stream = self._queue.popleft()
             if stream.shard.streams.get(stream.name) is not stream:
                 self._gone -= 1
-            elif stream.last != stream.seen or pinned(stream):
-                stream.seen = stream.last
+            elif stream.last > stream.seen or pinned(stream):
+                stream.seen = max(stream.last, stream.seen)
                 self._queue.append(stream)
             else:
                 self._leave(stream)

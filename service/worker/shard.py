@@ -36,7 +36,7 @@ class Stream:
         if self.stepped == self.record:
             self.stepped = self.record  # one object for both
         self.stepped_ms = int(self.stepped.partition(b"-")[0]) if self.stepped[:1].isdigit() else 0
-        self.seen = self.last  # `last` when its place among the least recently used was looked at
+        self.seen = self.last  # its last entry when its place among the least recently used was looked at
 
     def position(self) -> bytes:
         """What `pos` is to hold: every finished entry left a record, so that `last` and `record` are one id."""

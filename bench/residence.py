@@ -65,7 +65,7 @@ def work(url: str, folder: str, limit: int, expected: Any, pipe: Any) -> None:
     engine.warm_up()
     metrics, stop = WorkerMetrics(CollectorRegistry()), threading.Event()
     answered = metrics.records.labels("lstm64", "prediction")
-    log = RedisLog(url, worker="bench", prefix="r", shards=SHARDS)
+    log = RedisLog(url, worker="bench", prefix="r", shards=SHARDS, lease_s=60)
     slowest, last = 0.0, 0.0
 
     def look(point: str) -> None:
@@ -74,7 +74,7 @@ def work(url: str, folder: str, limit: int, expected: Any, pipe: Any) -> None:
             now = time.thread_time()  # of the worker's thread: the machine may be busy with others
             slowest, last = max(slowest, now - last), now
 
-    worker = Worker(log, {"lstm64": (engine, "00" * 8)}, metrics, max_resident_streams=limit, fault=look)
+    worker = Worker(log, {"lstm64": (engine, "00" * 8)}, metrics, lease_s=60, max_resident_streams=limit, fault=look)
     thread = threading.Thread(target=worker.run, args=(stop,))
     thread.start()
     while (target := pipe.recv()) is not None:
@@ -160,8 +160,9 @@ def measure(limit: int, streams: int) -> bool:
                 good &= n <= limit and grown <= allowed + (16 << 20)
                 print(
                     f"limit {limit:7,}  round {number + 1}: {streams / seconds:7,.0f}/s, resident {n:,}, "
-                    f"worker {grown / max(1, n):,.0f} B a resident stream ({grown / 2**20:.0f} MiB; state {seen['row']} B, "
-                    f"goal {1.5 * seen['row'] + 600:.0f} B), evicted {seen['evictions']:,}, loaded {seen['loads']:,.0f}, "
+                    f"worker {grown / max(1, n):,.0f} B a resident stream ({grown / 2**20:.0f} MiB; "
+                    f"state {seen['row']} B, goal {1.5 * seen['row'] + 600:.0f} B), "
+                    f"evicted {seen['evictions']:,}, loaded {seen['loads']:,.0f}, "
                     f"longest turn {seen['slowest'] * 1000:.0f} ms of CPU; "
                     f"broker {(used(wire) - broker_before) / streams:,.0f} B a stream",
                     flush=True,

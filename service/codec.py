@@ -160,7 +160,7 @@ def entry_fields(
     return fields
 
 
-@lru_cache(maxsize=1 << 16)  # a process meets the same streams again and again
+@lru_cache(maxsize=1 << 14)  # a process meets the same streams again and again
 def _stream_of(value: bytes) -> str:
     """The stream id, or nothing when it is not a legal one."""
     try:

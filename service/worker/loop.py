@@ -82,7 +82,7 @@ class Worker:
         share = max(1, max_resident_streams // 4)  # of what may be pinned: read ahead, just read, in a batch
         self._batch_entries = min(batch_entries, share)
         self._ahead_entries = min(batch_entries * 4, share)
-        self._read_entries = 2 * share
+        self._read_entries = min(2 * share, 4 * batch_entries)
         self._limits = limits or Limits()
         self._about = about
         self._fault = fault

@@ -130,6 +130,7 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
         input_history_s=settings.input_history_s,
         output_history_s=settings.output_history_s,
         batch_entries=settings.batch_entries,
+        max_resident_streams=settings.max_resident_streams,
         tokenizers={name: package.tokenizer for name, package in packages.items() if package.tokenizer is not None},
         decode_threads=settings.decode_threads or cpus_of_one(settings.workers),
         limits=entry_limits(settings),

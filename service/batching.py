@@ -1,4 +1,5 @@
-"""Who goes next. At most one item of each stream in a batch, in log order per stream, the oldest first.
+"""Who goes next. One item of each stream in a batch, in log order per stream, the oldest first; then, where there is
+room, more of the streams that lag (`take_more`).
 
 The batch is what waited while the engine was busy: no timer, no target size. An item whose decoding is not over
 holds back its own stream only.
@@ -7,7 +8,7 @@ holds back its own stream only.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
@@ -41,6 +42,7 @@ class Scheduler(Generic[Item]):
         self._queues: dict[Hashable, deque[Item]] = {}
         self._ready: dict[Hashable, Item] = {}  # streams whose first item may be taken, and that item
         self._size = 0
+        self.lagging: list[Item] = []  # of the last batch: those behind which another of their stream may be taken
 
     def __len__(self) -> int:
         return self._size
@@ -53,8 +55,15 @@ class Scheduler(Generic[Item]):
     def has_ready(self) -> bool:
         return bool(self._ready)
 
-    def offer(self, item: Item) -> None:
-        """Queues an item behind the others of its stream. Offers of one stream come in log order."""
+    def waiting(self, key: Hashable) -> Sequence[Item]:
+        """What waits of one stream, in order."""
+        return self._queues.get(key, ())
+
+    def offer(self, item: Item) -> int:
+        """Queues an item behind the others of its stream. Offers of one stream come in log order.
+
+        Returns how many of the stream wait now.
+        """
         self._size += 1
         key = item.key
         queue = self._queues.get(key)
@@ -62,8 +71,9 @@ class Scheduler(Generic[Item]):
             self._queues[key] = deque((item,))
             if item.ready:
                 self._ready[key] = item
-        else:
-            queue.append(item)
+            return 1
+        queue.append(item)
+        return len(queue)
 
     def wake(self, item: Item) -> None:
         """Says that `item` has become ready."""
@@ -76,6 +86,7 @@ class Scheduler(Generic[Item]):
         batch = list(self._ready.values())
         batch.sort(key=_number)
         del batch[limit:]
+        self.lagging = lagging = []
         for item in batch:
             key = item.key
             queue = self._queues[key]
@@ -84,10 +95,26 @@ class Scheduler(Generic[Item]):
                 del self._queues[key], self._ready[key]
             elif queue[0].ready:
                 self._ready[key] = queue[0]
+                lagging.append(item)
             else:
                 del self._ready[key]
         self._size -= len(batch)
         return batch
+
+    def take_more(self, key: Hashable, joins: Callable[[Item], bool], limit: int) -> list[Item]:
+        """The next ready items of one stream, up to `limit`, as long as `joins` says yes to one after the other."""
+        queue = self._queues.get(key)
+        taken: list[Item] = []
+        while queue and len(taken) < limit and queue[0].ready and joins(queue[0]):
+            taken.append(queue.popleft())
+        if taken and queue is not None:
+            self._size -= len(taken)
+            self._ready.pop(key, None)
+            if not queue:
+                del self._queues[key]
+            elif queue[0].ready:
+                self._ready[key] = queue[0]
+        return taken
 
     def drop(self, gone: Callable[[Item], bool]) -> None:
         """Forgets the items of which `gone` is true (their shard was lost)."""

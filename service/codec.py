@@ -181,7 +181,7 @@ def kept_fields(entry: Entry) -> tuple[tuple[bytes, bytes], ...]:
     return tuple((name.encode(), value) for name, value in fields.items() if name.encode() in _KEPT_FIELDS)
 
 
-@lru_cache(maxsize=1 << 16)  # a process meets the same streams again and again
+@lru_cache(maxsize=1 << 14)  # a process meets the same streams again and again
 def _stream_of(value: bytes) -> str:
     """The stream id, or nothing when it is not a legal one."""
     try:

@@ -128,13 +128,18 @@ class Refused(msgspec.Struct, frozen=True, tag="refused", tag_field="type", omit
 
 
 class Dropped(msgspec.Struct, frozen=True, tag="dropped", tag_field="type", omit_defaults=True):
-    """The record of an entry that came too late to be stepped (`late`: its seq lies below the stream's last)."""
+    """The record of an entry that came too late to be stepped.
+
+    `late`: its seq lies below the stream's last. In a stream of which only the latest entry counts: `superseded`, a
+    newer one waits; `stale`, it is older than `max_age_s`. With `start` or `end` it still ends the state: `events`.
+    """
 
     id: str
     stream: str
     reason: str
     detail: str
     model: str | None = None
+    events: list[Event] = []
 
 
 class Duplicate(msgspec.Struct, frozen=True, tag="duplicate", tag_field="type", omit_defaults=True):
@@ -259,6 +264,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     many_steps: bool = True  # T > 1 in one call is allowed
     rolling: RollingSettings = RollingSettings()
     gap: GapPolicy = GapPolicy()
+    freshness: Freshness = Freshness()
     family: str = ""  # "cnn2d", "lstm", …
     parameters: int = 0
     data: TrainingData | None = None

@@ -40,6 +40,14 @@ class Loaded(NamedTuple):
     settings: bytes | None
 
 
+class Idle(NamedTuple):
+    """A stream that has been silent, as the broker knows it."""
+
+    stream: str
+    last_ms: int  # of its last entry's id
+    position: bytes | None
+
+
 class OutWrite(NamedTuple):
     """One record to write. `cut` is the id below which the stream's older records are trimmed, if it is time."""
 
@@ -143,6 +151,25 @@ class Log(Protocol):
 
     def load(self, wanted: Mapping[int, Sequence[str]]) -> dict[int, list[Loaded]]:
         """Positions, states and settings of streams, by shard, in one round trip."""
+        ...
+
+    def fetch(self, wanted: Mapping[int, Sequence[int]]) -> dict[int, list[tuple[bytes, list[bytes]] | None]]:
+        """Entries of the log by number, by shard, in one round trip: (id, fields); None for one that is not there."""
+        ...
+
+    def idle(self, shard: int, after_ms: int, silent_ms: int, limit: int) -> list[Idle]:
+        """Streams silent for longer than `silent_ms` (the broker's clock) whose last entry is from `after_ms` or later.
+
+        The longest silent first, at most `limit`.
+        """
+        ...
+
+    def remove(self, shard: int, head: bytes, records: Sequence[str], streams: Sequence[str]) -> bool:
+        """Removes records of some streams, and all but the settings of others, if `head` still stands."""
+        ...
+
+    def known(self, shards: Sequence[int]) -> int:
+        """How many streams the broker knows in these shards."""
         ...
 
     def send(self, commit: Commit) -> None:

@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     batch_entries: Annotated[int, Field(ge=1, le=1024)] = Field(
         1024, description="entries in one batch and one commit, at most"
     )
+    max_resident_streams: Annotated[int, Field(ge=64)] = Field(
+        16_384, description="streams in a worker's memory, at most; the others' states wait in the broker"
+    )
     decode_threads: Positive | None = Field(
         None, description="threads that decode frames, a worker; none: its share of the CPUs, 8 at most"
     )

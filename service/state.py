@@ -8,7 +8,7 @@ one gather. Position is not part of it: it lies in `pos`, so that it outlives th
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -18,6 +18,7 @@ from service.codec import Position
 from service.contracts import Manifest, Restart
 
 MAGIC: Final = b"RCS1"
+BLOCK_BYTES: Final = 2 << 20  # of rows that a table grows and shrinks by
 _HEADER: Final = struct.Struct("<4s8sI")  # magic, schema, version; the model's name follows, with its length before it
 
 
@@ -68,50 +69,80 @@ class StateLayout:
 class StateTable:
     """Rows of one model's resident streams. Written only by Worker.run.
 
-    `rows` grows by half when full; a slot stays a stream's until `free`.
+    Rows lie in blocks, so that growing is one more block and nothing is ever copied; the lowest free slots are taken
+    first, so that blocks at the end fall empty and are given back. A slot stays a stream's until `free`.
     """
 
-    def __init__(self, layout: StateLayout, capacity: int = 64) -> None:
+    def __init__(self, layout: StateLayout, block_rows: int = 0) -> None:
         self.layout = layout
-        self._rows = np.zeros(capacity, layout.dtype)
-        self._free = list(range(capacity - 1, -1, -1))
+        self._block_rows = block_rows or max(16, BLOCK_BYTES // layout.dtype.itemsize)
+        self._blocks: list[np.ndarray] = []
+        self._free: list[list[int]] = []  # free slots, a list a block
+        self._lowest = 0  # no block before this one has a free slot
+        self._used = 0
 
     def __len__(self) -> int:
-        return len(self._rows) - len(self._free)
+        return self._used
 
     @property
     def nbytes(self) -> int:
         """Bytes of the resident streams' rows."""
-        return len(self) * self.layout.dtype.itemsize
+        return self._used * self.layout.dtype.itemsize
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes of all blocks; of one that was never full, the system has given only the pages that were written."""
+        return sum(block.nbytes for block in self._blocks)
 
     def put(self, row: np.void | None) -> int:
         """Takes a slot and fills it: `row`, or a new stream's. Returns the slot."""
-        if not self._free:
-            old = len(self._rows)
-            self._rows = np.concatenate([self._rows, np.zeros(old // 2 + 32, self.layout.dtype)])
-            self._free = list(range(len(self._rows) - 1, old - 1, -1))
-        slot = self._free.pop()
-        self._rows[slot] = self.layout.fresh if row is None else row
+        while self._lowest < len(self._free) and not self._free[self._lowest]:
+            self._lowest += 1
+        if self._lowest == len(self._free):
+            first = len(self._free) * self._block_rows
+            self._blocks.append(np.zeros(self._block_rows, self.layout.dtype))
+            self._free.append(list(range(first + self._block_rows - 1, first - 1, -1)))
+        slot = self._free[self._lowest].pop()
+        self._used += 1
+        self._blocks[self._lowest][slot % self._block_rows] = self.layout.fresh if row is None else row
         return slot
 
     def free(self, slot: int) -> None:
-        self._free.append(slot)
+        block = slot // self._block_rows
+        self._free[block].append(slot)
+        self._lowest = min(self._lowest, block)
+        self._used -= 1
+        while len(self._free) > 1 and len(self._free[-1]) == len(self._free[-2]) == self._block_rows:
+            del self._free[-1], self._blocks[-1]  # one empty block is kept: no to and fro at a boundary
+        self._lowest = min(self._lowest, len(self._free))
 
     def gather(self, slots: np.ndarray) -> np.ndarray:
         """(B,) rows, copied: what happens to them touches nothing until `scatter`."""
-        rows: np.ndarray = self._rows[slots]
+        if len(self._blocks) == 1:
+            alone: np.ndarray = self._blocks[0][slots]
+            return alone
+        rows = np.empty(len(slots), self.layout.dtype)
+        for block, mine, places in self._by_block(slots):
+            rows[mine] = block[places]
         return rows
 
     def scatter(self, slots: np.ndarray, rows: np.ndarray) -> None:
-        self._rows[slots] = rows
+        if len(self._blocks) == 1:
+            self._blocks[0][slots] = rows
+            return
+        for block, mine, places in self._by_block(slots):
+            block[places] = rows[mine]
 
     def row(self, slot: int) -> np.void:
-        row: np.void = self._rows[slot]
+        row: np.void = self._blocks[slot // self._block_rows][slot % self._block_rows]
         return row
 
-    def clear(self) -> None:
-        """Forgets every row (the shard was lost)."""
-        self._free = list(range(len(self._rows) - 1, -1, -1))
+    def _by_block(self, slots: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Each block that is touched: where in `slots` it is, and the rows in it."""
+        blocks, places = np.divmod(slots, self._block_rows)
+        for number in np.unique(blocks).tolist():
+            mine = np.flatnonzero(blocks == number)
+            yield self._blocks[number], mine, places[mine]
 
 
 def label_of(record: bytes) -> tuple[str, int, str] | None:
@@ -128,18 +159,20 @@ def tensors_of(layout: StateLayout, rows: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(rows[f"state:{name}"]) for name in layout.tensors}
 
 
-def restart_on_load(position: Position | None, has_state: bool, fits: bool) -> Restart | None:
+def restart_on_load(position: Position | None, has_state: bool, fits: bool, bound: bool = False) -> Restart | None:
     """Why a stream's next step begins anew, judged when the stream is first touched; None: it goes on.
+
+    A stream that is bound to a model (`bound`) and has no position was idle for so long that the janitor removed it.
 
     >>> restart_on_load(None, False, False)
     'first'
     """
-    if position is None or position.stepped in (b"-", b"deleted"):
+    if position is None:
+        return "ttl" if bound else "first"
+    if position.stepped in (b"-", b"deleted"):
         return "first"
-    if position.stepped == b"reset":
-        return "reset"
-    if position.stepped == b"version":
-        return "version"
+    if position.stepped in (b"reset", b"version", b"start"):
+        return position.stepped.decode()  # type: ignore[return-value]
     if not has_state:
         return "lost"
     return None if fits else "version"

@@ -13,7 +13,7 @@ from service.codec import Head, id_number, number_id, parse_head
 from service.contracts import FrameInput, GapPolicy, Manifest, RollingSettings, RowInput, StateTensor
 from service.errors import BrokerAway, Fenced
 from service.keys import shard_of
-from service.ports import Commit, Committed, Loaded, Renewed
+from service.ports import Commit, Committed, Idle, Loaded, Renewed
 
 Fields = list[bytes]
 
@@ -30,6 +30,7 @@ class MemoryShard:
     states: dict[str, bytes] = field(default_factory=dict)
     pos: dict[str, bytes] = field(default_factory=dict)
     settings: dict[str, bytes] = field(default_factory=dict)
+    streams: dict[str, int] = field(default_factory=dict)  # ms of the last entry
     feed: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
     dead: dict[int, dict[str, bytes]] = field(default_factory=dict)  # by place: fields
     suspect: dict[bytes, int] = field(default_factory=dict)  # at most one: id, how often it was tried
@@ -59,7 +60,7 @@ class MemoryBroker:
         where = self.shards[shard_of(stream, len(self.shards)) if shard is None else shard]
         return [
             (number_id(n).decode(), kind.decode(), body, prev.decode())
-            for n, (kind, body, prev) in where.out.get(stream, {}).items()
+            for n, (kind, body, prev) in list(where.out.get(stream, {}).items())
         ]
 
 
@@ -150,6 +151,33 @@ class MemoryLog:
             for p, streams in wanted.items()
         }
 
+    def fetch(self, wanted: Mapping[int, Sequence[int]]) -> dict[int, list[tuple[bytes, list[bytes]] | None]]:
+        self._check()
+        logs = {shard: self.broker.shards[shard].log for shard in wanted}
+        return {
+            shard: [(number_id(n), logs[shard][n]) if n in logs[shard] else None for n in numbers]
+            for shard, numbers in wanted.items()
+        }
+
+    def idle(self, shard: int, after_ms: int, silent_ms: int, limit: int) -> list[Idle]:
+        it, until_ms = self.broker.shards[shard], self.broker.clock_ms - silent_ms
+        found = sorted((ms, stream) for stream, ms in it.streams.items() if after_ms <= ms <= until_ms)
+        return [Idle(stream, ms, it.pos.get(stream)) for ms, stream in found[:limit]]
+
+    def remove(self, shard: int, head: bytes, records: Sequence[str], streams: Sequence[str]) -> bool:
+        it = self.broker.shards[shard]
+        if it.head != head:
+            return False
+        for stream in (*records, *streams):
+            it.out.pop(stream, None)
+        for stream in streams:
+            for kept in (it.states, it.pos, it.streams):
+                kept.pop(stream, None)  # type: ignore[attr-defined]
+        return True
+
+    def known(self, shards: Sequence[int]) -> int:
+        return sum(len(self.broker.shards[shard].streams) for shard in shards)
+
     def send(self, commit: Commit) -> None:
         if commit.shard not in self._fences:
             raise Fenced("no fenced connection")
@@ -179,6 +207,7 @@ class MemoryLog:
         it.settings |= commit.settings
         for stream in commit.deleted:
             it.settings.pop(stream, None)
+        it.streams |= commit.touched
         it.feed[commit.n] = [(r.stream, r.id.decode()) for r in commit.records]
 
     def result(self, shard: int) -> Committed:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import hiredis
 
 from service.broker import scripts
+from service.broker.idle import Housekeeping
 from service.broker.packing import Keep, pack_commit, repairs_of
 from service.broker.wire import Argument, Wire, pack
 from service.codec import number_id
@@ -33,7 +34,7 @@ ATTEMPTS: Final = 2  # of an entry in careful mode, before it is refused
 log = logging.getLogger("rollcast.worker")
 
 
-class RedisLog:
+class RedisLog(Housekeeping):
     """ports.Log on a server that speaks Redis ≥ 6.2. Used by one thread."""
 
     def __init__(

@@ -30,11 +30,11 @@ class Doubts:
 
     def __len__(self) -> int:
         """Entries that wait for their trial."""
-        return sum(len(shard.held) for shard in self._shards.values())
+        return sum(len(shard.trials) for shard in self._shards.values())
 
     def __iter__(self) -> Iterator[Item]:
         """Those entries."""
-        return (item for shard in self._shards.values() for item in shard.held)
+        return (item for shard in self._shards.values() for item in shard.trials)
 
     def add(self, shard: Shard) -> None:
         shard.careful = True
@@ -48,7 +48,7 @@ class Doubts:
         """The shard of the oldest waiting entry, again and again for a slice of time, while nothing else decodes."""
         until = time.monotonic() + SLICE_S
         while len(self) and not decoding() and time.monotonic() < until:
-            yield min((s for s in self._shards.values() if s.held), key=lambda shard: shard.held[0].number)
+            yield min((s for s in self._shards.values() if s.trials), key=lambda shard: shard.trials[0].number)
 
 
 def refuse(item: Item) -> None:

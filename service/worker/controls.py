@@ -32,7 +32,7 @@ class Controls:
         stream = item.key
         if control.action == "delete":
             self._begin(stream, b"deleted")
-            stream.seq, stream.seq_id, stream.settings = None, b"-", StreamSettings()
+            stream.seq, stream.seq_id, stream.settings, stream.usual = None, b"-", StreamSettings(), None
             item.deleted = True
         elif stream.stepped != b"-":  # a stream that never stepped has nothing to reset: its next step is its first
             self._begin(stream, b"reset")
@@ -52,6 +52,8 @@ class Controls:
             )
         model = given.model or bound
         stream.settings = StreamSettings(model, given.rolling, given.gap, given.freshness, given.state_ttl_s)
+        served = self._models.get(model or "")
+        stream.usual = None if served is None else served.freshness
         item.settings = stream.settings
         if bound is None or model == bound:
             return False
@@ -74,6 +76,7 @@ class Controls:
         stream.stepped, stream.stepped_ms = item.entry.id, item.entry.ms
         if bound is None:
             stream.settings = item.settings = msgspec.structs.replace(stream.settings, model=model.name)
+            stream.usual = model.freshness
         (item.state,) = model.layout.encode(model.table.gather(np.array([stream.slot])))
         return True
 

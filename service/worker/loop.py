@@ -13,8 +13,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -30,7 +31,10 @@ from service.metrics import WorkerMetrics
 from service.ports import Commit, Committed, Engine, Loaded, Log, WorkerInfo
 from service.state import restart_on_load
 from service.worker import careful
+from service.worker.inbox import Inbox, room_in
+from service.worker.janitor import Janitor
 from service.worker.model import ServedModel
+from service.worker.residence import Pinned, Residence
 from service.worker.shard import Item, Shard, Stream
 from service.worker.sharing import share
 from service.worker.stepping import Stepper
@@ -62,6 +66,7 @@ class Worker:
         input_history_s: float = 0.0,
         output_history_s: float = 600.0,
         batch_entries: int = 1024,
+        max_resident_streams: int = 16_384,
         tokenizers: Mapping[str, Tokenizer] | None = None,  # by name of the text models
         decode_threads: int = 2,
         limits: Limits | None = None,
@@ -79,15 +84,21 @@ class Worker:
         self._lease_s = lease_s
         self._history_ms = int(input_history_s * 1000)
         self._cut_ms = int(output_history_s * 1000)
-        self._batch_entries = batch_entries
-        self._ahead_entries = min(65_536, batch_entries * 4)
+        share = max(1, max_resident_streams // 4)  # of what may be pinned: read ahead, just read, in a batch
+        self._batch_entries = min(batch_entries, share)
+        self._ahead_entries = min(batch_entries * 4, share)
+        self._read_entries = min(2 * share, 4 * batch_entries)
         self._limits = limits or Limits()
         self._about = about or WorkerInfo("", {})
         self._fault, self._poison = fault, poison
         self._shards: dict[int, Shard] = {}
         self._doubts = careful.Doubts()
         self._scheduler: Scheduler[Item] = Scheduler()
-        self._waiting_bytes = 0
+        self._inbox = Inbox(self._scheduler, self._stepper.choose)
+        self._residence = Residence(max_resident_streams, self._stepper.forget)
+        self._janitor = Janitor(
+            broker, self._residence, metrics, state_ttl_s=state_ttl_s, output_history_s=output_history_s
+        )
         self._entry_bytes = 1024.0  # moving average, to size reads
         self._reading: dict[int, Shard] | None = None  # what the read under way was asked for
         self._next_beat = 0.0
@@ -143,8 +154,10 @@ class Worker:
         if len(self._doubts):
             self._try_doubtful()
         batch = self._scheduler.take(self._batch_entries)
-        bound = self._step(batch)
+        batch, bound = self._step(batch)
         self._settle()
+        if (now := time.monotonic()) >= self._janitor.next_at:
+            self._janitor.sweep(self._shards.values(), now, self._pinned(item.key for item in batch))
         if batch:
             self._commit([item for item in batch if not item.key.shard.lost], bound)
 
@@ -175,7 +188,7 @@ class Worker:
             self._refused(error)
         self.owned, self.idle = len(self._shards), self._share == 0
         self._next_beat = before + max(SOONEST_S, min(BEAT_S, self._lease_s / 3, soonest_s))
-        self._tally.residence()
+        self._tally.residence(self._residence.evicted)
         self._commit_idle(before)
 
     def _renew(self) -> None:
@@ -247,8 +260,9 @@ class Worker:
             self._broker.abandon(shard.number)
             for stream in shard.streams.values():
                 self._stepper.forget(stream)
-        self._scheduler.drop(lambda item: item.key.shard.lost)
-        self._waiting_bytes = sum(item.size for waiting in (self._scheduler, self._doubts) for item in waiting)
+        self._inbox.drop_lost()
+        self._inbox.bytes += sum([item.size for item in self._doubts])
+        self._residence.drop_lost()
         self.owned = len(self._shards)
 
     def _refused(self, error: CommitRefused) -> None:
@@ -265,7 +279,7 @@ class Worker:
         busy = self._scheduler.has_ready or on_trial or any(shard.in_flight for shard in self._shards.values())
         self._fault("before-read")
         self._ask()
-        wait_s = 0.0 if busy else max(0.0, self._next_beat - time.monotonic())
+        wait_s = 0.0 if busy else max(0.0, min(self._next_beat, self._janitor.next_at) - time.monotonic())
         began = time.perf_counter()
         answer = self._broker.poll(wait_s, self._wake_read)
         if answer is not None:
@@ -273,23 +287,32 @@ class Worker:
             self._admit(answer, asked)
             self._tally.stage("read", time.perf_counter() - began if busy else 0.0)
             self._ask()
+        for stream, entries in self._inbox.fetch(self._broker):
+            now = time.perf_counter()
+            for entry_id, fields in entries:
+                item = self._item(parse_entry(entry_id, fields), stream, now)
+                stream.shard.holding[stream].fetched.append(self._offer(item))
         self._collect_decoded()
 
     def _ask(self) -> None:
         """Has one read under way whenever there is room for what it brings."""
         doubtful = len(self._doubts)
-        full = len(self._scheduler) + doubtful >= self._ahead_entries or self._waiting_bytes >= AHEAD_BYTES
-        current = self._reading is not None and self._reading == self._shards
-        if not self._shards or full or current or (doubtful and self._decoding):  # a trial waits until nobody decodes
+        full = len(self._scheduler) + doubtful >= self._ahead_entries or self._inbox.bytes >= AHEAD_BYTES
+        waits = doubtful and self._decoding  # a trial waits until nobody decodes
+        if full or waits or (self._reading is not None and self._reading == self._shards):
             return
-        budget = READ_BYTES / self._entry_bytes / len(self._shards)
+        wanted = {number: shard for number, shard in self._shards.items() if room_in(shard)}
+        current = self._reading is not None and wanted.items() <= self._reading.items()
+        if not wanted or current:
+            return
+        budget = min(READ_BYTES / self._entry_bytes, self._read_entries) / len(wanted)
         count = int(max(1, min(budget, COMMIT_ENTRIES)))
-        self._broker.ask({number: shard.cursor for number, shard in self._shards.items()}, count, 1.0)
-        self._reading = dict(self._shards)
+        self._broker.ask({number: shard.cursor for number, shard in wanted.items()}, count, 1.0)
+        self._reading = wanted
 
     def _admit(self, answer: list[tuple[int, list[tuple[bytes, list[bytes]]]]], asked: Mapping[int, Shard]) -> None:
         arrived = []
-        strangers: dict[int, dict[str, None]] = {}
+        strangers: dict[int, dict[str, int]] = {}  # by shard and name, the last entry that was read
         for number, entries in answer:
             shard = self._shards.get(number)
             if shard is None or asked.get(number) is not shard:  # it was lost and acquired meanwhile: read again
@@ -297,10 +320,14 @@ class Worker:
             parsed = [parse_entry(entry_id, fields) for entry_id, fields in entries]
             for entry in parsed:
                 if entry.stream not in shard.streams:
-                    strangers.setdefault(number, {})[entry.stream] = None
+                    strangers.setdefault(number, {})[entry.stream] = entry.number
             arrived.append((shard, parsed))
         if strangers:
-            self._meet({number: list(streams) for number, streams in strangers.items()})
+            coming = sum(map(len, strangers.values()))
+            if len(self._residence) + coming > self._residence.limit:
+                named = (shard.streams.get(entry.stream) for shard, parsed in arrived for entry in parsed)
+                self._residence.make_room(coming, self._pinned(stream for stream in named if stream is not None))
+            self._meet(strangers)
         now = time.perf_counter()
         for shard, parsed in arrived:
             streams, unfinished = shard.streams, shard.unfinished
@@ -310,21 +337,46 @@ class Worker:
                 if entry.number <= stream.last:  # finished before: a repeat, after a takeover
                     shard.kept += 1
                     continue
-                item = Item(entry, stream, now)
-                item.error = item.error or self._too_large(entry)
-                unfinished.append(item)
-                self._waiting_bytes += item.size
                 if shard.careful:
-                    shard.held.append(item)
+                    item = self._item(entry, stream, now)
+                    self._inbox.bytes += item.size
+                    shard.trials.append(item)
+                elif stream.held is not None and self._inbox.hold(stream.held, stream, entry):
+                    continue
                 else:
-                    self._offer(item)
+                    item = self._offer(self._item(entry, stream, now))
+                unfinished.append(item)
             if parsed:
                 average = sum(len(entry.data) for entry in parsed) / len(parsed) + 128
                 self._entry_bytes += 0.2 * (average - self._entry_bytes)
         self._fault("after-decode")
 
-    def _meet(self, wanted: Mapping[int, Sequence[str]]) -> None:
+    def _item(self, entry: Entry, stream: Stream, now: float) -> Item:
+        item = Item(entry, stream, now)
+        item.error = item.error or self._too_large(entry)
+        return item
+
+    def _offer(self, item: Item) -> Item:
+        """Lets an entry wait for its turn, decoded meanwhile."""
+        freshness = item.key.settings.freshness or item.key.usual
+        if freshness is not None and freshness.mode == "latest":
+            self._inbox.freshen(item, freshness)
+        if item.entry.kind == "frame" and item.error is None and (form := self._form(item)) is not None:
+            item.ready = False
+            self._decoding += 1
+            self._pool.submit(self._decode, item, form)
+        self._inbox.offer(item)
+        return item
+
+    def _pinned(self, busy: Iterable[Stream]) -> Pinned:
+        """Those that `busy` names, and all of which something waits or is in flight."""
+        flying = (item.key for s in self._shards.values() if s.in_flight is not None for item in s.answered)
+        doubtful = (item.key for item in self._doubts)
+        return Pinned(self._scheduler.waiting, {*busy, *flying, *doubtful})
+
+    def _meet(self, strangers: Mapping[int, Mapping[str, int]]) -> None:
         """First touch of streams: position, state and settings by one round trip."""
+        wanted = {number: list(streams) for number, streams in strangers.items()}
         for number, found in self._broker.load(wanted).items():
             shard = self._shards[number]
             for name, loaded in zip(wanted[number], found, strict=True):
@@ -335,10 +387,14 @@ class Worker:
                     stream.misplaced = home
                 model = self._models.get(settings.model or "")
                 row = model.layout.decode(loaded.state) if model is not None and loaded.state else None
-                stream.restart = restart_on_load(position, loaded.state is not None, row is not None)
-                if model is not None and row is not None and stream.restart is None:
-                    stream.model, stream.slot = model, model.table.put(row)
-                shard.streams[name] = stream
+                bound = settings.model is not None
+                stream.restart = restart_on_load(position, loaded.state is not None, row is not None, bound)
+                if model is not None:
+                    stream.usual = model.freshness
+                    if row is not None and stream.restart is None:
+                        stream.model, stream.slot = model, model.table.put(row)
+                        self._tally.loaded()
+                self._residence.add(stream, strangers[number][name])
 
     def _too_large(self, entry: Entry) -> TooLarge | None:
         limit = self._limits.frame_bytes if entry.kind == "frame" else self._limits.entry_bytes
@@ -347,13 +403,6 @@ class Worker:
         return TooLarge(f"{entry.kind} of {len(entry.data):,} bytes: expected at most {limit:,}")
 
     # --- decoding ------------------------------------------------------------------------------------------------
-
-    def _offer(self, item: Item) -> None:
-        if item.entry.kind == "frame" and item.error is None and (form := self._form(item)) is not None:
-            item.ready = False
-            self._decoding += 1
-            self._pool.submit(self._decode, item, form)
-        self._scheduler.offer(item)
 
     def _form(self, item: Item) -> FrameInput | None:
         """What a frame is to be decoded for; None when it is refused in its turn."""
@@ -376,8 +425,11 @@ class Worker:
         began = time.perf_counter()
         if self._poison is not None:
             self._poison(item.entry.data)
+        if item.drop is None and 0 < item.fresh_until_ms < time.time() * 1000:
+            item.drop = "stale"
         try:
-            item.x = decode_frame(item.entry.data, form, max_pixels=self._limits.pixels)
+            if item.drop is None:
+                item.x = decode_frame(item.entry.data, form, max_pixels=self._limits.pixels)
         except EntryError as error:
             item.error = error
         except Exception as error:  # whatever a decoder does to itself, it is this entry's fault alone
@@ -407,8 +459,8 @@ class Worker:
             self._settle()
         for shard in self._doubts.each(lambda: self._decoding > 0):
             try:
-                may = self._broker.attempt(shard.number, shard.written, shard.held[0].entry.id)
-                self._try(shard, shard.held.popleft(), may)
+                may = self._broker.attempt(shard.number, shard.written, shard.trials[0].entry.id)
+                self._try(shard, shard.trials.popleft(), may)
             except Fenced as error:
                 self._tally.fenced()
                 self._lose([shard], error.detail)
@@ -423,30 +475,34 @@ class Worker:
             log.error("an entry ends its worker: refused", extra={"shard": shard.number, "id": item.entry.id.decode()})
         elif item.entry.kind == "frame" and item.error is None and (form := self._form(item)) is not None:
             self._decode_one(item, form)
-        bound = self._step([item])
+        _, bound = self._step([item], alone=True)
         self._commit([item], bound)
         self._settle_one(shard)
         if not shard.lost and careful.is_over(shard, refused=not may):
             self._broker.acquit(shard.number, shard.written)
             self._doubts.discard(shard)
-            while shard.held:
-                self._offer(shard.held.popleft())
+            while shard.trials:
+                item = shard.trials.popleft()
+                self._inbox.bytes -= item.size  # it waits in the inbox from here on
+                self._offer(item)
 
     # --- stepping and committing -----------------------------------------------------------------------------------
 
-    def _step(self, batch: list[Item]) -> dict[Stream, bytes]:
+    def _step(self, batch: list[Item], alone: bool = False) -> tuple[list[Item], dict[Stream, bytes]]:
+        """Steps a batch and, unless `alone`, more of the streams that lag where there is room. Returns all of them."""
         if not batch:
-            return {}
+            return batch, {}
         self._fault("before-step")
-        self._waiting_bytes -= sum([item.size for item in batch])
+        room = 0 if alone else self._batch_entries - len(batch)
+        batch, bound, calls = self._stepper.step(batch, time.time() * 1000, self._scheduler, room)
+        self._inbox.bytes -= sum([item.size for item in batch])
         if self._poison is not None:
             for item in batch:
-                if item.x is None and item.error is None:  # a frame was looked into when it was decoded
+                if item.entry.kind != "frame" and item.error is None:  # a frame was looked into when it was decoded
                     self._poison(item.entry.data)
-        bound, calls = self._stepper.step(batch)
         self._tally.batch(time.perf_counter(), batch, calls)
         self._fault("after-step")
-        return bound
+        return batch, bound
 
     def _commit(self, items: list[Item], bound: dict[Stream, bytes]) -> None:
         """One transaction a shard, and more where one would be too large, the earlier entries first."""
@@ -472,7 +528,7 @@ class Worker:
         """A commit without entries where the log still holds finished ones, the head's count of them is old, or an
         element of the last one waits for its repair."""
         for shard in list(self._shards.values()):
-            if shard.in_flight is None and not shard.unfinished:
+            if shard.in_flight is None and shard.idle:
                 trimmable = shard.kept > 0 and now >= shard.next_trim
                 if trimmable or shard.repair or shard.kept != shard.head.kept:
                     self._send(shard, [], {})
@@ -549,20 +605,27 @@ class Worker:
 
 def _read_stream(name: str, loaded: Loaded) -> tuple[Position | None, StreamSettings]:
     """A stream's position and settings. What somebody else wrote there is said, and does not stop the shard."""
-    position, settings = None, StreamSettings()
+    position, settings = None, _NO_SETTINGS
     try:
         position = parse_position(loaded.position) if loaded.position else None
-        settings = decode_settings(loaded.settings) if loaded.settings else settings
+        settings = _settings_of(loaded.settings) if loaded.settings else _NO_SETTINGS
     except (ValueError, msgspec.DecodeError) as error:
         log.error("foreign value among a stream's keys", extra={"stream": name, "detail": str(error)})
     return position, settings
 
 
 def _split(items: list[Item]) -> tuple[list[Item], list[Item]]:
-    """What fits one commit, and the rest."""
-    size = 0
+    """What fits one commit, and the rest. What was stepped of one stream together is committed together: the position
+    after its last entry goes with the state after it."""
+    size, cut = 0, 0
     for at, item in enumerate(items):
+        if at and item.key is not items[at - 1].key:
+            cut = at  # the last place where it may be cut
         size += len(item.body) + len(item.state or b"") + (item.size if item.dead else 0) + 256
-        if at >= COMMIT_ENTRIES or (size > COMMIT_BYTES and at):
-            return items[:at], items[at:]
+        if (at >= COMMIT_ENTRIES or size > COMMIT_BYTES) and cut:
+            return items[:cut], items[cut:]
     return items, []
+
+
+_NO_SETTINGS = StreamSettings()
+_settings_of = lru_cache(maxsize=1024)(decode_settings)  # most streams of a model have the same

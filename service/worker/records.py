@@ -18,15 +18,16 @@ _NO_EVENTS: list[Event] = []
 
 
 def write_predictions(
-    model: ServedModel, items: Sequence[Item], stepped: Stepped, closed: dict[int, list[Event]]
+    model: ServedModel, items: Sequence[Item], stepped: Stepped, closed: dict[int, list[Event]], keep: bool = True
 ) -> None:
-    """Sets `type`, `body` and `state` of every item that was stepped: one encode an entry, the rest by column."""
+    """Sets `type`, `body` and, to be kept, `state` of every item that was stepped: one encode an entry, the rest by
+    column."""
     labels, name, version = model.labels, model.name, model.version
     both = np.stack([stepped.scores, stepped.rows["smooth"]])  # (2, B, K)
     scores, rolled = np.round(both.astype(np.float64), DECIMALS).tolist()
     best, best_rolled = both.argmax(axis=2).tolist()
     steps = stepped.rows["step"].tolist()
-    records = model.layout.encode(stepped.rows)
+    records = model.layout.encode(stepped.rows) if keep else [None] * len(items)
     events = stepped.events
     for b, item in enumerate(items):
         if b in stepped.failed:
@@ -56,10 +57,10 @@ def write_refused(item: Item, error: EntryError, model: str | None) -> None:
     )
 
 
-def write_late(item: Item, last: int) -> None:
-    detail = f"seq {item.entry.seq} lies below the stream's last, {last}"
-    item.type = b"dropped"
-    item.body = encode_record(Dropped(item.entry.id.decode(), item.key.name, "late", detail, item.entry.model))
+def write_dropped(item: Item, reason: str, detail: str, events: list[Event]) -> None:
+    item.drop, item.type, item.events = reason, b"dropped", events
+    model = item.entry.model
+    item.body = encode_record(Dropped(item.entry.id.decode(), item.key.name, reason, detail, model, events))
 
 
 def write_duplicate(item: Item, of: bytes, seq: int) -> None:

@@ -16,7 +16,7 @@ from service.codec import (
     parse_head,
     predecessor,
 )
-from service.contracts import NO_STREAM, Entry, Event, Restart, StreamSettings
+from service.contracts import NO_STREAM, Entry, Event, Freshness, Restart, StreamSettings
 from service.errors import EntryError
 from service.ports import Commit, DeadWrite, OutWrite
 from service.worker.model import ServedModel
@@ -26,8 +26,8 @@ class Stream:
     """One stream of an owned shard, as far as it was answered in memory. Written only by Worker.run."""
 
     __slots__ = (
-        "last", "misplaced", "model", "name", "record", "restart", "seq", "seq_id", "settings", "shard", "slot",
-        "stepped", "stepped_ms", "trimmed_ms",
+        "held", "last", "misplaced", "model", "name", "newest", "record", "restart", "seen", "seq", "seq_id",
+        "settings", "shard", "slot", "stepped", "stepped_ms", "usual",
     )  # fmt: skip
 
     def __init__(self, name: str, shard: Shard, position: Position, settings: StreamSettings) -> None:
@@ -38,9 +38,14 @@ class Stream:
         self.model: ServedModel | None = None  # whose table `slot` is in
         self.slot = -1
         self.restart: Restart | None = "first"
-        self.trimmed_ms = 0
+        self.usual: Freshness | None = None  # its model's, where the settings do not say
+        self.held: Held | None = None  # what waits in the log only
+        self.newest: Item | None = None  # where only the latest counts: the last one read, or a control before it
         self.last, self.record, self.seq, self.seq_id, self.stepped = position
-        self.stepped_ms = int(position.stepped.partition(b"-")[0]) if position.stepped[:1].isdigit() else 0
+        if self.stepped == self.record:
+            self.stepped = self.record  # one object for both
+        self.stepped_ms = int(self.stepped.partition(b"-")[0]) if self.stepped[:1].isdigit() else 0
+        self.seen = self.last  # its last entry when its place among the least recently used was looked at
 
     def position(self) -> bytes:
         """What `pos` is to hold: every finished entry left a record, so that `last` and `record` are one id."""
@@ -51,8 +56,9 @@ class Item:
     """One entry on its way through the worker, and what became of it."""
 
     __slots__ = (
-        "arrived", "body", "dead", "decode_s", "decoding", "deleted", "done", "entry", "error", "events", "forget", "k",
-        "key", "kind", "missed", "model", "number", "ready", "reason", "served", "settings", "size", "state", "steps",
+        "arrived", "body", "dead", "decode_s", "decoding", "deleted", "done", "drop", "entry", "error", "events",
+        "forget", "fresh_until_ms", "k", "key", "kind", "missed", "model", "number", "ready", "reason", "served",
+        "settings", "size", "state", "steps",
         "time_us", "type", "x",
     )  # fmt: skip
 
@@ -67,6 +73,8 @@ class Item:
         self.decoding = False
         self.done = False  # it is in a commit that was sent
         self.error: EntryError | None = entry.fault
+        self.drop: str | None = None  # why it is not stepped, though nothing is wrong with it
+        self.fresh_until_ms = 0.0  # it is dropped when its turn comes later; 0: it never is
         self.x: np.ndarray | None = None  # a decoded frame (H, W, C), or a text's tokens (T,)
         self.model: ServedModel | None = None  # chosen before decoding
         self.time_us = 0
@@ -88,6 +96,44 @@ class Item:
         self.events: list[Event] = []
 
 
+class Sweep:
+    """How far the janitor has come in a shard."""
+
+    __slots__ = ("next_at", "score_ms")
+
+    def __init__(self) -> None:
+        self.next_at = 0.0  # by this process's clock
+        self.score_ms = 0  # records of streams that were silent since before this are gone
+
+
+class Held:
+    """What one stream has waiting in the log only: ids in log order and sizes; then those that were fetched of them.
+
+    Written only by Worker.run.
+    """
+
+    __slots__ = ("fetched", "ids", "sizes")
+
+    def __init__(self) -> None:
+        self.ids: deque[int] = deque()
+        self.sizes: deque[int] = deque()
+        self.fetched: deque[Item] = deque()  # in memory again, not yet finished
+
+    def take(self, entries: int, size: int) -> list[int]:
+        """The next ids: at most `entries`, of `size` bytes together, but one at least."""
+        taken: list[int] = []
+        while self.ids and len(taken) < entries and (not taken or self.sizes[0] <= size):
+            taken.append(self.ids.popleft())
+            size -= self.sizes.popleft()
+        return taken
+
+    def oldest(self) -> int:
+        """The oldest unfinished one, or 0 when there is none left."""
+        while self.fetched and self.fetched[0].done:
+            self.fetched.popleft()
+        return self.fetched[0].number if self.fetched else self.ids[0] if self.ids else 0
+
+
 class Shard:
     """An owned shard. A new acquisition is a new object: what an older one left behind is recognised by `lost`."""
 
@@ -99,22 +145,38 @@ class Shard:
         self.kept = self.head.kept
         self.streams: dict[str, Stream] = {}
         self.unfinished: deque[Item] = deque()
+        self.holding: dict[Stream, Held] = {}  # streams of which something waits in the log only
+        self.held = 0  # how many ids these are
+        self.full = False  # too much is unfinished: nothing more is read
         self.lost = False
         self.in_flight: Commit | None = None
         self.answered: list[Item] = []  # in it
         self.sent_at = 0.0
         self.next_trim = 0.0
+        self.sweep = Sweep()
         self.careful = False  # one entry at a time (careful.py)
-        self.held: deque[Item] = deque()  # what waits for its trial then
+        self.trials: deque[Item] = deque()  # what waits for its trial then
         self.good = 0  # trials that ended well
         self.repair = False  # elements of the last commit failed: the next one does them again
+
+    @property
+    def idle(self) -> bool:
+        """Nothing of it waits, in memory or in the log only."""
+        return not self.unfinished and not self.holding
 
     def low(self) -> int:
         """Every entry up to here is finished (or in the commit being built)."""
         unfinished = self.unfinished
         while unfinished and unfinished[0].done:
             unfinished.popleft()
-        return predecessor(unfinished[0].number) if unfinished else self.cursor
+        low = predecessor(unfinished[0].number) if unfinished else self.cursor
+        for stream, held in list(self.holding.items()):
+            if oldest := held.oldest():
+                low = min(low, predecessor(oldest))
+            else:
+                del self.holding[stream]
+                stream.held = None
+        return low
 
     def build(self, items: list[Item], settings: dict[str, bytes], cut_ms: int, trim: int | None) -> Commit:
         """The commit of these items, in log order. `cut_ms`: records older than that may go; `trim`: finished
@@ -130,11 +192,12 @@ class Shard:
             entry, stream = item.entry, item.key
             name = stream.name
             cut = None
-            if entry.ms - stream.trimmed_ms > 60_000:  # a record's age is looked at once a minute
-                stream.trimmed_ms = entry.ms
+            if entry.ms // 60_000 != (stream.last >> 64) // 60_000:  # a record's age is looked at once a minute
                 cut = b"%d-0" % max(0, entry.ms - cut_ms)
             records.append(OutWrite(name, entry.id, item.type, item.body, stream.record, cut))
             stream.last, stream.record = entry.number, entry.id
+            if stream.newest is item:
+                stream.newest = None
             if item.state is not None:
                 states[name] = item.state
                 forgotten.pop(name, None)

@@ -7,21 +7,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from service import rolling
+from service.batching import Scheduler
 from service.choosing import choose_model
 from service.codec import encode_settings
-from service.contracts import Event, FrameInput, ModelInfo, Restart
+from service.contracts import Event, FrameInput, ModelInfo, Restart, StreamSettings
 from service.controls import decode_control
-from service.decode import decode_frame, decode_text
-from service.errors import EntryError, NonFinite, StepFailed, WrongShard
+from service.decode import decode_frame
+from service.errors import EntryError, NonFinite, WrongShard
 from service.worker import records
 from service.worker.controls import Controls
-from service.worker.model import GROUP_STEPS, ServedModel
+from service.worker.model import GROUP_STEPS, Scores, ServedModel, Stepped
+from service.worker.runs import (
+    CATCH_UP_ENTRIES,
+    CATCH_UP_S,
+    CATCH_UP_STEPS,
+    Run,
+    UpToTheNewest,
+    event_time_us,
+    inputs_of_runs,
+    power_of_two,
+    steps_of,
+    ttl_ms,
+)
 from service.worker.shard import Item, Stream
 
 
@@ -64,29 +78,54 @@ class Stepper:
         chosen = choose_model(self._infos, entry.kind, asked=entry.model, bound=bound, default=default, width=width)
         return self.models[chosen.name]
 
-    def step(self, items: Sequence[Item]) -> tuple[dict[Stream, bytes], list[Call]]:
-        """Gives every item its type, body and state.
+    def step(
+        self, items: list[Item], now_ms: float, more: Scheduler[Item] | None = None, room: int = 0
+    ) -> tuple[list[Item], dict[Stream, bytes], list[Call]]:
+        """Gives every item its type, body and state. `now_ms` tells which entries of fresh streams are stale.
 
-        Returns the settings that streams were bound by, to be stored, and what was called.
+        Where there is `room`, streams that lag are advanced by several entries at once: those are taken from `more`.
+        Returns all items, those of one stream side by side; the settings that streams were bound by, to be stored; and
+        what was called.
         """
-        groups: dict[tuple[ServedModel, int], list[Item]] = {}
-        for item in items:
-            try:
-                if (steps := self._prepare(item)) and item.model is not None:
-                    groups.setdefault((item.model, steps), []).append(item)
-            except EntryError as error:
-                self._refuse(item, error)
         bound: dict[Stream, bytes] = {}
         calls: list[Call] = []
+        todo: list[Item] = []
+        for item in items:
+            self._try(item, now_ms, todo)
+        runs: dict[Item, list[Item]] = {}
+        if more is not None and more.lagging and room > 0:
+            runs = self._extend(more, room, now_ms, todo)
+            items = [one for item in items for one in runs.get(item, (item,))]
+        groups: dict[tuple[ServedModel, int], list[Item]] = {}
+        many: dict[tuple[ServedModel, tuple[int, ...]], list[list[Item]]] = {}
+        for item in todo:
+            if item.model is None:
+                continue
+            if runs and (run := runs.get(item)) is not None:
+                many.setdefault((item.model, tuple([one.steps for one in run])), []).append(run)
+            else:
+                groups.setdefault((item.model, item.steps), []).append(item)
         for (model, steps), group in groups.items():
             size = max(1, GROUP_STEPS // steps)
             for at in range(0, len(group), size):
                 self._step_group(model, group[at : at + size], steps, bound, calls)
-        return bound, calls
+        for (model, shape), ahead in many.items():
+            size = max(1, GROUP_STEPS // sum(shape))
+            for at in range(0, len(ahead), size):
+                self._step_runs(model, ahead[at : at + size], shape, bound, calls)
+        return items, bound, calls
+
+    def _try(self, item: Item, now_ms: float, todo: list[Item]) -> None:
+        """Prepares an item; it is to be stepped, or answered already."""
+        try:
+            if self._prepare(item, now_ms):
+                todo.append(item)
+        except EntryError as error:
+            self._refuse(item, error)
 
     # --- one item ------------------------------------------------------------------------------------------------
 
-    def _prepare(self, item: Item) -> int:
+    def _prepare(self, item: Item, now_ms: float) -> int:
         """Decides what happens to an item. Returns the steps it takes: 0 when it is answered already."""
         entry, stream = item.entry, item.key
         if stream.stepped == b"deleted":
@@ -97,12 +136,16 @@ class Stepper:
             if entry.seq == stream.seq:
                 records.write_duplicate(item, stream.seq_id, entry.seq)
             else:
-                records.write_late(item, stream.seq)
+                detail = f"seq {entry.seq} lies below the stream's last, {stream.seq}"
+                records.write_dropped(item, "late", detail, [])
             return 0
         if stream.misplaced is not None:
             raise WrongShard(f"stream {stream.name!r} lives in shard {stream.misplaced}, not in {stream.shard.number}")
         if entry.kind == "control":
             self._control(item)
+            return 0
+        if item.drop is not None or 0 < item.fresh_until_ms < now_ms:
+            self._drop(item, now_ms)
             return 0
         model = self.choose(item)
         if item.error is not None:
@@ -111,11 +154,11 @@ class Stepper:
             # a control between gave the stream another model than it had when the frame was read
             item.x = self._decode(entry.data, model.manifest.frames)
         item.model = model
-        item.time_us = entry.ms * 1000 if entry.time is None else round(entry.time * 1e6)
+        item.time_us = event_time_us(entry)
         item.served = model.name
         if entry.seq is not None and stream.seq is not None:
             item.missed = entry.seq - stream.seq - 1
-        item.steps = _steps(item, model)
+        item.steps = steps_of(item, model)
         return item.steps
 
     def _decode(self, data: bytes, form: FrameInput) -> np.ndarray:
@@ -132,11 +175,99 @@ class Stepper:
         item.events = exits if ended else []
         records.write_done(item, control.action, item.events)
 
+    def _drop(self, item: Item, now_ms: float) -> None:
+        """Answers an entry that is no longer fresh. What it says of the state's life (`start`, `end`) still holds."""
+        entry, stream = item.entry, item.key
+        if item.drop == "superseded":
+            detail = "a newer entry of the stream was waiting"
+        else:
+            item.drop, limit_s = "stale", (item.fresh_until_ms - entry.ms) / 1000
+            detail = f"{(now_ms - entry.ms) / 1000:.3f} s old: expected at most {limit_s:g} s"
+        events: list[Event] = []
+        if entry.start or entry.end:
+            events = self._exits(stream)
+            self.forget(stream)
+            stream.restart, stream.stepped = ("first", b"-") if entry.end else ("start", b"start")
+            stream.stepped_ms, item.forget = 0, True
+        if entry.seq is not None:
+            stream.seq, stream.seq_id = entry.seq, entry.id
+        item.served = entry.model or stream.settings.model or ""
+        if item.served not in self.models:
+            item.served = ""
+        records.write_dropped(item, item.drop, detail, events)
+
     def _refuse(self, item: Item, error: EntryError) -> None:
         model = item.entry.model or item.key.settings.model
         item.steps = 0
         item.served = model if model and model in self.models else ""
         records.write_refused(item, error, model)
+
+    # --- several entries of a stream -----------------------------------------------------------------------------
+
+    def _extend(self, waiting: Scheduler[Item], room: int, now_ms: float, todo: list[Item]) -> dict[Item, list[Item]]:
+        """Takes more of the streams that lag, as long as a batch has room: by its first item, all of each run."""
+        runs: dict[Item, list[Item]] = {}
+        share = room // len(waiting.lagging)
+        ahead = min(CATCH_UP_ENTRIES, power_of_two(share + 1)) - 1  # few lengths, so that runs are stepped together
+        for first in waiting.lagging:
+            if first.drop == "superseded":
+                more = waiting.take_more(first.key, UpToTheNewest(), share)
+                for item in more:
+                    self._try(item, now_ms, todo)
+                if more:
+                    runs[first] = [first, *more]
+            elif ahead and not first.type and first.fresh_until_ms == 0 and first.model is not None:
+                budget = min(CATCH_UP_STEPS, self._affordable(first.model, len(waiting.lagging)))
+                joins = Run(first, first.model, budget, self._ttl_ms)
+                if first.model.manifest.many_steps and (more := waiting.take_more(first.key, joins, ahead)):
+                    runs[first] = [first, *more]
+        return runs
+
+    def _affordable(self, model: ServedModel, runs: int) -> int:
+        """Steps a run may have, so that all together do not keep the other streams waiting."""
+        return 4 if model.step_s == 0 else int(CATCH_UP_S / model.step_s / runs)
+
+    def _step_runs(
+        self,
+        model: ServedModel,
+        runs: list[list[Item]],  # B of them, of M entries each
+        steps: tuple[int, ...],  # M; of each entry, the same in all runs
+        bound: dict[Stream, bytes],
+        calls: list[Call],
+    ) -> None:
+        """All entries of each run in one call, rolled entry by entry. What fails is done again one by one."""
+        began = time.perf_counter()
+        x = inputs_of_runs(model, runs, sum(steps))
+        firsts = [run[0] for run in runs]
+        rows, slots, closed = self._gather(model, firsts, steps[0])
+        scores = model.advance(x, rows) if np.isfinite(x).all() else None
+        if scores is None or scores.failed:
+            failed = range(len(runs)) if scores is None else scores.failed
+            for b in failed:
+                for item in runs[b]:
+                    item.reason = None
+                    self._step_group(model, [item], item.steps, bound, calls)
+            if good := [run for b, run in enumerate(runs) if b not in failed]:
+                self._step_runs(model, good, steps, bound, calls)
+            return
+        called = time.perf_counter()
+        settings = _settings_apart(firsts)
+        at, last = 0, len(steps) - 1
+        for place, wide in enumerate(steps):
+            group = [run[place] for run in runs]
+            part = Scores(scores.probabilities[:, at : at + wide], {})
+            stepped = model.roll(part, rows, [i.entry for i in group], [i.time_us for i in group], settings)
+            at += wide
+            if place == last:
+                _exits_at_end(model, group, rows, stepped)
+            records.write_predictions(model, group, stepped, closed if place == 0 else {}, keep=place == last)
+        model.table.scatter(slots, rows)
+        for run in runs:
+            for item in run:
+                self._advance(item, model, bound)
+        ended = time.perf_counter()
+        model.step_s += (0.2 if model.step_s else 1.0) * ((ended - began) / (len(runs) * sum(steps)) - model.step_s)
+        calls.append(Call(model.name, len(runs) * len(steps), called - began, ended - called))
 
     # --- a group: one model, one T -------------------------------------------------------------------------------
 
@@ -147,6 +278,31 @@ class Stepper:
         x, group = self._inputs(model, group, steps)
         if not group:
             return
+        rows, slots, closed = self._gather(model, group, steps)
+        scores = model.advance(x, rows)
+        called = time.perf_counter()
+        settings = _settings_apart(group)
+        entries, last_us = [item.entry for item in group], [item.time_us for item in group]
+        stepped = model.roll(scores, rows, entries, last_us, settings)
+        if stepped.failed:
+            good = [b for b in range(len(group)) if b not in stepped.failed]
+            model.table.scatter(slots[good], rows[good])
+        else:
+            model.table.scatter(slots, rows)
+        _exits_at_end(model, group, rows, stepped)
+        records.write_predictions(model, group, stepped, closed)
+        calls.append(Call(model.name, len(group), called - began, time.perf_counter() - called))
+        for b, item in enumerate(group):
+            if b in stepped.failed:
+                self._refuse(item, stepped.failed[b])
+            else:
+                self._advance(item, model, bound)
+
+    def _gather(
+        self, model: ServedModel, group: list[Item], steps: int
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, list[Event]]]:
+        """The rows (B,) that the group's items, of `steps` each, step from, copied; their slots; and the exits of those
+        whose state begins anew."""
         table = model.table
         fresh: list[int] = []
         closed: dict[int, list[Event]] = {}
@@ -164,26 +320,7 @@ class Stepper:
         rows = table.gather(slots)
         if fresh:
             rows[fresh] = model.layout.fresh
-        scores = model.advance(x, rows)
-        called = time.perf_counter()
-        stepped = model.roll(
-            scores, rows, [item.entry for item in group], [item.time_us for item in group], _limits(model, group)
-        )
-        if stepped.failed:
-            good = [b for b in range(len(group)) if b not in stepped.failed]
-            table.scatter(slots[good], rows[good])
-        else:
-            table.scatter(slots, rows)
-        for b, item in enumerate(group):
-            if item.entry.end and b not in stepped.failed and rows[b]["inside"].any():
-                stepped.events.setdefault(b, []).extend(rolling.close(rows[b], model.labels))
-        records.write_predictions(model, group, stepped, closed)
-        calls.append(Call(model.name, len(group), called - began, time.perf_counter() - called))
-        for b, item in enumerate(group):
-            if b in stepped.failed:
-                self._refuse(item, stepped.failed[b])
-            else:
-                self._advance(item, model, bound)
+        return rows, slots, closed
 
     def _inputs(self, model: ServedModel, group: list[Item], steps: int) -> tuple[np.ndarray, list[Item]]:
         """x of the group, and the items that are in it: the others had values that are not finite."""
@@ -210,9 +347,7 @@ class Stepper:
             return "start"
         if stream.restart in ("first", "reset"):
             return stream.restart
-        own_s = stream.settings.state_ttl_s
-        ttl_ms = self._ttl_ms if own_s is None else int(own_s * 1000)
-        if stream.stepped_ms and entry.ms - stream.stepped_ms > ttl_ms:
+        if stream.stepped_ms and entry.ms - stream.stepped_ms > ttl_ms(stream, self._ttl_ms):
             return "ttl"
         if stream.restart is not None:
             return stream.restart
@@ -233,8 +368,8 @@ class Stepper:
         if entry.seq is not None:
             stream.seq, stream.seq_id = entry.seq, entry.id
         if stream.settings.model is None:
-            stream.settings = msgspec.structs.replace(stream.settings, model=model.name)
-            bound[stream] = encode_settings(stream.settings)
+            stream.settings, bound[stream] = _bind(stream.settings, model.name)
+            stream.usual = model.freshness
         if entry.end:
             self.forget(stream)
             stream.restart, stream.stepped, stream.stepped_ms = "first", b"-", 0
@@ -252,21 +387,24 @@ class Stepper:
         stream.model, stream.slot = None, -1
 
 
-def _limits(model: ServedModel, group: Sequence[Item]) -> rolling.Thresholds:
-    """The model's, unless a stream has settings of its own."""
-    if all(item.key.settings.rolling is None and item.key.settings.gap is None for item in group):
-        return model.limits
-    return rolling.of_batch([model.limits_of(item.key.settings) for item in group])
+def _exits_at_end(model: ServedModel, group: Sequence[Item], rows: np.ndarray, stepped: Stepped) -> None:
+    """Adds the exits of the labels that are inside where an entry ends its state."""
+    for b, item in enumerate(group):
+        if item.entry.end and b not in stepped.failed and rows[b]["inside"].any():
+            stepped.events.setdefault(b, []).extend(rolling.close(rows[b], model.labels))
 
 
-def _steps(item: Item, model: ServedModel) -> int:
-    """A block has as many as rows, a text as many as tokens, a frame one. Gives a text its tokens."""
-    if item.entry.shape is not None:
-        return item.entry.shape[0]
-    spec = model.manifest.text
-    if spec is None:
-        return 1
-    if model.tokenizer is None:
-        raise StepFailed(f"model {model.name!r} is served without its tokenizer")
-    item.x = decode_text(item.entry.data, model.tokenizer, spec)  # tens of microseconds, not worth a thread
-    return len(item.x)
+def _settings_apart(group: Sequence[Item]) -> dict[int, StreamSettings]:
+    """The settings of those streams that are not rolled as their package says."""
+    return {
+        b: settings
+        for b, item in enumerate(group)
+        if (settings := item.key.settings).rolling is not None or settings.gap is not None
+    }
+
+
+@lru_cache(maxsize=1024)
+def _bind(settings: StreamSettings, model: str) -> tuple[StreamSettings, bytes]:
+    """Settings bound to a model, and encoded. One object for all streams that are alike."""
+    binding = msgspec.structs.replace(settings, model=model)
+    return binding, encode_settings(binding)

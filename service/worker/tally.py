@@ -46,12 +46,12 @@ class Tally:
                 metrics.predicted.labels(served, self._models[served].labels[k]).inc(n)
             elif name == "duplicate":
                 metrics.duplicates.inc(n)
-            elif name == "dropped":
-                metrics.dropped.labels("late").inc(n)
         for served in {item.served for item in items}:
             born_ms = np.array([item.entry.ms for item in items if item.served == served], np.float64)
             metrics.end_to_end_seconds.labels(served).observe_many(np.maximum(0.0, now_s - born_ms / 1000))
         for item in items:
+            if item.drop is not None:
+                metrics.dropped.labels(item.drop).inc()
             if item.reason is not None and item.k >= 0:
                 metrics.restarts.labels(item.served, item.reason).inc()
             if item.dead and item.error is not None:
@@ -69,7 +69,13 @@ class Tally:
             self._stages["step"].observe(call.step_s)
             self._stages["roll"].observe(call.roll_s)
 
-    def residence(self) -> None:
+    def loaded(self) -> None:
+        """A state was read back from the broker."""
+        self._metrics.loads.inc()
+
+    def residence(self, evicted: int) -> None:
+        """`evicted`: streams that left memory since the start."""
+        self._metrics.evictions.inc(evicted - self._metrics.evictions.value)
         self._metrics.streams.labels("resident").set(sum(len(model.table) for model in self._models.values()))
         self._metrics.state_bytes.set(sum(model.table.nbytes for model in self._models.values()))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.codec import NOWHERE, Position
 from service.contracts import StateTensor
@@ -69,18 +71,50 @@ def test_a_newer_version_of_the_same_schema_takes_the_record() -> None:
 
 
 def test_a_table_grows_and_reuses_what_was_freed() -> None:
-    table = StateTable(layout(), capacity=2)
+    table = StateTable(layout(), block_rows=2)
     slots = [table.put(None) for _ in range(100)]
     assert len(set(slots)) == len(table) == 100
     table.free(slots[0])
     assert table.put(None) == slots[0]
-    assert table.nbytes == 100 * table.layout.dtype.itemsize
+    assert table.nbytes == table.reserved_bytes == 100 * table.layout.dtype.itemsize
+
+
+def test_a_table_gives_back_what_it_no_longer_needs() -> None:
+    table = StateTable(layout(), block_rows=10)
+    slots = [table.put(None) for _ in range(1000)]
+    for slot in slots[15:]:
+        table.free(slot)
+    assert (len(table), table.reserved_bytes) == (15, 30 * table.layout.dtype.itemsize), "one empty block stays"
+    assert sorted(table.put(None) for _ in range(15)) == list(range(15, 30))
+
+
+@given(st.lists(st.one_of(st.just(None), st.integers(0, 30)), max_size=200), st.integers(1, 7))
+def test_rows_stay_where_they_are_however_a_table_grows_and_shrinks(script: list[int | None], block: int) -> None:
+    table = StateTable(layout(), block_rows=block)
+    held: dict[int, int] = {}  # the oracle: slot -> step
+    for turn, choice in enumerate(script):
+        if choice is None or not held:
+            slot = table.put(None)
+            assert slot not in held
+            assert table.row(slot)["step"] == 0
+            rows = table.gather(np.array([slot]))
+            rows["step"] = held[slot] = turn + 1
+            table.scatter(np.array([slot]), rows)
+        else:
+            gone = sorted(held)[choice % len(held)]
+            table.free(gone)
+            del held[gone]
+        some = np.array(list(held)[::-1], np.int64)
+        assert table.gather(some)["step"].tolist() == [held[slot] for slot in some.tolist()]
+        assert len(table) == len(held)
 
 
 def test_why_a_stream_begins_anew_when_it_is_first_touched() -> None:
     stepped = Position(1 << 64, b"1-0", None, b"-", b"1-0")
     assert restart_on_load(None, False, False) == "first"
+    assert restart_on_load(None, False, False, bound=True) == "ttl", "the janitor removed what it had left"
     assert restart_on_load(NOWHERE, True, True) == "first"
+    assert restart_on_load(stepped._replace(stepped=b"start"), False, False) == "start"
     assert restart_on_load(stepped._replace(stepped=b"reset"), False, False) == "reset"
     assert restart_on_load(stepped, False, False) == "lost"
     assert restart_on_load(stepped, True, False) == "version"

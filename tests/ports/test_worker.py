@@ -13,14 +13,7 @@ from service.contracts import GapPolicy, Limits
 from service.keys import shard_of
 from tests.doubles import BrightnessEngine, TinyEngine, rows_fields, tiny_manifest
 from tests.oracle import Oracle, same
-from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, World, answered, wait_until, working
-
-
-@pytest.fixture(params=["memory", "valkey"])
-def world(request: pytest.FixtureRequest, prefix: str) -> World:
-    if request.param == "memory":
-        return MemoryWorld(SHARDS)
-    return BrokerWorld(request.getfixturevalue("broker_url"), prefix)
+from tests.worlds import SHARDS, MemoryWorld, World, answered, wait_until, working
 
 
 def post(world: World, stream: str, rows: Any, shard: int | None = None, **more: bytes) -> str:

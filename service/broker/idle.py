@@ -1,0 +1,96 @@
+"""Of the worker's side of the broker: entries read again by id, and what idle streams leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import hiredis
+
+from service.broker.wire import Argument, Wire, pack
+from service.codec import number_id
+from service.errors import BrokerAway
+from service.keys import ShardKeys
+from service.ports import Idle
+
+# KEYS streams pos.  ARGV least ms, how long they were silent (ms, by the server's clock), how many at most.
+# Returns stream, ms of its last entry, position in turn, the longest silent first. Changes nothing.
+IDLE: Final = """
+local now = redis.call('TIME')
+local until_ms = now[1] * 1000 + math.floor(now[2] / 1000) - ARGV[2]
+local found = redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[1], until_ms, 'WITHSCORES', 'LIMIT', 0, ARGV[3])
+local answer = {}
+for i = 1, #found, 2 do
+  answer[#answer + 1] = found[i]
+  answer[#answer + 1] = found[i + 1]
+  answer[#answer + 1] = redis.call('HGET', KEYS[2], found[i]) or ''
+end
+return answer
+"""
+
+# KEYS head pos streams, keys that go.  ARGV the head as we know it, streams whose position goes.
+# Returns 1 when the shard is ours and they are gone.
+REMOVE: Final = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+for i = 4, #KEYS do redis.call('UNLINK', KEYS[i]) end
+for i = 2, #ARGV do
+  redis.call('HDEL', KEYS[2], ARGV[i])
+  redis.call('ZREM', KEYS[3], ARGV[i])
+end
+return 1
+"""
+
+
+class Housekeeping:
+    """The part of RedisLog that is off the hot path."""
+
+    _keys: list[ShardKeys]
+
+    def _controlling(self) -> Wire:
+        raise NotImplementedError
+
+    def _drop_control(self) -> None:
+        raise NotImplementedError
+
+    def fetch(self, wanted: Mapping[int, Sequence[int]]) -> dict[int, list[tuple[bytes, list[bytes]] | None]]:
+        commands: list[tuple[Argument, ...]] = []
+        for shard, numbers in wanted.items():
+            for entry_id in map(number_id, numbers):
+                commands.append(("XRANGE", self._keys[shard].inbox, entry_id, entry_id))
+        replies = iter(self._ask(commands))
+        return {
+            shard: [tuple(found[0]) if (found := next(replies)) else None for _ in numbers]
+            for shard, numbers in wanted.items()
+        }
+
+    def idle(self, shard: int, after_ms: int, silent_ms: int, limit: int) -> list[Idle]:
+        keys = self._keys[shard]
+        (found,) = self._ask([("EVAL", IDLE, 2, keys.streams, keys.pos, after_ms, silent_ms, limit)])
+        return [
+            Idle(name.decode(), int(float(score)), position or None)
+            for name, score, position in zip(found[::3], found[1::3], found[2::3], strict=True)
+        ]
+
+    def remove(self, shard: int, head: bytes, records: Sequence[str], streams: Sequence[str]) -> bool:
+        keys = self._keys[shard]
+        gone = [keys.out(name) for name in (*records, *streams)] + [keys.state(name) for name in streams]
+        named = (keys.head, keys.pos, keys.streams, *gone)
+        (reply,) = self._ask([("EVAL", REMOVE, len(named), *named, head, *streams)])
+        return bool(reply == 1)
+
+    def known(self, shards: Sequence[int]) -> int:
+        return sum(self._ask([("ZCARD", self._keys[shard].streams) for shard in shards]))
+
+    def _ask(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        """Commands in one round trip. Raises BrokerAway, also for an error reply."""
+        control = self._controlling()
+        try:
+            control.send(b"".join([pack(command) for command in commands]))
+            replies = [control.reply() for _ in commands]
+        except BrokerAway:
+            self._drop_control()
+            raise
+        for reply in replies:
+            if isinstance(reply, hiredis.ReplyError):
+                raise BrokerAway(f"the broker answered {reply}")
+        return replies

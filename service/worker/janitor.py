@@ -1,0 +1,84 @@
+"""Removes what idle streams leave in the broker: a little at a time, and only while the shard is ours (by its head).
+
+A stream silent for longer than records are kept loses its records; one silent for longer than its state lives, too,
+loses records, state and position. Its settings stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Final
+
+from service.codec import parse_position
+from service.metrics import WorkerMetrics
+from service.ports import Idle, Log
+from service.worker.residence import Residence
+from service.worker.shard import Shard, Stream
+
+PORTION: Final = 100  # streams of one shard at once
+PAUSE_S: Final = 0.01  # between two shards
+AGAIN_S: Final = 1.0  # after a full portion
+COUNT_EVERY_S: Final = 5.0
+
+
+class Janitor:
+    """One shard a call. Used by Worker.run only, when no commit of the shard is in flight."""
+
+    def __init__(
+        self, broker: Log, residence: Residence, metrics: WorkerMetrics, *, state_ttl_s: float, output_history_s: float
+    ) -> None:
+        self._broker, self._residence = broker, residence
+        self._history_ms = int(output_history_s * 1000)
+        self._idle_ms = int(max(output_history_s, state_ttl_s) * 1000)
+        self._every_s = min(60.0, max(0.2, min(output_history_s, state_ttl_s) / 10))
+        self._swept = {what: metrics.swept.labels(what) for what in ("records", "streams")}
+        self._stored = metrics.streams.labels("stored")
+        self._count_at = 0.0
+        self.next_at = 0.0  # by this process's clock
+
+    def sweep(self, shards: Collection[Shard], now: float, pinned: Callable[[Stream], bool]) -> None:
+        """Looks after the shard whose turn it is."""
+        if shards and now >= self._count_at:
+            self._count_at = now + COUNT_EVERY_S
+            known = self._broker.known([shard.number for shard in shards])
+            self._stored.set(max(0, known - len(self._residence)))
+        due = [shard for shard in shards if shard.in_flight is None and now >= shard.sweep.next_at]
+        if due:
+            shard = min(due, key=lambda one: one.sweep.next_at)
+            more = self._sweep(shard, pinned)
+            shard.sweep.next_at = now + (min(AGAIN_S, self._every_s) if more else self._every_s)
+        self.next_at = max(now + PAUSE_S, min([self._count_at, *(shard.sweep.next_at for shard in shards)]))
+
+    def _sweep(self, shard: Shard, pinned: Callable[[Stream], bool]) -> bool:
+        """Whether there may be more to do at once."""
+        idle = self._broker.idle(shard.number, 0, self._idle_ms, PORTION)
+        gone = [one for one in idle if _finished(one, shard) and not _stays(one, shard, pinned)]
+        silent = self._broker.idle(shard.number, shard.sweep.score_ms, self._history_ms, PORTION)
+        if not gone and not silent:
+            return False
+        streams = [one.stream for one in gone]
+        bare = [one.stream for one in silent if one.stream not in set(streams)]
+        if not self._broker.remove(shard.number, shard.written, bare, streams):
+            return False  # the shard is another's: the next commit finds out
+        for name in streams:
+            if (stream := shard.streams.get(name)) is not None:
+                self._residence.remove(stream)
+        self._swept["records"].inc(len(bare))
+        self._swept["streams"].inc(len(streams))
+        if silent:
+            last_ms, full = silent[-1].last_ms, len(silent) == PORTION
+            shard.sweep.score_ms = last_ms if full and last_ms != shard.sweep.score_ms else last_ms + 1
+        return len(idle) == PORTION or len(silent) == PORTION
+
+
+def _finished(one: Idle, shard: Shard) -> bool:
+    """Whether nothing would be stepped again without the stream's position: all it answered lies at or below low."""
+    try:
+        return one.position is None or parse_position(one.position).last <= shard.head.low
+    except ValueError:
+        return False  # somebody else wrote there: it is said when the stream is met
+
+
+def _stays(one: Idle, shard: Shard, pinned: Callable[[Stream], bool]) -> bool:
+    stream = shard.streams.get(one.stream)
+    return stream is not None and pinned(stream)

@@ -1,0 +1,112 @@
+"""One hot stream beside quiet ones: it waits for itself, they do not wait for it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.keys import shard_of
+from service.worker import inbox
+from service.worker.inbox import STREAM_ENTRIES
+from service.worker.shard import Held
+from tests.doubles import TinyEngine, rows_fields, tiny_manifest
+from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, World, answered, wait_until, working
+
+
+class SlowEngine(TinyEngine):
+    """Every call takes a while, so that what is waiting has to wait."""
+
+    def run(self, x: Any, states: Any) -> Any:
+        time.sleep(0.002)
+        self.calls.append(x.shape[:2])
+        score = np.full((*x.shape[:2], 4), 0.25, np.float32)
+        return score, dict(states)
+
+
+def flood(world: World, stream: str, entries: int) -> None:
+    row = rows_fields(stream, np.ones((1, 3), np.float32))
+    if isinstance(world, BrokerWorld):
+        pipe = world.client.pipeline(transaction=False)
+        for _ in range(entries):
+            pipe.xadd(world.keys[shard_of(stream, SHARDS)].inbox, dict(row))
+        pipe.execute()
+    else:
+        for _ in range(entries):
+            world.append(stream, row)
+
+
+def count(world: World, stream: str) -> int:
+    if isinstance(world, BrokerWorld):
+        return int(world.client.xlen(world.keys[shard_of(stream, SHARDS)].out(stream)))  # type: ignore[arg-type]
+    assert isinstance(world, MemoryWorld)
+    return len(world.shards[shard_of(stream, SHARDS)].out.get(stream, ()))
+
+
+@pytest.mark.parametrize("many_steps", [False, True], ids=["one by one", "catching up"])
+def test_a_hot_stream_keeps_only_its_own_entries_waiting(world: World, many_steps: bool) -> None:
+    """20,000 entries of one stream lie in the log before those of its neighbours on the same shard."""
+    hot, entries = "hot", 2_000 if isinstance(world, MemoryWorld) else 20_000
+    quiet = [name for n in range(200) if shard_of(name := f"q{n}", SHARDS) == shard_of(hot, SHARDS)][:10]
+    flood(world, hot, entries)
+    for stream in quiet:
+        world.append(stream, rows_fields(stream, np.ones((1, 3), np.float32)))
+    engine = SlowEngine(tiny_manifest(many_steps=many_steps))
+    with working(world.new_log(), engine, lease_s=5.0) as worker:
+        answered(world, dict.fromkeys(quiet, 1), 60)
+        done = count(world, hot)
+        most = max(len(shard.unfinished) for shard in worker._shards.values())
+        assert done < entries / 2, "the quiet ones were answered long before the hot one"
+        assert most < 4096 + 4 * STREAM_ENTRIES, "most of the hot one is in the log only"
+
+
+def test_quiet_streams_are_answered_within_a_bound_while_a_hot_one_floods(world: World) -> None:
+    entries = 2_000 if isinstance(world, MemoryWorld) else 20_000
+    quiet = next(name for n in range(200) if shard_of(name := f"q{n}", SHARDS) == shard_of("hot", SHARDS))
+    with working(world.new_log(), SlowEngine(tiny_manifest()), lease_s=5.0):
+        flood(world, "hot", entries)
+        spent = []
+        for n in range(10):
+            began = time.monotonic()
+            world.append(quiet, rows_fields(quiet, np.ones((1, 3), np.float32)))
+            answered(world, {quiet: n + 1}, 30)
+            spent.append(time.monotonic() - began)
+    assert sorted(spent)[len(spent) // 2] < 5.0, spent
+
+
+def test_nothing_is_lost_when_a_worker_leaves_in_the_middle_of_a_flood(world: World) -> None:
+    flood(world, "hot", 1500)
+    with working(world.new_log(), TinyEngine(tiny_manifest()), lease_s=5.0):
+        wait_until(lambda: count(world, "hot") > 200, 30, "some are answered")
+    with working(world.new_log(), TinyEngine(tiny_manifest()), lease_s=5.0):
+        bodies = answered(world, {"hot": 1500}, 60)["hot"]
+        wait_until(lambda: world.logged() == 0, 10, "and the log is trimmed")
+    assert [body["step"] for body in bodies] == list(range(1, 1501))
+    assert [body["restarted"] for body in bodies] == ["first"] + [None] * 1499
+
+
+def test_reading_stops_when_too_much_is_unfinished_and_goes_on_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox, "SHARD_ENTRIES", 2000)
+    world, most = MemoryWorld(SHARDS), 0
+    flood(world, "hot", 6000)
+    with working(world.new_log(), SlowEngine(tiny_manifest()), lease_s=60.0) as worker:
+        wait_until(lambda: bool(worker._shards), 10, "shards are owned")
+        shard = worker._shards[shard_of("hot", SHARDS)]
+        while count(world, "hot") < 6000:
+            most = max(most, shard.held + len(shard.unfinished))
+            time.sleep(0.001)
+    assert 1500 < most < 2000 + 2 * 1024, "one read more than the bound, at most"
+
+
+def test_held_ids_come_back_in_order_within_a_number_and_a_size() -> None:
+    held = Held()
+    for number, size in ((1, 10), (2, 10), (3, 100), (4, 10)):
+        held.ids.append(number)
+        held.sizes.append(size)
+    assert held.take(10, 25) == [1, 2]
+    assert held.oldest() == 3
+    assert held.take(10, 5) == [3], "one at least"
+    assert held.take(0, 100) == []
+    assert (held.take(5, 100), held.oldest()) == ([4], 0)

@@ -1,0 +1,162 @@
+"""What idle streams leave in the broker goes, a little at a time, and only by the shard's owner."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.codec import Head, Position, id_number
+from service.keys import shard_of
+from service.metrics import WorkerMetrics
+from service.worker.janitor import PORTION, Janitor
+from service.worker.residence import Residence
+from service.worker.shard import Shard
+from tests.doubles import MemoryLog, TinyEngine, rows_fields, tiny_manifest
+from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, World, answered, wait_until, working
+
+HISTORY_S, TTL_S = 0.3, 0.6
+
+
+def post(world: World, stream: str, **more: bytes) -> str:
+    return world.append(stream, rows_fields(stream, np.ones((1, 3), np.float32), **more))
+
+
+def left(world: World, stream: str) -> dict[str, bool]:
+    """What the broker still has of a stream."""
+    if isinstance(world, MemoryWorld):
+        it = world.shards[shard_of(stream, SHARDS)]
+        kept: dict[str, Any] = {"records": it.out, "state": it.states, "pos": it.pos, "streams": it.streams}
+        return {name: stream in where for name, where in {**kept, "settings": it.settings}.items()}
+    assert isinstance(world, BrokerWorld)
+    keys, client = world.keys[shard_of(stream, SHARDS)], world.client
+    return {
+        "records": client.exists(keys.out(stream)) == 1,
+        "state": client.exists(keys.state(stream)) == 1,
+        "pos": bool(client.hexists(keys.pos, stream)),
+        "streams": client.zscore(keys.streams, stream) is not None,
+        "settings": bool(client.hexists(keys.settings, stream)),
+    }
+
+
+def pass_time(world: World, seconds: float) -> None:
+    if isinstance(world, MemoryWorld):
+        world.clock_ms += int(seconds * 1000)
+
+
+def test_idle_streams_lose_their_records_then_all_but_their_settings_and_return_as_expired(world: World) -> None:
+    engine, metrics = TinyEngine(tiny_manifest()), WorkerMetrics(CollectorRegistry())
+    options = {"state_ttl_s": TTL_S, "output_history_s": HISTORY_S, "metrics": metrics}
+    with working(world.new_log(), engine, **options) as worker:
+        for stream in ("a", "b", "c"):
+            post(world, stream)
+        answered(world, {"a": 1, "b": 1, "c": 1})
+        assert all(left(world, "a").values())
+        pass_time(world, HISTORY_S + 0.01)
+        wait_until(lambda: not left(world, "a")["records"], 20, "the records go when their time is over")
+        if isinstance(world, MemoryWorld):
+            assert left(world, "a")["pos"], "the state is still alive"
+        pass_time(world, TTL_S)
+        wait_until(lambda: not left(world, "a")["pos"], 20, "the stream is removed")
+        assert left(world, "a") == dict.fromkeys(("records", "state", "pos", "streams"), False) | {"settings": True}
+        wait_until(lambda: metrics.swept.labels("streams").value == 3, 20, "all three are counted")
+        assert metrics.swept.labels("records").value <= 3, "what goes altogether is not counted twice"
+        assert not any("a" in shard.streams for shard in worker._shards.values()), "it left the memory, too"
+        post(world, "a")
+        body = answered(world, {"a": 1})["a"][0]
+    assert (body["restarted"], body["step"]) == ("ttl", 1)
+
+
+def test_a_stream_that_goes_on_keeps_everything(world: World) -> None:
+    options = {"state_ttl_s": TTL_S, "output_history_s": HISTORY_S}
+    with working(world.new_log(), TinyEngine(tiny_manifest()), **options):
+        post(world, "idle")
+        n, deadline = 0, time.monotonic() + 30
+        while left(world, "idle")["pos"] or n == 0:
+            assert time.monotonic() < deadline
+            post(world, "busy")
+            n += 1
+            pass_time(world, 0.05)
+            wait_until(lambda at=n: steps(world, "busy") >= at, 20, "the busy one is answered")  # type: ignore[misc]
+        records = answered(world, {"busy": n})["busy"]
+    assert [body["step"] for body in records] == list(range(1, n + 1))
+
+
+def steps(world: World, stream: str) -> int:
+    return len(world.records(stream))
+
+
+def test_nothing_is_removed_under_another_head() -> None:
+    world = MemoryWorld(SHARDS)
+    _assert_fenced(world, world.new_log())
+
+
+@pytest.mark.parametrize("kind", ["valkey", "redis"])
+def test_nothing_is_removed_under_another_head_on_a_broker(kind: str, start_broker: Any, prefix: str) -> None:
+    world = BrokerWorld(start_broker(kind).url, prefix)
+    _assert_fenced(world, world.new_log())
+
+
+def _assert_fenced(world: World, log: Any) -> None:
+    with working(world.new_log(), TinyEngine(tiny_manifest())):
+        post(world, "a")
+        answered(world, {"a": 1})
+    number = shard_of("a", SHARDS)
+    old = log.acquire(number)
+    log.release(number)
+    now = log.acquire(number)
+    assert old is not None
+    assert now is not None
+    before = left(world, "a")
+    assert not log.remove(number, old, ["a"], [])
+    assert not log.remove(number, old, [], ["a"])
+    assert left(world, "a") == before
+    assert log.remove(number, now, ["a"], [])
+    assert left(world, "a") == before | {"records": False}
+    log.close()
+
+
+def test_many_idle_streams_go_in_small_portions() -> None:
+    world, swept = MemoryWorld(1), []
+
+    class Counting(MemoryLog):
+        def remove(self, shard: int, head: bytes, records: Any, streams: Any) -> bool:
+            swept.append(len(records) + len(streams))
+            return super().remove(shard, head, records, streams)
+
+    it = world.shards[0]
+    for n in range(450):
+        it.streams[f"s{n}"], it.pos[f"s{n}"] = world.clock_ms, Position(1, b"1-0", None, b"-", b"1-0").encode()
+    shard = Shard(0, Head("life", "token", 1, 5, 0, 0).encode())
+    it.head = shard.written
+    world.clock_ms += 2000
+    metrics = WorkerMetrics(CollectorRegistry())
+    janitor = Janitor(
+        Counting(world), Residence(10, lambda stream: None), metrics, state_ttl_s=1.0, output_history_s=1.0
+    )
+    for turn in range(8):
+        janitor.sweep([shard], turn * 10.0, lambda stream: False)
+    assert it.pos == it.streams == {}
+    assert max(swept) <= 2 * PORTION
+    assert len(swept) >= 5
+    assert metrics.swept.labels("streams").value == 450
+
+
+def test_a_stream_whose_last_entry_lies_above_low_is_left_alone() -> None:
+    """Without its position that entry would be stepped a second time after a takeover."""
+    world = MemoryWorld(1)
+    it, last = world.shards[0], id_number("7-0")
+    it.streams["a"], it.pos["a"] = 7, Position(last, b"7-0", None, b"-", b"7-0").encode()
+    world.clock_ms += 10_000
+    metrics = WorkerMetrics(CollectorRegistry())
+    janitor = Janitor(
+        MemoryLog(world), Residence(10, lambda stream: None), metrics, state_ttl_s=1.0, output_history_s=1.0
+    )
+    for low, expected in ((last - 1, {"a"}), (last, set())):
+        shard = Shard(0, Head("life", "token", 1, low, 0, 0).encode())
+        it.head = shard.written
+        janitor.sweep([shard], 0.0, lambda stream: False)
+        assert set(it.pos) == expected

@@ -91,7 +91,7 @@ class ServedModel:
         each = [self.limits] * size
         for b, mine in settings.items():
             each[b] = _thresholds(mine.rolling or self.manifest.rolling, mine.gap or self.manifest.gap)
-        return rolling.Thresholds(*(np.array(column)[:, None] for column in zip(*each, strict=True)))
+        return rolling.of_batch(each)
 
     def _run(
         self, x: np.ndarray, rows: np.ndarray, failed: dict[int, NonFinite | StepFailed]

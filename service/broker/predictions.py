@@ -91,11 +91,16 @@ return {mine, 0}
 _LOOK_ENTRIES: Final = 2048
 _LOOK_BYTES: Final = 4 << 20
 
-# KEYS head in settings.  Returns the head, the log's length and bytes, and the last control that changed settings.
+# KEYS head in settings.  Returns the number of finished entries in the log, its length and bytes, and the last control
+# that changed settings. A commit that trims writes the count from before: a worker that stops right after it would
+# leave that in the head, so the log is asked whether any finished entry is still there.
 _BACKLOG: Final = """
 local length = redis.call('XLEN', KEYS[2])
 local bytes = length > 0 and redis.call('MEMORY', 'USAGE', KEYS[2]) or 0
-return {redis.call('GET', KEYS[1]) or '', length, bytes, redis.call('HGET', KEYS[3], '?') or ''}
+local low, kept = string.match(redis.call('GET', KEYS[1]) or '', '^%S+ %S+ %S+ (%S+) (%d+)')
+kept = tonumber(kept or '0')
+if kept > 0 and #redis.call('XRANGE', KEYS[2], '-', low, 'COUNT', 1) == 0 then kept = 0 end
+return {kept, length, bytes, redis.call('HGET', KEYS[3], '?') or ''}
 """
 
 # KEYS dead.  ARGV place after which to begin, how many, stream or nothing, reason or nothing, entry id or nothing.
@@ -374,8 +379,8 @@ class RedisPredictions:
         commands: list[Command] = [("EVAL", _BACKLOG, 3, keys.head, keys.inbox, keys.settings) for keys in self._keys]
         info, *replies = await self._ask(("INFO", "memory"), *commands)
         shards = []
-        for head, length, size, revision in replies:
-            unfinished = max(0, length - (parse_head(head).kept if head else 0))
+        for kept, length, size, revision in replies:
+            unfinished = max(0, length - kept)
             shards.append(ShardBacklog(unfinished, size * unfinished // max(1, length), revision.decode()))
         memory = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
         used = int(memory.get("used_memory", 0)) - int(memory.get("mem_not_counted_for_evict", 0))

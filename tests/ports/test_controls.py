@@ -24,8 +24,9 @@ from service.embedded import EmbeddedBroker
 from service.keys import shard_of
 from service.metrics import WorkerMetrics
 from service.portable import export_state
+from service.ports import Commit
 from service.state import StateLayout
-from tests.doubles import BrightnessEngine, TinyEngine, rows_fields, tiny_manifest
+from tests.doubles import BrightnessEngine, MemoryLog, TinyEngine, rows_fields, tiny_manifest
 from tests.oracle import Oracle, same
 from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, World, answered, wait_until
 from tests.worlds import working as working_with
@@ -245,13 +246,20 @@ def test_a_restored_state_keeps_the_streams_own_position_and_seq(world: World) -
     assert int(done["id"].partition("-")[0]) > 1
 
 
-def test_restoring_binds_a_new_stream_to_the_states_model(world: World) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_restoring_binds_a_new_stream_to_the_states_model(world: World, again: bool) -> None:
     engines = TinyEngine(tiny_manifest()), TinyEngine(tiny_manifest("twin"))
     post(world, "a", ROW, model=b"twin")
     with working(world.new_log(), *engines):
         answered(world, {"a": 1})
         control(world, "b", Control("restore", state=exported(world, "a", engines[1].manifest)))
+        answered(world, {"b": 1})
+        if not again:
+            post(world, "b", ROW)
+            answered(world, {"b": 2})
+    if again:
         post(world, "b", ROW)
+    with working(world.new_log("w2"), *engines):
         _, body = answered(world, {"b": 2})["b"]
     assert (body["model"], body["step"], body["restarted"]) == ("twin", 2, None)
 
@@ -460,3 +468,77 @@ def test_quarantine_is_bounded_in_bytes_too(world: World) -> None:
     assert 1 <= len(kept) <= 6
     assert [data[0] for _, _, data in kept] == list(range(20 - len(kept), 20)), "the newest ones"
     assert metrics.dead_overflow.value == 20 - len(kept)
+
+
+# --- lost replies ------------------------------------------------------------------------------------------------
+
+
+class Losing(MemoryLog):
+    """Loses commit `lost`, counted from 1: before it is applied, or its reply after it was."""
+
+    def __init__(self, broker: MemoryWorld, lost: int, applied: bool) -> None:
+        super().__init__(broker)
+        self.left, self.applied = lost, applied
+
+    def send(self, commit: Commit) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.fail_send, self.fail_reply = int(not self.applied), int(self.applied)
+        super().send(commit)
+
+
+def life_story(lost: int = 0, applied: bool = False) -> list[tuple[Any, ...]]:
+    """A stream that meets every control, with one commit lost: what its records say, ids apart."""
+    world = MemoryWorld(SHARDS)
+    engines = TinyEngine(tiny_manifest(rolling=LOW)), TinyEngine(tiny_manifest("other"), seed=1)
+    made = layout(engines[0].manifest)
+    row = made.fresh.copy()
+    row["step"], row["state:h"] = 41, 0.5
+    told = 0
+    seen: list[tuple[Any, ...]] = []
+    with working(Losing(world, lost, applied), *engines):
+        for part in (
+            lambda: post(world, "a", ROW, model=b"tiny", seq=b"1"),
+            lambda: settings(world, "a", model="other", gap=GapPolicy("reset", 1.0)),
+            lambda: post(world, "a", ROW, seq=b"2"),
+            lambda: settings(world, "a", model="tiny"),
+            lambda: control(world, "a", Control("restore", state=export_state(made, row[()], "x", "1-0"))),
+            lambda: post(world, "a", ROW, seq=b"3"),
+            lambda: control(world, "a", Control("reset")),
+            lambda: post(world, "a", ROW, seq=b"3"),
+            lambda: post(world, "a", ROW, seq=b"7"),
+        ):
+            part()
+            told += 1
+            bodies = answered(world, {"a": told})["a"]
+        deleted = control(world, "a", Control("delete"))
+        wait_for_record(world, deleted)
+        bodies.append(json.loads(world.records("a")[0][2]))
+        post(world, "a", ROW, model=b"other", seq=b"1")
+        wait_for_record(world, deleted, 2)
+        bodies.append(json.loads(world.records("a")[1][2]))
+    for body in bodies:
+        events = [(event["type"], event["label"]) for event in body.get("events", [])]
+        names = ("type", "action", "model", "step", "restarted", "missed", "probabilities")
+        seen.append((*(body.get(name) for name in names), events))
+    return seen
+
+
+@pytest.mark.parametrize("applied", [False, True], ids=["not applied", "applied"])
+def test_no_lost_commit_changes_what_controls_came_to(applied: bool) -> None:
+    whole = life_story()
+    assert [(told[0], told[3], told[4]) for told in whole] == [
+        ("prediction", 1, "first"),
+        ("done", None, None),
+        ("prediction", 1, "version"),
+        ("done", None, None),
+        ("done", None, None),
+        ("prediction", 42, None),
+        ("done", None, None),
+        ("duplicate", None, None),
+        ("prediction", 1, "reset"),
+        ("done", None, None),
+        ("prediction", 1, "first"),
+    ]
+    for lost in range(1, len(whole) + 1):
+        assert life_story(lost, applied) == whole, f"commit {lost}"

@@ -16,6 +16,7 @@ import pytest
 from service.api import Bounds
 from service.codec import entry_fields
 from service.contracts import GapPolicy
+from service.controls import Control, NewSettings, encode_control
 from service.embedded import EmbeddedBroker
 from service.keys import shard_of, worker_key, workers_key
 from service.portable import MEDIA_TYPE, read_state
@@ -87,19 +88,20 @@ def test_put_sets_a_streams_settings_and_its_model_for_the_very_next_post(life: 
     }  # fmt: skip
 
 
-def test_an_api_process_hears_of_settings_that_another_one_changed(life: Living, kind: str, url: str) -> None:
-    predict(life, "a", model="tiny")
-    if kind == "memory":
-        other: Any = life
-        fields = {"stream": b"a", "kind": b"control", "data": b'{"action":"settings","settings":{"model":"other"}}'}
-        life.world.append("a", fields)
-    else:
-        world: Any = life.world
-        with living(kind, url, world.prefix, *ENGINES) as other:
-            assert put(other, "a", {"model": "other"}).status_code == 200
-    await_true(lambda: life.api.http.get("/v1/streams/a").json()["settings"] == {"model": "other"}, "carried out")
-    assert predict(life, "a", model="other")["restarted"] == "version", "a refusal is not given on old news"
-    await_true(lambda: predict(life, "a")["model"] == "other", "and soon nothing is")
+def test_an_api_process_hears_of_settings_that_others_changed(life: Living) -> None:
+    for stream in "ab":
+        predict(life, stream, model="tiny")
+        predict(life, stream)  # from here on the api remembers the model
+        control = Control("settings", NewSettings(model="other"))
+        life.world.append(stream, {"stream": stream.encode(), "kind": b"control", "data": encode_control(control)})
+        await_true(lambda s=stream: life.api.http.get(f"/v1/streams/{s}").json()["model"] == "other", "carried out")
+        if stream == "a":
+            assert predict(life, "a", model="other")["restarted"] == "version", "a refusal is not given on old news"
+    path, query = "/v1/streams/b/samples", {"wait": 5}
+    await_true(
+        lambda: life.api.http.post(path, json={"samples": [ROW]}, params=query).json().get("model") == "other",
+        "and after a moment there is none",
+    )
 
 
 def test_put_may_be_answered_before_its_turn(life: Living) -> None:

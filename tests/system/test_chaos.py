@@ -61,7 +61,7 @@ def test_a_worker_without_its_fence_is_found_out(tmp_path: Path) -> None:
     pytest.fail("three runs without a fence, and nothing was found")
 
 
-# --- tampering: a run without faults, judged sound; then one thing is changed ------------------------------------------
+# --- tampering: a run without faults, judged sound; then one thing is changed ---
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from rich import box
@@ -59,7 +59,10 @@ class Verdict:
         return not (self.findings.faults or self.lost_unexcused or self.blind or self.crashes or self.unseen)
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"passed": self.passed, "lost": self.lost}
+        findings = vars(self.findings) | {
+            "records": dict(self.findings.records), "restarts": dict(self.findings.restarts)
+        }  # fmt: skip
+        return vars(self) | {"findings": findings, "passed": self.passed, "lost": self.lost}
 
     def show(self, console: Console) -> None:
         findings = self.findings

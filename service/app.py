@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -11,7 +12,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-import msgspec
 import uvicorn
 
 from rollcast import Client
@@ -24,7 +24,7 @@ from service.demo import Demo
 from service.embedded import EmbeddedBroker
 from service.engine import OnnxEngine
 from service.errors import BrokerAway, BrokerFailed, PackageRefused, StartError
-from service.faults import fault_from
+from service.faults import fault_from, poison_from
 from service.logs import set_up_logs
 from service.metrics import WorkerMetrics, create_registry, serve_metrics
 from service.packages import Package, load_packages
@@ -95,14 +95,16 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
     engines = {name: (OnnxEngine(package), package.schema) for name, package in packages.items()}
     for engine, _ in engines.values():
         engine.warm_up()
-    name = name or f"{socket.gethostname()}-{os.getpid()}"
+    name = name or new_name()
     port = settings.metrics_port + number if settings.metrics_port else 0
     worker: Worker | None = None
 
     def not_ready() -> list[str]:
         if worker is None or worker.away:
             return ["the broker is away"]
-        return [] if worker.owned else ["owns no shard"]
+        if worker.trouble:
+            return [f"the broker refuses: {worker.trouble}"]
+        return [] if worker.owned or worker.idle else ["owns no shard"]
 
     server = serve_metrics(registry, port, lambda: [], not_ready)
     worker = Worker(
@@ -125,17 +127,17 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
         output_history_s=settings.output_history_s,
         batch_entries=settings.batch_entries,
         tokenizers={name: package.tokenizer for name, package in packages.items() if package.tokenizer is not None},
-        decode_threads=settings.decode_threads,
+        decode_threads=settings.decode_threads or cpus_of_one(settings.workers),
         limits=entry_limits(settings),
-        about=msgspec.json.encode(
-            WorkerInfo(
-                id=name,
-                models={model: package.manifest.version for model, package in packages.items()},
-                process=f"worker-{number}",
-                metrics=f"http://127.0.0.1:{server.port}/metrics",
-            )
+        about=WorkerInfo(
+            id=name,
+            models={model: package.manifest.version for model, package in packages.items()},
+            process=f"worker-{number}",
+            metrics=f"http://127.0.0.1:{server.port}/metrics",
+            host=socket.gethostname(),
         ),
         fault=fault_from(os.environ),
+        poison=poison_from(os.environ),
     )
     calm_collector()
     log.info("worker ready", extra={"models": ",".join(sorted(packages)), "metrics_port": server.port})
@@ -144,6 +146,12 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
     finally:
         server.close()
     log.info("stopped")
+
+
+def cpus_of_one(workers: int) -> int:
+    """Threads for the frames of one of so many workers on this machine. The model itself runs on one (engine.py)."""
+    cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min(8, cpus // workers))
 
 
 def entry_limits(settings: Settings) -> Limits:
@@ -198,7 +206,7 @@ def run_up(settings: Settings, *, demo: bool = False, seconds: float | None = No
     output = settings.home / "rollcast.log" if demo else None  # the demo's table needs the terminal
     broker = None
     if settings.broker is None:
-        broker = EmbeddedBroker(settings.home, settings.broker_binary)
+        broker = EmbeddedBroker(settings.home, settings.broker_binary, appendfsync=settings.appendfsync)
     else:
         check_answers(settings.broker)
 
@@ -264,9 +272,14 @@ def _await_ready(supervisor: Supervisor, interrupts: Interrupts, url: str) -> No
 
 
 def _worker_child(number: int) -> Child:
-    """Named after this supervisor: when it starts again it takes its shards back without waiting for its own lease."""
-    name = f"{socket.gethostname()}-{os.getpid()}-worker-{number}"
-    return Child(f"worker {number}", _command("worker", "--number", str(number), "--name", name))
+    """One name for all its lives: started again, it takes its shards back without waiting for its own lease. It is
+    started again only when it is dead."""
+    return Child(f"worker {number}", _command("worker", "--number", str(number), "--name", new_name()))
+
+
+def new_name() -> str:
+    """An id that no other worker has, on whatever host and at whatever time."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _command(*arguments: str) -> Sequence[str]:

@@ -40,7 +40,7 @@ CONFIG: Final = {
     "unixsocketperm": "700",
     "save": '""',
     "appendonly": "yes",
-    "appendfsync": "everysec",
+    "no-appendfsync-on-rewrite": "no",  # else `always` would not be always
     "aof-load-truncated": "yes",  # a tail torn by a power cut is dropped, not fatal
     "maxmemory-policy": "noeviction",  # an evicted state would be a silent loss
     "stream-node-max-bytes": "512",  # a stream's first record costs 0.8 kB instead of 4.4 kB
@@ -59,6 +59,7 @@ class EmbeddedBroker:
         home: Path,
         binary: str | None = None,
         *,
+        appendfsync: str = "everysec",
         ready_s: float = 15.0,
         loading_s: float = 600.0,
         stop_s: float = 10.0,
@@ -66,6 +67,7 @@ class EmbeddedBroker:
         self.home = home.expanduser().absolute()
         self.notices: list[str] = []
         self._wanted_binary = binary
+        self._appendfsync = appendfsync
         self._ready_s = ready_s  # until it answers
         self._loading_s = loading_s  # until it has read its data
         self._stop_s = stop_s
@@ -173,6 +175,7 @@ class EmbeddedBroker:
     def _launch(self, binary: str, path: Path) -> None:
         config = self.home / "broker.conf"
         settings = CONFIG | {
+            "appendfsync": self._appendfsync,
             "dir": _quoted(self.home),
             "unixsocket": _quoted(path),
             "pidfile": _quoted(self.home / "broker.pid"),

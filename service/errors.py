@@ -14,10 +14,12 @@ RollcastError
 │   ├── BadImage               422  an image that cannot be decoded
 │   ├── TooLarge               413  bytes or pixels above the limit
 │   ├── UnsupportedMedia       415  a content type or image format we do not take
-│   └── StepFailed             422  the model failed on this entry
+│   ├── StepFailed             422  the model failed on this entry
+│   └── Crashed                422  the entry ended the process that worked on it, again and again
 ├── RequestError           the call is at fault
 │   ├── BadCursor              400
-│   └── UnknownStream          404
+│   ├── UnknownStream          404
+│   └── NoFsync                501  `ack=fsync` on a broker that cannot promise it
 ├── NotAnswered            what `wait` reports instead of a prediction
 │   ├── EntryRefused           422
 │   ├── EntryDropped           410
@@ -110,6 +112,10 @@ class StepFailed(EntryError):
     status, type, title, reason = 422, "step-failed", "The model failed on this entry", "step_failed"
 
 
+class Crashed(EntryError):
+    status, type, title, reason = 422, "crash", "The entry ends the process that works on it", "crash"
+
+
 class RequestError(RollcastError):
     """The call is at fault, not an entry."""
 
@@ -122,6 +128,10 @@ class BadCursor(RequestError):
 
 class UnknownStream(RequestError):
     status, type, title, reason = 404, "unknown-stream", "Unknown stream", "unknown_stream"
+
+
+class NoFsync(RequestError):
+    status, type, title, reason = 501, "no-fsync", "The broker does not promise that it is on disk", "no_fsync"
 
 
 class NotAnswered(RollcastError):
@@ -188,7 +198,7 @@ class Fenced(RollcastError):
 
 
 class CommitRefused(RollcastError):
-    """The broker applied nothing (out of memory, loading, …): the same commit may be sent again."""
+    """The broker answers, but takes nothing at present (out of memory, disk full, …): the same may be sent again."""
 
     reason = "commit_refused"
 

@@ -1,7 +1,9 @@
-"""Faults on purpose, for tests: a process that kills itself at a named point of the worker's loop.
+"""Faults on purpose, for tests: a process that kills itself at a named point of the worker's loop, or at an entry.
 
-`ROLLCAST_TEST_FAULT=POINT:N` sends SIGKILL to this very process the N-th time it passes POINT, one of before-step,
-after-step, before-commit, after-send, after-commit. Without the variable nothing is ever hit.
+`ROLLCAST_TEST_FAULT=POINT:N` sends SIGKILL to this very process the N-th time it passes POINT, one of before-read,
+after-decode, before-step, after-step, before-commit, after-send (inside a commit's round trip), after-commit.
+`ROLLCAST_TEST_FAULT=poison:TEXT` does when it looks into an entry whose bytes hold TEXT.
+Without the variable nothing is ever hit.
 """
 
 from __future__ import annotations
@@ -14,17 +16,28 @@ from typing import Final
 from service.errors import BadSettings
 
 VARIABLE: Final = "ROLLCAST_TEST_FAULT"
-POINTS: Final = ("before-step", "after-step", "before-commit", "after-send", "after-commit")
+POISON: Final = "poison:"
+POINTS: Final = (
+    "before-read",
+    "after-decode",
+    "before-step",
+    "after-step",
+    "before-commit",
+    "after-send",
+    "after-commit",
+)
 
 
 def fault_from(environ: Mapping[str, str]) -> Callable[[str], None]:
     """What the worker calls at each point. Raises BadSettings when the variable cannot be read."""
     text = environ.get(VARIABLE, "")
-    if not text:
+    if not text or text.startswith(POISON):
         return _nothing
     point, _, count = text.partition(":")
     if point not in POINTS or not count.isdecimal() or int(count) < 1:
-        raise BadSettings(f"{VARIABLE}={text!r}: expected POINT:N with POINT one of {', '.join(POINTS)} and N ≥ 1")
+        raise BadSettings(
+            f"{VARIABLE}={text!r}: expected poison:TEXT or POINT:N with POINT one of {', '.join(POINTS)} and N ≥ 1"
+        )
     left = int(count)
 
     def pass_by(here: str) -> None:
@@ -35,6 +48,20 @@ def fault_from(environ: Mapping[str, str]) -> Callable[[str], None]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     return pass_by
+
+
+def poison_from(environ: Mapping[str, str]) -> Callable[[bytes], None] | None:
+    """What the worker gives an entry's bytes to before it looks into them; None: nothing to fear."""
+    text = environ.get(VARIABLE, "")
+    if not text.startswith(POISON):
+        return None
+    poison = text.removeprefix(POISON).encode()
+
+    def swallow(data: bytes) -> None:
+        if poison in data:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return swallow
 
 
 def _nothing(here: str) -> None:

@@ -88,18 +88,38 @@ class Committed(NamedTuple):
     errors: list[str]  # elements that failed inside EXEC: foreign writes to our keys
 
 
+class Renewed(NamedTuple):
+    """What a heartbeat told: shards that are another's now, and this worker's place among the live ones, by id."""
+
+    lost: list[int]
+    place: int
+    workers: int
+
+
 class Log(Protocol):
-    """The worker's side of the broker. Plain calls; one thread. A doubt about a shard raises Fenced."""
+    """The worker's side of the broker. Plain calls; one thread.
+
+    A doubt about a shard raises Fenced, about the broker BrokerAway; a broker that answers but takes nothing at
+    present (out of memory, a disk that is full, …) CommitRefused: the same call may be made again.
+    """
 
     @property
     def shards(self) -> int: ...
 
     def acquire(self, shard: int) -> bytes | None:
-        """Takes the lease and arms the fence. Returns the head; None when another owner lives. Raises BrokerAway."""
+        """Takes the lease and arms the fence. Returns the head; None when another owner lives."""
         ...
 
-    def renew(self, shards: Sequence[int], about: bytes) -> list[int]:
-        """Prolongs the leases and says that this worker lives (`about`: JSON). Returns the shards that are lost."""
+    def suspected(self, shard: int) -> bool:
+        """Whether an entry was under careful trial when this worker acquired the shard."""
+        ...
+
+    def renew(self, shards: Sequence[int], about: bytes) -> Renewed:
+        """Prolongs the leases and says that this worker lives (`about`: JSON)."""
+        ...
+
+    def free(self, shards: Sequence[int]) -> tuple[list[int], float]:
+        """Those that nobody else holds at present, and the seconds until the first lease on another one ends."""
         ...
 
     def release(self, shard: int) -> None:
@@ -130,8 +150,21 @@ class Log(Protocol):
         """Waits for the reply. Raises Fenced, or CommitRefused when nothing was applied."""
         ...
 
-    def make_room(self, commit: Commit) -> None:
-        """Trims what is finished, after a commit was refused for lack of memory. The fence stays armed."""
+    def send_again(self, shard: int) -> None:
+        """Sends the same bytes of a commit that was refused, after making sure that the fence still stands."""
+        ...
+
+    def make_room(self, commit: Commit) -> int:
+        """Trims what is finished, after a commit was refused. Returns how many entries left the log."""
+        ...
+
+    def attempt(self, shard: int, head: bytes, entry_id: bytes) -> bool:
+        """Notes, before an entry is looked at in careful mode, that it is tried. False when it was tried twice before
+        and is still not finished. Raises Fenced."""
+        ...
+
+    def acquit(self, shard: int, head: bytes) -> None:
+        """Ends careful mode: nothing is suspected any more. Raises Fenced."""
         ...
 
     def leave(self) -> None:
@@ -169,6 +202,8 @@ class WorkerInfo(msgspec.Struct, frozen=True):
     models: dict[str, int]  # name -> version
     process: str = ""  # a short name that outlives it: worker-0
     metrics: str = ""  # URL of its /metrics
+    host: str = ""  # whose 127.0.0.1 that is
+    trouble: str = ""  # why it cannot commit at present
 
 
 class StreamRow(NamedTuple):
@@ -200,10 +235,11 @@ class Predictions(Protocol):
         """Raises Disagreement when the deployment has another format or another number of shards."""
         ...
 
-    async def append(self, stream: str, fields: Mapping[str, bytes]) -> str:
-        """XADD into the stream's shard, once. Returns the id.
+    async def append(self, stream: str, fields: Mapping[str, bytes], fsync: bool = False) -> str:
+        """XADD into the stream's shard, once. Returns the id; with `fsync` only when the entry is on disk.
 
-        Raises BrokerAway and BrokerFull when nothing was appended, AppendUnknown when the reply was lost.
+        Raises BrokerAway and BrokerFull when nothing was appended, NoFsync too (the broker cannot promise it),
+        AppendUnknown when the reply was lost.
         """
         ...
 

@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     broker_binary: str | None = Field(
         None, description="program of the embedded broker, a path or a name on PATH; none: the packaged Valkey"
     )
+    appendfsync: Literal["everysec", "always"] = Field(
+        "everysec",
+        description="when the embedded broker syncs its data to disk; always: before each answer, as ack=fsync needs",
+    )
     home: Path = Field(Path(".rollcast"), description="folder of the embedded broker's data, lock and log")
     host: str = Field("127.0.0.1", description="address the api listens on")
     port: Port = Field(8000, description="port of the api; 0: any free one")
@@ -72,7 +76,9 @@ class Settings(BaseSettings):
     batch_entries: Annotated[int, Field(ge=1, le=1024)] = Field(
         1024, description="entries in one batch and one commit, at most"
     )
-    decode_threads: Positive = Field(2, description="threads that decode frames, a worker")
+    decode_threads: Positive | None = Field(
+        None, description="threads that decode frames, a worker; none: its share of the CPUs, 8 at most"
+    )
     max_frame_bytes: Positive = Field(8 * 2**20, description="largest image, bytes")
     max_pixels: Positive = Field(16_777_216, description="largest image, width × height")
     max_entry_bytes: Positive = Field(8 * 2**20, description="largest body of samples, bytes")

@@ -43,7 +43,8 @@ def await_true(condition: Callable[[], Any], what: str, limit_s: float = 30.0) -
 class Up:
     """A running `rollcast up` with its log lines, as JSON, read as they come."""
 
-    def __init__(self, home: Path, *arguments: str) -> None:
+    def __init__(self, home: Path, *arguments: str, **more: str) -> None:
+        """`more`: variables of its environment."""
         self.home = home
         self.lines: list[dict[str, Any]] = []
         self.process = subprocess.Popen(
@@ -53,7 +54,7 @@ class Up:
             ],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            env=environment(),
+            env=environment() | more,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -13,7 +13,7 @@ from service.codec import Head, id_number, number_id, parse_head
 from service.contracts import FrameInput, GapPolicy, Manifest, RollingSettings, RowInput, StateTensor
 from service.errors import BrokerAway, Fenced
 from service.keys import shard_of
-from service.ports import Commit, Committed, Loaded
+from service.ports import Commit, Committed, Loaded, Renewed
 
 Fields = list[bytes]
 
@@ -32,6 +32,7 @@ class MemoryShard:
     settings: dict[str, bytes] = field(default_factory=dict)
     feed: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
     dead: list[tuple[str, str, bytes]] = field(default_factory=list)
+    suspect: dict[bytes, int] = field(default_factory=dict)  # at most one: id, how often it was tried
 
 
 class MemoryBroker:
@@ -41,6 +42,7 @@ class MemoryBroker:
         self.shards = [MemoryShard() for _ in range(shards)]
         self.clock_ms = 1_763_860_000_000
         self.acquisitions = 0
+        self.workers: set[str] = set()
         self.away = False
 
     def append(self, stream: str, fields: Mapping[str, bytes], shard: int | None = None) -> str:
@@ -96,15 +98,24 @@ class MemoryLog:
         self._fences[shard] = it.head
         return it.head
 
-    def renew(self, shards: Sequence[int], about: bytes) -> list[int]:
+    def suspected(self, shard: int) -> bool:
+        return bool(self.broker.shards[shard].suspect)
+
+    def renew(self, shards: Sequence[int], about: bytes) -> Renewed:
         self._check()
-        return [shard for shard in shards if self.broker.shards[shard].owner != self.worker]
+        self.broker.workers.add(self.worker)
+        lost = [shard for shard in shards if self.broker.shards[shard].owner != self.worker]
+        return Renewed(lost, sorted(self.broker.workers).index(self.worker), len(self.broker.workers))
+
+    def free(self, shards: Sequence[int]) -> tuple[list[int], float]:
+        return [shard for shard in shards if self.broker.shards[shard].owner in ("", self.worker)], 0.01
 
     def release(self, shard: int) -> None:
         if self.broker.shards[shard].owner == self.worker:
             self.broker.shards[shard].owner = ""
 
-    def leave(self) -> None: ...
+    def leave(self) -> None:
+        self.broker.workers.discard(self.worker)
 
     def abandon(self, shard: int) -> None:
         self._fences.pop(shard, None)
@@ -181,7 +192,23 @@ class MemoryLog:
                 del it.log[number]
         return Committed(trimmed, [])
 
-    def make_room(self, commit: Commit) -> None: ...
+    def send_again(self, shard: int) -> None:
+        raise AssertionError("nothing is ever refused here")
+
+    def make_room(self, commit: Commit) -> int:
+        raise AssertionError("nothing is ever refused here")
+
+    def attempt(self, shard: int, head: bytes, entry_id: bytes) -> bool:
+        it = self.broker.shards[shard]
+        if it.head != head:
+            raise Fenced("head is another's")
+        before = it.suspect.get(entry_id, 0)
+        if before < 2:
+            it.suspect = {entry_id: before + 1}
+        return before < 2
+
+    def acquit(self, shard: int, head: bytes) -> None:
+        self.broker.shards[shard].suspect = {}
 
     def close(self) -> None: ...
 

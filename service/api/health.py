@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 
 import httpx
@@ -41,8 +42,12 @@ def health_routes(context: Context) -> APIRouter:
 
     @router.get("/metrics", **openapi.GET_METRICS)
     async def metrics() -> Response:
-        """Prometheus metrics of this process and, with a label `process`, of every live worker."""
-        workers = {w.process or w.id: w.metrics for w in context.monitor.workers if w.metrics}
+        """Prometheus metrics of this process and, with a label `process`, of every live worker on this host."""
+        here = socket.gethostname()
+        workers: dict[str, str] = {}
+        for worker in context.monitor.workers:
+            if worker.metrics and worker.host in ("", here):  # another host's 127.0.0.1 is not ours
+                workers[worker.id if worker.process in workers else worker.process or worker.id] = worker.metrics
         texts = await scrape(context.http, workers)
         body = await asyncio.to_thread(merge, context.registry, texts)
         return Response(body, media_type=None, headers={"Content-Type": CONTENT_TYPE})

@@ -46,7 +46,7 @@ def ingest_routes(context: Context) -> APIRouter:
             stream, "frame", image,
             model=model, time=query.time, seq=query.seq, start=query.start, end=query.end,
         )  # fmt: skip
-        return await append(stream, model, fields, query.wait_s)
+        return await append(stream, model, fields, query)
 
     @router.post("/v1/streams/{stream}/samples", **openapi.POST_SAMPLES)
     async def post_samples(stream: str, request: Request) -> Response:
@@ -65,7 +65,7 @@ def ingest_routes(context: Context) -> APIRouter:
             model=model, time=event_time(query, block.time), seq=query.seq, start=query.start, end=query.end,
             shape=(rows.shape[0], rows.shape[1]), interval_s=query.interval_s,
         )  # fmt: skip
-        return await append(stream, model, fields, query.wait_s)
+        return await append(stream, model, fields, query)
 
     @router.post("/v1/streams/{stream}/text", **openapi.POST_TEXT)
     async def post_text(stream: str, request: Request) -> Response:
@@ -78,7 +78,7 @@ def ingest_routes(context: Context) -> APIRouter:
             stream, "text", text.text.encode(),
             model=model, time=event_time(query, text.time), seq=query.seq, start=query.start, end=query.end,
         )  # fmt: skip
-        return await append(stream, model, fields, query.wait_s)
+        return await append(stream, model, fields, query)
 
     async def choose(stream: str, kind: str, asked: str | None, block: Block | None = None) -> str:
         bound = await bindings.model(stream)
@@ -93,13 +93,13 @@ def ingest_routes(context: Context) -> APIRouter:
             raise NoWorker(f"no live worker serves model {chosen!r}", retry_after_s=2.0)
         return chosen
 
-    async def append(stream: str, model: str, fields: Mapping[str, bytes], wait_s: float | None) -> Response:
-        if wait_s is None:
-            entry_id = await context.predictions.append(stream, fields)
+    async def append(stream: str, model: str, fields: Mapping[str, bytes], query: PostQuery) -> Response:
+        if query.wait_s is None:
+            entry_id = await context.predictions.append(stream, fields, query.fsync)
             return _json(202, {"id": entry_id, "stream": stream, "model": model})
         with context.follower.waiting(stream) as waiter:
-            entry_id = await context.predictions.append(stream, fields)
-            record = await waiter.record(entry_id, wait_s)
+            entry_id = await context.predictions.append(stream, fields, query.fsync)
+            record = await waiter.record(entry_id, query.wait_s)
         if record.type == "prediction":
             return Response(record.body, 200, media_type="application/json")
         raise refusal(record)

@@ -60,6 +60,7 @@ class Monitor:
         if self.away is not None:
             return [f"broker: {self.away}"]
         reasons = [f"no worker serves model {model}" for model in models if not self._lists(model)]
+        reasons += [f"{worker.process or worker.id}: {worker.trouble}" for worker in self.workers if worker.trouble]
         free = [str(status.shard) for status in self.shards if not status.owned]
         if free:
             reasons.append(f"{len(free)} of {len(self.shards)} shards have no owner: {', '.join(free[:10])}")

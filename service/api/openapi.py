@@ -115,6 +115,11 @@ _POST_QUERY: Final = [
     _query("start", _FLAG, "1: the state begins anew before this entry."),
     _query("end", _FLAG, "1: the state is dropped after this entry."),
     _query("wait", _seconds(MAX_WAIT_S), "Wait this many seconds for the entry's record, and answer with it."),
+    _query(
+        "ack",
+        {"type": "string", "enum": ["log", "fsync"]},
+        "`fsync`: answer only when it is on disk, or 501; else log.",
+    ),
 ]
 _INTERVAL: Final = _query("interval_s", _seconds(MAX_INTERVAL_S), "Seconds between rows; else the model's rate.")
 _ACCEPTED: Final[Responses] = {
@@ -126,7 +131,7 @@ _ACCEPTED: Final[Responses] = {
             {"id": "1763860000000-0", "stream": "cam-1", "model": "digits-cnn"},
         ),
     },
-    **_problems(400, 404, 409, 410, 413, 415, 422, 503, 504),
+    **_problems(400, 404, 409, 410, 413, 415, 422, 501, 503, 504),
 }
 _BINARY: Final[Schema] = {"schema": {"type": "string", "format": "binary"}}
 

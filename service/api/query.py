@@ -25,6 +25,7 @@ class PostQuery(NamedTuple):
     end: bool
     wait_s: float | None
     interval_s: float | None  # between rows; samples only
+    fsync: bool  # answer only when the entry is on disk
 
 
 class Query:
@@ -78,7 +79,7 @@ class Query:
 
 
 def read_post_query(params: QueryParams, *, rows: bool) -> PostQuery:
-    names = ("model", "seq", "time", "start", "end", "wait", *(("interval_s",) if rows else ()))
+    names = ("model", "seq", "time", "start", "end", "wait", "ack", *(("interval_s",) if rows else ()))
     query = Query(params, names)
     return PostQuery(
         model=query.text("model"),
@@ -88,6 +89,7 @@ def read_post_query(params: QueryParams, *, rows: bool) -> PostQuery:
         end=query.flag("end"),
         wait_s=query.number("wait", 0.0, MAX_WAIT_S),
         interval_s=query.number("interval_s", 0.0, MAX_INTERVAL_S),
+        fsync=query.one_of("ack", ("log", "fsync"), "log") == "fsync",
     )
 
 

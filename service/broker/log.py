@@ -6,6 +6,8 @@ Connections: one for scripts and loads, one whose reads block, and one a shard f
 
 from __future__ import annotations
 
+import logging
+import math
 import secrets
 import select
 import time
@@ -15,22 +17,19 @@ from typing import Any, Final
 import hiredis
 
 from service.broker import scripts
+from service.broker.packing import Keep, pack_commit, repairs_of
 from service.broker.wire import Argument, Wire, pack
-from service.codec import encode_feed, number_id
+from service.codec import number_id
 from service.errors import BrokerAway, CommitRefused, Disagreement, Fenced
-from service.keys import FORMAT, GROUP, ShardKeys, meta_key, worker_key, workers_key
-from service.ports import Commit, Committed, Loaded
+from service.keys import FORMAT, ShardKeys, meta_key, worker_key, workers_key
+from service.ports import Commit, Committed, Loaded, Renewed
 
-# Nothing of the transaction was applied; it may be sent again.
-_REFUSALS: Final = ("OOM", "MISCONF", "LOADING", "NOREPLICAS", "BUSY", "EXECABORT", "MASTERDOWN")
+# Nothing was applied; it may be sent again. Not among them: READONLY, MOVED, CLUSTERDOWN, … (another primary).
+_REFUSALS: Final = ("OOM", "MISCONF", "LOADING", "NOREPLICAS", "BUSY", "EXECABORT")
 _GROUP_GONE: Final = ("NOGROUP", "ERR The XGROUP subcommand requires the key to exist")
-# The two commands an entry costs, packed by one formatting each: half of what the general packer takes (bench.drain).
-_XADD_RECORD: Final = (
-    b"*12\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n%b\r\n$1\r\n~\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
-    b"$4\r\ntype\r\n$%d\r\n%b\r\n$4\r\nbody\r\n$%d\r\n%b\r\n$4\r\nprev\r\n$%d\r\n%b\r\n"
-)
-_SET_STATE: Final = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nPX\r\n$%d\r\n%b\r\n"
 STATE_GRACE_S: Final = 7 * 86_400  # states outlive their TTL by this; the TTL itself is decided by entry ids
+ATTEMPTS: Final = 2  # of an entry in careful mode, before it is refused
+log = logging.getLogger("rollcast.worker")
 
 
 class RedisLog:
@@ -54,18 +53,25 @@ class RedisLog:
         self._worker = worker
         self._lease_ms = int(lease_s * 1000)
         self._timeout_s = max(1.0, lease_s)
-        self._state_px = b"%d" % int((state_ttl_s + STATE_GRACE_S) * 1000)
-        self._records_kept = b"%d" % records_kept
-        self._dead_kept = b"%d" % dead_kept
-        self._feed_commits = b"%d" % feed_commits
+        self._keep = Keep(
+            records=b"%d" % records_kept,
+            dead=b"%d" % dead_kept,
+            feed_commits=b"%d" % feed_commits,
+            state_ms=b"%d" % int((state_ttl_s + STATE_GRACE_S) * 1000),
+        )
         self._trim_finished = b"1" if trim_finished else b"0"
         self._keys = [ShardKeys(prefix, shard) for shard in range(shards)]
         self._control: Wire | None = None
         self._reading: Wire | None = None
         self._asked: list[bytes] | None = None  # the logs of the read under way
+        self._read_by = 0.0  # when its answer must have come, by this process's clock
+        self._read_lost = False  # the last read's connection broke
         self._commits: dict[int, Wire] = {}
         self._owner: dict[int, bytes] = {}  # what stands in the shard's `owner` while it is ours
-        self._sent: dict[int, tuple[Commit, int]] = {}  # in flight, and how many replies it gets
+        self._suspected: set[int] = set()
+        self._sent: dict[int, tuple[Commit, list[bytes]]] = {}  # in flight, a command each
+        self._refused: dict[int, tuple[Commit, list[bytes]]] = {}  # to be sent again
+        self._repairs: dict[int, list[bytes]] = {}  # for the next commit
         self._shard_of_inbox = {keys.inbox: keys.shard for keys in self._keys}
 
     @property
@@ -85,48 +91,76 @@ class RedisLog:
         if head is None:
             return None
         wire = Wire(self._url, self._timeout_s)
-        wire.send(pack(("WATCH", keys.head)) + pack(("GET", keys.head)))
-        if wire.reply() != b"OK" or wire.reply() != head:
+        try:
+            wire.send(pack(("WATCH", keys.head)) + pack(("GET", keys.head)) + pack(("GET", keys.suspect)))
+            watched, found, suspect = wire.reply(), wire.reply(), wire.reply()
+        except BrokerAway:
+            wire.close()
+            raise
+        if watched != b"OK" or found != head:
             wire.close()
             return None
         self._commits[shard], self._owner[shard] = wire, owner
+        self._suspected.discard(shard)
+        if suspect is not None:
+            self._suspected.add(shard)
         return head
 
-    def renew(self, shards: Sequence[int], about: bytes) -> list[int]:
-        control = self._controlling()
+    def suspected(self, shard: int) -> bool:
+        return shard in self._suspected
+
+    def renew(self, shards: Sequence[int], about: bytes) -> Renewed:
         commands = [
             pack(("EVAL", scripts.RENEW, 1, self._keys[p].owner, self._owner[p], self._lease_ms)) for p in shards
         ]
-        life_ms = self._lease_ms * 2
+        listed_ms = self._lease_ms * 2  # the api forgets a worker a little later than the others do
+        workers, me = workers_key(self._prefix), self._worker
         commands += [
-            pack(("EVAL", scripts.HEARTBEAT, 1, workers_key(self._prefix), self._worker, life_ms)),
-            pack(("SET", worker_key(self._prefix, self._worker), about, "PX", life_ms)),
+            pack(("EVAL", scripts.HEARTBEAT, 1, workers, me, self._lease_ms, listed_ms)),
+            pack(("EVAL", scripts.ABOUT, 1, worker_key(self._prefix, me), about, listed_ms)),
         ]
-        try:
-            control.send(b"".join(commands))
-            replies = [control.reply() for _ in commands]  # the last two only show: a full broker may refuse them
-        except BrokerAway:
-            self._drop_control()
-            raise
-        return [p for p, reply in zip(shards, replies, strict=False) if reply != 1]
+        *leases, live, _ = self._ask_all(commands)
+        lost = [p for p, reply in zip(shards, leases, strict=True) if reply != 1]
+        self._mind_a_twin([reply for reply in leases if reply != 1])
+        names = sorted(live)
+        return Renewed(lost, names.index(me.encode()) if me.encode() in names else 0, max(1, len(names)))
+
+    def free(self, shards: Sequence[int]) -> tuple[list[int], float]:
+        owners = [self._keys[p].owner for p in shards]
+        replies = self._ask_all([pack((name, key)) for key in owners for name in ("GET", "PTTL")])
+        mine = self._worker.encode() + b" "
+        free, soonest_ms = [], math.inf
+        for p, owner, left_ms in zip(shards, replies[::2], replies[1::2], strict=True):
+            if owner is None or owner.startswith(mine):
+                free.append(p)
+            elif left_ms >= 0:
+                soonest_ms = min(soonest_ms, left_ms)
+        return free, soonest_ms / 1000
 
     def release(self, shard: int) -> None:
         owner = self._owner.pop(shard, None)
         self.abandon(shard)
         if owner is not None:
-            self._script(scripts.RELEASE, (self._keys[shard].owner,), (owner,))
+            keys = self._keys[shard]
+            self._script(scripts.RELEASE, (keys.owner, keys.head), (owner, owner.rpartition(b" ")[2]))
 
     def leave(self) -> None:
         """Says that this worker is gone."""
-        control = self._controlling()
-        control.call("ZREM", workers_key(self._prefix), self._worker)
-        control.call("DEL", worker_key(self._prefix, self._worker))
+        workers, about = workers_key(self._prefix), worker_key(self._prefix, self._worker)
+        self._ask_all([pack(("ZREM", workers, self._worker)), pack(("DEL", about))])
 
     def abandon(self, shard: int) -> None:
         wire = self._commits.pop(shard, None)
-        self._sent.pop(shard, None)
+        for held in (self._sent, self._refused, self._repairs):
+            held.pop(shard, None)
         if wire is not None:
             wire.close()
+
+    def _mind_a_twin(self, owners: Sequence[bytes]) -> None:
+        """Takes another id when a live process has ours: each would take the other's shards back for ever."""
+        if any(isinstance(owner, bytes) and owner.startswith(self._worker.encode() + b" ") for owner in owners):
+            twin, self._worker = self._worker, f"{self._worker}~{secrets.token_hex(3)}"
+            log.error("another process has this worker's id", extra={"id": twin, "new_id": self._worker})
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -143,7 +177,7 @@ class RedisLog:
         except BrokerAway:
             self._stop_reading()
             raise
-        self._asked = logs
+        self._asked, self._read_by = logs, time.monotonic() + block_s + self._timeout_s
 
     def poll(self, wait_s: float, wake: int | None) -> list[tuple[int, list[tuple[bytes, list[bytes]]]]] | None:
         wire = self._reading
@@ -155,38 +189,36 @@ class RedisLog:
         watched = [wire.fileno()] if wake is None else [wire.fileno(), wake]
         try:
             while (reply := wire.parsed()) is False:
-                readable = select.select(watched, [], [], max(0.0, deadline - time.monotonic()))[0]
+                now = time.monotonic()
+                if now > self._read_by:
+                    raise BrokerAway("no answer in time")
+                readable = select.select(watched, [], [], max(0.0, deadline - now))[0]
                 if wire.fileno() not in readable:
                     return None
                 wire.feed(self._timeout_s)
-        except (BrokerAway, OSError, hiredis.HiredisError) as error:
+        except (BrokerAway, OSError) as error:
+            again, self._read_lost = not self._read_lost, True
             self._stop_reading()
+            if again:  # reading changes nothing: once more from the last cursor
+                log.warning("the reading connection was lost, reading again", extra={"detail": str(error)})
+                return []
             raise BrokerAway(f"reading the log: {error}") from error
-        self._asked = None
+        self._asked, self._read_lost = None, False
         if isinstance(reply, hiredis.ReplyError):
             self._stop_reading()
             raise BrokerAway(f"reading the log: {reply}")
         if reply is None:
             return []
-        return [(self._shard_of_inbox[log], entries) for log, entries in reply]
+        return [(self._shard_of_inbox[inbox], entries) for inbox, entries in reply]
 
     def load(self, wanted: Mapping[int, Sequence[str]]) -> dict[int, list[Loaded]]:
-        control = self._controlling()
         commands = []
         for shard, streams in wanted.items():
             keys = self._keys[shard]
             commands.append(pack(("HMGET", keys.pos, *streams)))
             commands.append(pack(("MGET", *(keys.state(stream) for stream in streams))))
             commands.append(pack(("HMGET", keys.settings, *streams)))
-        try:
-            control.send(b"".join(commands))
-            replies = [control.reply() for _ in commands]
-        except BrokerAway:
-            self._drop_control()
-            raise
-        for reply in replies:
-            if isinstance(reply, hiredis.ReplyError):
-                raise BrokerAway(f"loading states: {reply}")
+        replies = self._ask_all(commands)
         found = iter(replies)
         return {
             shard: [Loaded(*columns) for columns in zip(next(found), next(found), next(found), strict=True)]
@@ -201,8 +233,28 @@ class RedisLog:
         wire = self._commits.get(commit.shard)
         if wire is None:
             raise Fenced(f"shard {commit.shard}: no fenced connection")
-        commands = self._commands(commit)
-        self._sent[commit.shard] = commit, len(commands)
+        repairs = self._repairs.get(commit.shard, ())
+        self._transmit(commit, wire, pack_commit(commit, self._keys[commit.shard], self._keep, repairs))
+
+    def send_again(self, shard: int) -> None:
+        commit, commands = self._refused[shard]
+        wire, head = self._commits[shard], self._keys[shard].head
+        try:
+            wire.send(pack(("WATCH", head)) + pack(("GET", head)))
+            watched, found = wire.reply(), wire.reply()
+        except BrokerAway as error:
+            self.abandon(shard)
+            raise Fenced(f"shard {shard}: {error.detail}") from error
+        if _is_refusal(watched) or _is_refusal(found):
+            raise CommitRefused(f"shard {shard}: {found}")
+        if watched != b"OK" or found != commit.before:
+            self.abandon(shard)
+            raise Fenced(f"shard {shard}: head is {_text(found)}, not what this worker wrote")
+        del self._refused[shard]
+        self._transmit(commit, wire, commands)
+
+    def _transmit(self, commit: Commit, wire: Wire, commands: list[bytes]) -> None:
+        self._sent[commit.shard] = commit, commands
         try:
             wire.send(b"".join(commands))
         except BrokerAway as error:
@@ -212,83 +264,49 @@ class RedisLog:
     def result(self, shard: int) -> Committed:
         (commit, commands), wire = self._sent.pop(shard), self._commits[shard]
         try:
-            replies = [wire.reply() for _ in range(commands)]
-        except (BrokerAway, hiredis.ProtocolError) as error:
+            replies = [wire.reply() for _ in commands]
+        except BrokerAway as error:
             self.abandon(shard)
             raise Fenced(f"shard {shard}: the commit's reply was lost: {error}") from error
-        done, watched, head = replies[-3:]
+        done, _, head = replies[-3:]
         if _is_error(done):
-            cause = str(next(reply for reply in replies if _is_error(reply)))  # why a command could not be queued
-            if cause.startswith(_REFUSALS) and watched == b"OK" and head == commit.before:
+            cause = next(reply for reply in replies if _is_error(reply))  # why a command could not be queued
+            if replies[0] == b"OK" and _is_refusal(cause):  # MULTI was taken: so nothing was applied outside of it
+                self._refused[shard] = commit, commands
                 raise CommitRefused(f"shard {shard}: {cause}")
             self.abandon(shard)
             raise Fenced(f"shard {shard}: {cause}")
         if done is None or head != commit.after:
             self.abandon(shard)
             raise Fenced(f"shard {shard}: head is {_text(head)}, not what this worker wrote")
-        errors = [str(element) for element in done if _is_error(element)]
         trimmed = 0
         if commit.trim_below is not None:
             trimmed = done[-2] if isinstance(done[-2], int) else 0
             if _is_error(done[-1]) and str(done[-1]).startswith(_GROUP_GONE):
-                errors.pop()  # the group is for display only: somebody removed it, and the next acquisition makes it
-        return Committed(trimmed, errors)
+                done[-1] = b"OK"  # the group is for display only: somebody removed it, the next acquisition makes it
+        failed = [at for at, element in enumerate(done) if _is_error(element)]
+        if not failed:
+            self._repairs.pop(shard, None)
+            return Committed(trimmed, [])
+        self._repairs[shard] = repairs_of([commands[1 + at] for at in failed], self._keys[shard])
+        return Committed(trimmed, [str(done[at]) for at in failed])
 
-    def make_room(self, commit: Commit) -> None:
-        """Trims what is finished, when a commit was refused for lack of memory. The fence stays armed."""
+    def make_room(self, commit: Commit) -> int:
         keys = self._keys[commit.shard]
         low = commit.before.split(b" ")[3]
-        self._script(scripts.TRIM, (keys.head, keys.inbox), (commit.before, low))
+        return int(self._script(scripts.TRIM, (keys.head, keys.inbox), (commit.before, low)))
 
-    def _commands(self, commit: Commit) -> list[bytes]:
-        """The transaction, packed, a command each: in the order of docs/protocol.md."""
-        keys = self._keys[commit.shard]
-        out, state = keys.out_prefix, keys.state_prefix
-        kept, px = self._records_kept, self._state_px
-        commands = [pack((b"MULTI",)), pack((b"SET", keys.head, commit.after))]
+    def attempt(self, shard: int, head: bytes, entry_id: bytes) -> bool:
+        keys = self._keys[shard]
+        tried = int(self._script(scripts.TRY, (keys.head, keys.suspect), (head, entry_id, ATTEMPTS)))
+        if tried < 0:
+            raise Fenced(f"shard {shard}: head is not what this worker wrote")
+        return tried < ATTEMPTS
 
-        def append(command: tuple[Argument, ...]) -> None:
-            commands.append(pack(command))
-
-        for stream, entry_id, kind, body, prev, cut in commit.records:
-            key, limit = out + stream.encode(), cut or kept
-            commands.append(
-                _XADD_RECORD
-                % (
-                    len(key), key, b"$5\r\nMINID" if cut else b"$6\r\nMAXLEN", len(limit), limit,
-                    len(entry_id), entry_id, len(kind), kind, len(body), body, len(prev), prev,
-                )
-            )  # fmt: skip
-        for dead in commit.dead:
-            append(
-                (
-                    b"XADD", keys.dead, b"MAXLEN", b"~", self._dead_kept, b"*", b"id", dead.id, b"stream", dead.stream,
-                    b"kind", dead.kind, b"reason", dead.reason, b"detail", dead.detail, b"data", dead.data,
-                )
-            )  # fmt: skip
-        for stream, record in commit.states.items():
-            key = state + stream.encode()
-            commands.append(_SET_STATE % (len(key), key, len(record), record, len(px), px))
-        if commit.forgotten:
-            append((b"DEL", *(state + stream.encode() for stream in commit.forgotten)))
-        if commit.positions:
-            append((b"HSET", keys.pos, *(part for item in commit.positions.items() for part in item)))
-        if commit.settings:
-            append((b"HSET", keys.settings, *(part for item in commit.settings.items() for part in item)))
-        if commit.touched:
-            append((b"ZADD", keys.streams, *(part for stream, ms in commit.touched.items() for part in (ms, stream))))
-        answered = encode_feed([part for record in commit.records for part in (record.stream.encode(), record.id)])
-        append(
-            (
-                b"XADD", keys.feed, b"MAXLEN", b"~", self._feed_commits, b"%d-0" % commit.n,
-                b"token", commit.token, b"records", answered,
-            )
-        )  # fmt: skip
-        if commit.trim_below is not None:
-            append((b"XTRIM", keys.inbox, b"MINID", commit.trim_below))
-            append((b"XGROUP", b"SETID", keys.inbox, GROUP, commit.low))
-        commands += [pack((b"EXEC",)), pack((b"WATCH", keys.head)), pack((b"GET", keys.head))]
-        return commands
+    def acquit(self, shard: int, head: bytes) -> None:
+        keys = self._keys[shard]
+        if not self._script(scripts.ACQUIT, (keys.head, keys.suspect), (head,)):
+            raise Fenced(f"shard {shard}: head is not what this worker wrote")
 
     # --- connections ---------------------------------------------------------------------------------------------
 
@@ -320,10 +338,12 @@ class RedisLog:
                 f"this process format {FORMAT} and {self._shards} shards; shards are fixed for the life of a deployment"
             )
 
-    def _drop_control(self) -> None:
+    def _disconnect(self) -> None:
+        """Closes what is not a shard's: the next call asks, perhaps, another primary under the same name."""
         if self._control is not None:
             self._control.close()
         self._control = None
+        self._stop_reading()
 
     def _stop_reading(self) -> None:
         if self._reading is not None:
@@ -331,23 +351,43 @@ class RedisLog:
         self._reading, self._asked = None, None
 
     def _script(self, text: str, keys: Sequence[bytes], arguments: Sequence[Argument]) -> Any:
+        return self._ask_all([pack(("EVAL", text, len(keys), *keys, *arguments))])[0]
+
+    def _ask_all(self, commands: Sequence[bytes]) -> list[Any]:
+        """Replies of packed commands, by one round trip. Raises BrokerAway, or CommitRefused."""
+        control = self._controlling()
         try:
-            return self._controlling().call("EVAL", text, len(keys), *keys, *arguments)
+            control.send(b"".join(commands))
+            replies = [control.reply() for _ in commands]
         except BrokerAway:
-            self._drop_control()
+            self._disconnect()
             raise
-        except hiredis.ReplyError as error:
-            raise BrokerAway(f"broker refused a script: {error}") from error
+        error = next((reply for reply in replies if _is_error(reply)), None)
+        if error is not None and _is_refusal(error):
+            raise CommitRefused(str(error))
+        if error is not None:
+            self._disconnect()
+            raise BrokerAway(f"the broker answered {error}")
+        return replies
 
     def close(self) -> None:
         for shard in list(self._commits):
             self.abandon(shard)
-        self._stop_reading()
-        self._drop_control()
+        self._disconnect()
 
 
 def _is_error(reply: Any) -> bool:
     return isinstance(reply, hiredis.ReplyError)
+
+
+def _is_refusal(reply: Any) -> bool:
+    """Whether the broker answers, but takes nothing at present."""
+    if not _is_error(reply):
+        return False
+    text = str(reply)
+    if text.startswith("ERR Error running script"):  # Redis 6.2 wraps what a command inside a script answered
+        text = text.rpartition(": -")[2]
+    return text.partition(" ")[0] in _REFUSALS
 
 
 def _text(value: Any) -> str:

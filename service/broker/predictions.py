@@ -19,7 +19,7 @@ from redis.retry import Retry
 
 from service.broker.wire import safe_url
 from service.codec import Head, id_number, parse_feed, parse_head
-from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement
+from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement, NoFsync
 from service.keys import FORMAT, ShardKeys, meta_key, shard_of, worker_key, workers_key
 from service.ports import FeedItem, OutRecord, ShardStatus, StreamRow, WorkerInfo
 
@@ -29,6 +29,8 @@ Command = tuple[bytes | str | int, ...]
 _CHECK_S: Final = 1.0  # how often `follow` makes sure that the logs are still the same ones
 _COMMITS: Final = 200  # of one shard, read at once
 _REFUSED: Final = (redis.ResponseError, redis.exceptions.BusyLoadingError, redis.exceptions.MasterDownError)
+# A server configured so has written and synced its log before it answers.
+_ON_DISK: Final = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
 _LOST: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
 
 # KEYS owner head in.  Returns whether the lease is held, the head, the log's length and the id of the first entry
@@ -96,7 +98,9 @@ class RedisPredictions:
 
     # --- appending -----------------------------------------------------------------------------------------------
 
-    async def append(self, stream: str, fields: Mapping[str, bytes]) -> str:
+    async def append(self, stream: str, fields: Mapping[str, bytes], fsync: bool = False) -> str:
+        if fsync:
+            await self._check_fsync()
         command: list[bytes | str] = ["XADD", self._of(stream).inbox, "*"]
         for field in fields.items():
             command += field
@@ -120,6 +124,17 @@ class RedisPredictions:
             await self.pool.release(connection)
         entry_id: str = reply.decode()
         return entry_id
+
+    async def _check_fsync(self) -> None:
+        """Raises NoFsync unless a write is on disk before it is answered. Only one configuration promises that, and
+        WAITAOF proves nothing (docs/decisions/0006). Asked each time: somebody may change it while we run."""
+        for name, wanted in _ON_DISK.items():
+            (reply,) = await self._ask_any(("CONFIG", "GET", name))
+            if isinstance(reply, redis.ResponseError):
+                raise NoFsync(f"the broker does not tell its {name} ({reply}): expected {wanted}")
+            said = reply[1].decode() if reply else "no such setting"
+            if said != wanted:
+                raise NoFsync(f"the broker's {name} is {said!r}: ack=fsync needs {wanted!r} (docs/operations.md)")
 
     # --- records -------------------------------------------------------------------------------------------------
 
@@ -264,6 +279,14 @@ class RedisPredictions:
 
     async def _ask(self, *commands: Command) -> list[Any]:
         """Several commands in one round trip. Only for commands that may be repeated by the caller."""
+        replies = await self._ask_any(*commands)
+        for reply in replies:
+            if isinstance(reply, redis.ResponseError):
+                raise BrokerAway(f"broker {self._where} answered {reply}")
+        return replies
+
+    async def _ask_any(self, *commands: Command) -> list[Any]:
+        """The same, with error replies among the replies."""
         connection = await self._connect()
         replies: list[Any] = []
         try:
@@ -282,9 +305,6 @@ class RedisPredictions:
             if len(replies) < len(commands):
                 await connection.disconnect(nowait=True)
             await self.pool.release(connection)
-        for reply in replies:
-            if isinstance(reply, redis.ResponseError):
-                raise BrokerAway(f"broker {self._where} answered {reply}")
         return replies
 
 

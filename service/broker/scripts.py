@@ -2,13 +2,18 @@
 
 from typing import Final
 
-# KEYS owner head in feed pos.  ARGV 1 owner's value  2 lease ms  3 new life  4 token  5 trim finished entries: 1 or 0
+# A full broker refuses what needs memory (SET, ZADD), but lets a script go on that has already written something which
+# needs none. So every script here begins with such a write: leases and heartbeats must outlast a full broker, or nobody
+# could commit, trim, and so make room.
+
+# KEYS owner head in feed.  ARGV 1 owner's value  2 lease ms  3 new life  4 token  5 trim finished entries: 1 or 0
 # Takes the lease, if no other worker holds it, and rewrites the head, so that every older WATCH on it is dead: whoever
 # committed before cannot any more. `kept` is counted anew, since a crash may have lost the last trim's answer.
 # Returns the head, or nothing.
 ACQUIRE: Final = """
 local owner = redis.call('GET', KEYS[1])
 if owner and string.match(owner, '^%S+') ~= string.match(ARGV[1], '^%S+') then return false end
+redis.call('PERSIST', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 local head = redis.call('GET', KEYS[2])
 local life, n, low, tries = ARGV[3], '0', '0-0', '0'
@@ -33,29 +38,80 @@ redis.pcall('XGROUP', 'CREATE', KEYS[3], 'rollcast', '0', 'MKSTREAM')
 return head
 """
 
-# KEYS owner.  ARGV owner's value, lease ms.  Returns 1 when the lease is still ours.
+# KEYS owner.  ARGV owner's value, lease ms.  Returns 1 when the lease is still ours, else who has it.
 RENEW: Final = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local owner = redis.call('GET', KEYS[1])
+if owner ~= ARGV[1] then return owner or '' end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """
 
-# KEYS workers.  ARGV worker, how long it counts as live (ms).  Server time, so that all clocks agree.
+# KEYS workers.  ARGV worker, how long one counts as live (ms), how long one is listed (ms).  Server time, so that all
+# clocks agree.  Returns the live workers.
 HEARTBEAT: Final = """
 local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ms - ARGV[3])
 redis.call('ZADD', KEYS[1], ms, ARGV[1])
-return redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ms - ARGV[2])
+return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. (ms - ARGV[2]), '+inf')
 """
 
-# KEYS owner.  ARGV owner's value.  Returns 1 when the lease was ours and is given back.
+# KEYS worker:ID.  ARGV what it says of itself, for how long (ms).
+ABOUT: Final = """
+redis.call('PERSIST', KEYS[1])
+return redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+"""
+
+# KEYS owner head.  ARGV owner's value, token.  Gives the lease back, if it is ours: an orderly end, so that the
+# acquisitions before it count no more as tries that ended badly (but a shard in doubt stays in doubt).
+# Returns 1 when it was ours.
 RELEASE: Final = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('DEL', KEYS[1])
+redis.call('DEL', KEYS[1])
+local head = redis.call('GET', KEYS[2])
+if head and string.match(head, '^%S+ (%S+)') == ARGV[2] and tonumber(string.match(head, '%d+$')) < 3 then
+  redis.call('SET', KEYS[2], (string.gsub(head, '%d+$', '0')))
+end
+return 1
 """
 
-# KEYS head in.  ARGV the head as we know it, our low.  Frees memory when a commit does not fit. Returns 1 when done.
+# KEYS head in.  ARGV the head as we know it, our low.  Frees memory when a commit does not fit.
+# Returns how many entries left the log.
 TRIM: Final = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('XTRIM', KEYS[2], 'MINID', ARGV[2])
+return redis.call('XTRIM', KEYS[2], 'MINID', ARGV[2])
+"""
+
+# KEYS head suspect.  ARGV the head as we know it, an entry's id, how often it may be tried.
+# Before an entry is looked at in careful mode. Returns how often it was tried before, or -1 when the shard is lost.
+TRY: Final = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end
+redis.call('PERSIST', KEYS[2])
+local id, tried = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) (%d+)$')
+tried = id == ARGV[2] and tonumber(tried) or 0
+if tried < tonumber(ARGV[3]) then redis.call('SET', KEYS[2], ARGV[2] .. ' ' .. (tried + 1)) end
+return tried
+"""
+
+# KEYS head suspect.  ARGV the head as we know it.  Careful mode is over. Returns 0 when the shard is lost.
+ACQUIT: Final = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[2])
 return 1
+"""
+
+# Inside a commit, behind its fence. KEYS a stream.  ARGV id of its last good item, then an item: id, fields and values.
+# Writes the item that a foreign value made fail: what is not a stream goes, and so does every item above the good ones.
+REPAIR_ITEM: Final = """
+local good = {}
+if redis.call('TYPE', KEYS[1]).ok == 'stream' then good = redis.call('XRANGE', KEYS[1], '-', ARGV[1]) end
+redis.call('DEL', KEYS[1])
+for _, item in ipairs(good) do redis.call('XADD', KEYS[1], item[1], unpack(item[2])) end
+return redis.call('XADD', KEYS[1], unpack(ARGV, 2))
+"""
+
+# Inside a commit, behind its fence. KEYS a key.  ARGV its type, a command, the command's arguments after the key.
+# Does again what a key of another type made fail.
+REPAIR_KEY: Final = """
+if redis.call('TYPE', KEYS[1]).ok ~= ARGV[1] then redis.call('DEL', KEYS[1]) end
+return redis.call(ARGV[2], KEYS[1], unpack(ARGV, 3))
 """

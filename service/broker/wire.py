@@ -62,7 +62,7 @@ class Wire:
         limit = self._timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit
         while True:
-            reply = self._reader.gets()
+            reply = self.parsed()
             if reply is not False:
                 return reply
             self.feed(max(0.001, deadline - time.monotonic()))
@@ -70,8 +70,11 @@ class Wire:
                 raise BrokerAway(f"no answer from the broker within {limit:g} s")
 
     def parsed(self) -> Any:
-        """A reply that is already complete here, or False."""
-        return self._reader.gets()
+        """A reply that is already complete here, or False. Raises BrokerAway for what is no reply at all."""
+        try:
+            return self._reader.gets()
+        except hiredis.HiredisError as error:
+            raise BrokerAway(f"the broker's answer cannot be read: {error}") from error
 
     def feed(self, timeout_s: float) -> None:
         """Receives once."""

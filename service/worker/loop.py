@@ -27,10 +27,12 @@ from service.decode import Tokenizer, decode_frame
 from service.errors import BrokerAway, CommitRefused, EntryError, Fenced, TooLarge
 from service.keys import shard_of
 from service.metrics import WorkerMetrics
-from service.ports import Commit, Committed, Engine, Loaded, Log
+from service.ports import Commit, Committed, Engine, Loaded, Log, WorkerInfo
 from service.state import restart_on_load
+from service.worker import careful
 from service.worker.model import ServedModel
 from service.worker.shard import Item, Shard, Stream
+from service.worker.sharing import share
 from service.worker.stepping import Stepper
 from service.worker.tally import Tally
 
@@ -39,6 +41,8 @@ COMMIT_BYTES: Final = 8 << 20
 READ_BYTES: Final = 8 << 20  # what one read should bring, over all shards
 AHEAD_BYTES: Final = 64 << 20  # what may wait in memory
 TRIM_EVERY_S: Final = 1.0
+BEAT_S: Final = 0.25  # at most, between two heartbeats
+SOONEST_S: Final = 0.005  # at least, however soon a lease ends
 
 log = logging.getLogger("rollcast.worker")
 
@@ -61,8 +65,9 @@ class Worker:
         tokenizers: Mapping[str, Tokenizer] | None = None,  # by name of the text models
         decode_threads: int = 2,
         limits: Limits | None = None,
-        about: bytes = b"{}",
+        about: WorkerInfo | None = None,
         fault: Callable[[str], None] = lambda point: None,
+        poison: Callable[[bytes], None] | None = None,  # given an entry's bytes where they are first looked into
     ) -> None:
         self._broker = broker
         self._models = {
@@ -77,22 +82,29 @@ class Worker:
         self._batch_entries = batch_entries
         self._ahead_entries = min(65_536, batch_entries * 4)
         self._limits = limits or Limits()
-        self._about = about
-        self._fault = fault
+        self._about = about or WorkerInfo("", {})
+        self._fault, self._poison = fault, poison
         self._shards: dict[int, Shard] = {}
+        self._doubts = careful.Doubts()
         self._scheduler: Scheduler[Item] = Scheduler()
         self._waiting_bytes = 0
         self._entry_bytes = 1024.0  # moving average, to size reads
         self._reading: dict[int, Shard] | None = None  # what the read under way was asked for
         self._next_beat = 0.0
         self._deadline = 0.0  # of the leases, by this process's clock
+        self._beaten = 0.0
+        self._share = 0  # shards this worker should own
+        self._place = 0  # where it begins to look for free ones
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._decoded: deque[Item] = deque()
+        self._decoding = 0  # frames given to the pool and not yet collected
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
-        self.owned = 0  # shards; read by /readyz
-        self.away = True  # is the broker? read by /readyz
+        self.owned = 0  # shards; read by /readyz, as what follows
+        self.away = True  # is the broker?
+        self.idle = False  # no shard is to be had: there are more workers than shards
+        self.trouble = ""  # why the broker takes no commits at present
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -128,6 +140,8 @@ class Worker:
         if time.monotonic() >= self._next_beat:
             self._beat()
         self._receive()
+        if len(self._doubts):
+            self._try_doubtful()
         batch = self._scheduler.take(self._batch_entries)
         bound = self._step(batch)
         self._settle()
@@ -135,35 +149,72 @@ class Worker:
             self._commit([item for item in batch if not item.key.shard.lost], bound)
 
     def _drain(self) -> None:
+        """Gives everything back: what others may do at once they need not wait a lease for."""
         try:
             self._settle()
-            for number in list(self._shards):
-                self._broker.release(number)
+            for shard in list(self._shards.values()):
+                self._give_back(shard)
             self._broker.leave()
-        except BrokerAway as error:
+        except (BrokerAway, CommitRefused) as error:
             log.warning("leases not given back", extra={"detail": error.detail})
         self._shards.clear()
 
     # --- leases --------------------------------------------------------------------------------------------------
 
     def _beat(self) -> None:
-        """Renews what is owned and tries for what is free. Clocks decide only when to try; head decides who commits."""
+        """Renews what is owned, takes its share of what is free. Clocks decide only when to try; head who commits."""
         before = time.monotonic()
+        soonest_s = BEAT_S
         if self._shards and before > self._deadline:
             self._lose(list(self._shards.values()), "the leases ran out")
-        lost = self._broker.renew(list(self._shards), self._about)
-        self._lose([self._shards[number] for number in lost], "the lease is another's")
-        if self._shards:
-            self._deadline = before + self._lease_s
-        absent = [number for number in range(self._broker.shards) if number not in self._shards]
-        acquired = [number for number in absent if self._acquire(number)]
-        if acquired:
-            log.info("shards acquired", extra={"shards": acquired, "owned": len(self._shards)})
-        missing = len(absent) - len(acquired)
-        self.away, self.owned = False, len(self._shards)
-        self._next_beat = before + (min(0.25, self._lease_s / 3) if missing else self._lease_s / 3)
+        try:
+            self._renew()
+            soonest_s = self._balance()
+            self.away, self.trouble = False, ""
+        except CommitRefused as error:
+            self._refused(error)
+        self.owned, self.idle = len(self._shards), self._share == 0
+        self._next_beat = before + max(SOONEST_S, min(BEAT_S, self._lease_s / 3, soonest_s))
         self._tally.residence()
         self._commit_idle(before)
+
+    def _renew(self) -> None:
+        """Says that this worker lives; learns which shards it lost, and how many it should have."""
+        self._beaten = before = time.monotonic()
+        about = msgspec.structs.replace(self._about, trouble=self.trouble)
+        renewed = self._broker.renew(list(self._shards), msgspec.json.encode(about))
+        self._lose([self._shards[number] for number in renewed.lost], "the lease is another's")
+        if self._shards:
+            self._deadline = before + self._lease_s
+        self._share = share(self._broker.shards, renewed.workers, renewed.place)
+        self._place = renewed.place * self._broker.shards // renewed.workers
+
+    def _balance(self) -> float:
+        """Gives one shard back when there are too many, or takes free ones. Returns when to look again, s."""
+        wanted = self._share - len(self._shards)
+        if wanted < 0:
+            newest = next(reversed(self._shards.values()))  # its states are the fewest to load again
+            self._give_back(newest)
+            log.info("shard handed over", extra={"shard": newest.number, "owned": len(self._shards)})
+        if wanted <= 0:
+            return BEAT_S
+        absent = [number for number in range(self._broker.shards) if number not in self._shards]
+        free, soonest_s = self._broker.free(absent)
+        free.sort(key=lambda number: (number - self._place) % self._broker.shards)  # not everybody the same ones
+        acquired: list[int] = []
+        for number in free:
+            if len(acquired) < wanted and self._acquire(number):
+                acquired.append(number)
+        if acquired:
+            log.info("shards acquired", extra={"shards": acquired, "owned": len(self._shards)})
+        return soonest_s if len(acquired) < wanted else BEAT_S
+
+    def _give_back(self, shard: Shard) -> None:
+        """Hands a shard over: what it has in flight is committed first, what only waits is its next owner's."""
+        self._settle_one(shard)
+        if not shard.lost:
+            self._forget([shard])
+            self._broker.release(shard.number)
 
     def _acquire(self, number: int) -> bool:
         before = time.monotonic()
@@ -175,28 +226,44 @@ class Worker:
         self._deadline = min(self._deadline, before + self._lease_s)
         shard = Shard(number, head)
         self._shards[number] = shard
+        if careful.is_doubtful(shard, self._broker.suspected(number)):
+            self._doubts.add(shard)
+            log.warning("one entry at a time: this shard was lost too often", extra={"shard": number})
         log.debug("shard acquired", extra={"shard": number, "n": shard.head.n, "low": head.split(b" ")[3].decode()})
         return True
 
     def _lose(self, shards: Sequence[Shard], why: str) -> None:
-        """Forgets everything of these shards: they are acquired and read again."""
+        """A doubt: these shards are acquired and read again."""
+        if shards:
+            log.warning("shards lost", extra={"shards": [shard.number for shard in shards], "why": why})
+            self._forget(shards)
+
+    def _forget(self, shards: Sequence[Shard]) -> None:
+        """Everything that is held of these shards."""
         for shard in shards:
             shard.lost = True
+            self._doubts.discard(shard)
             self._shards.pop(shard.number, None)
             self._broker.abandon(shard.number)
             for stream in shard.streams.values():
                 self._stepper.forget(stream)
-        if shards:
-            log.warning("shards lost", extra={"shards": [shard.number for shard in shards], "why": why})
-            self._scheduler.drop(lambda item: item.key.shard.lost)
-            self._waiting_bytes = sum(item.size for item in self._scheduler)
-            self.owned = len(self._shards)
+        self._scheduler.drop(lambda item: item.key.shard.lost)
+        self._waiting_bytes = sum(item.size for waiting in (self._scheduler, self._doubts) for item in waiting)
+        self.owned = len(self._shards)
+
+    def _refused(self, error: CommitRefused) -> None:
+        """The broker answers, but takes nothing: said, and shown by /readyz, until it does."""
+        if self.trouble != error.detail:
+            log.error("the broker refuses", extra={"detail": error.detail})
+        self.trouble = error.detail or "the broker refuses"
 
     # --- receiving -----------------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
         """Takes what has arrived; waits for something only when there is nothing to do."""
-        busy = self._scheduler.has_ready or any(shard.in_flight for shard in self._shards.values())
+        on_trial = len(self._doubts) > 0 and not self._decoding
+        busy = self._scheduler.has_ready or on_trial or any(shard.in_flight for shard in self._shards.values())
+        self._fault("before-read")
         self._ask()
         wait_s = 0.0 if busy else max(0.0, self._next_beat - time.monotonic())
         began = time.perf_counter()
@@ -210,9 +277,10 @@ class Worker:
 
     def _ask(self) -> None:
         """Has one read under way whenever there is room for what it brings."""
-        full = len(self._scheduler) >= self._ahead_entries or self._waiting_bytes >= AHEAD_BYTES
+        doubtful = len(self._doubts)
+        full = len(self._scheduler) + doubtful >= self._ahead_entries or self._waiting_bytes >= AHEAD_BYTES
         current = self._reading is not None and self._reading == self._shards
-        if not self._shards or full or current:
+        if not self._shards or full or current or (doubtful and self._decoding):  # a trial waits until nobody decodes
             return
         budget = READ_BYTES / self._entry_bytes / len(self._shards)
         count = int(max(1, min(budget, COMMIT_ENTRIES)))
@@ -246,12 +314,14 @@ class Worker:
                 item.error = item.error or self._too_large(entry)
                 unfinished.append(item)
                 self._waiting_bytes += item.size
-                if entry.kind == "frame" and item.error is None:
-                    self._decode(item)
-                self._scheduler.offer(item)
+                if shard.careful:
+                    shard.held.append(item)
+                else:
+                    self._offer(item)
             if parsed:
                 average = sum(len(entry.data) for entry in parsed) / len(parsed) + 128
                 self._entry_bytes += 0.2 * (average - self._entry_bytes)
+        self._fault("after-decode")
 
     def _meet(self, wanted: Mapping[int, Sequence[str]]) -> None:
         """First touch of streams: position, state and settings by one round trip."""
@@ -278,20 +348,34 @@ class Worker:
 
     # --- decoding ------------------------------------------------------------------------------------------------
 
-    def _decode(self, item: Item) -> None:
+    def _offer(self, item: Item) -> None:
+        if item.entry.kind == "frame" and item.error is None and (form := self._form(item)) is not None:
+            item.ready = False
+            self._decoding += 1
+            self._pool.submit(self._decode, item, form)
+        self._scheduler.offer(item)
+
+    def _form(self, item: Item) -> FrameInput | None:
+        """What a frame is to be decoded for; None when it is refused in its turn."""
         if item.key.misplaced is not None:
-            return
+            return None
         try:
             item.model = self._stepper.choose(item)
         except EntryError:
-            return  # it is refused in its turn, by the same rule
-        if item.model.manifest.frames is not None:
-            item.ready, item.decoding = False, True
-            self._pool.submit(self._decode_one, item, item.model.manifest.frames)
+            return None
+        item.decoding = item.model.manifest.frames is not None
+        return item.model.manifest.frames
+
+    def _decode(self, item: Item, form: FrameInput) -> None:
+        """In a thread of the pool: OpenCV releases the GIL."""
+        self._decode_one(item, form)
+        self._decoded.append(item)
+        self.wake()
 
     def _decode_one(self, item: Item, form: FrameInput) -> None:
-        """In a thread of the pool: OpenCV releases the GIL."""
         began = time.perf_counter()
+        if self._poison is not None:
+            self._poison(item.entry.data)
         try:
             item.x = decode_frame(item.entry.data, form, max_pixels=self._limits.pixels)
         except EntryError as error:
@@ -299,8 +383,6 @@ class Worker:
         except Exception as error:  # whatever a decoder does to itself, it is this entry's fault alone
             item.error = EntryError(f"decoding failed: {error}")
         item.decode_s = time.perf_counter() - began
-        self._decoded.append(item)
-        self.wake()
 
     def _collect_decoded(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -313,7 +395,42 @@ class Worker:
             spent.append(item.decode_s)
             item.ready = True
             self._scheduler.wake(item)
+        self._decoding -= len(spent)
         self._tally.decoded(np.array(spent))
+        self._fault("after-decode")
+
+    # --- careful mode ----------------------------------------------------------------------------------------------
+
+    def _try_doubtful(self) -> None:
+        """Entries of shards in doubt, each alone (careful.py)."""
+        if not self._decoding:
+            self._settle()
+        for shard in self._doubts.each(lambda: self._decoding > 0):
+            try:
+                may = self._broker.attempt(shard.number, shard.written, shard.held[0].entry.id)
+                self._try(shard, shard.held.popleft(), may)
+            except Fenced as error:
+                self._tally.fenced()
+                self._lose([shard], error.detail)
+            except CommitRefused as error:
+                self._refused(error)
+                time.sleep(0.02)
+                return
+
+    def _try(self, shard: Shard, item: Item, may: bool) -> None:
+        if not may:
+            careful.refuse(item)
+            log.error("an entry ends its worker: refused", extra={"shard": shard.number, "id": item.entry.id.decode()})
+        elif item.entry.kind == "frame" and item.error is None and (form := self._form(item)) is not None:
+            self._decode_one(item, form)
+        bound = self._step([item])
+        self._commit([item], bound)
+        self._settle_one(shard)
+        if not shard.lost and careful.is_over(shard, refused=not may):
+            self._broker.acquit(shard.number, shard.written)
+            self._doubts.discard(shard)
+            while shard.held:
+                self._offer(shard.held.popleft())
 
     # --- stepping and committing -----------------------------------------------------------------------------------
 
@@ -322,6 +439,10 @@ class Worker:
             return {}
         self._fault("before-step")
         self._waiting_bytes -= sum([item.size for item in batch])
+        if self._poison is not None:
+            for item in batch:
+                if item.x is None and item.error is None:  # a frame was looked into when it was decoded
+                    self._poison(item.entry.data)
         bound, calls = self._stepper.step(batch)
         self._tally.batch(time.perf_counter(), batch, calls)
         self._fault("after-step")
@@ -348,11 +469,12 @@ class Worker:
         return None
 
     def _commit_idle(self, now: float) -> None:
-        """A commit without entries where the log still holds finished ones, or the head's count of them is old."""
+        """A commit without entries where the log still holds finished ones, the head's count of them is old, or an
+        element of the last one waits for its repair."""
         for shard in list(self._shards.values()):
             if shard.in_flight is None and not shard.unfinished:
                 trimmable = shard.kept > 0 and now >= shard.next_trim
-                if trimmable or shard.kept != shard.head.kept:
+                if trimmable or shard.repair or shard.kept != shard.head.kept:
                     self._send(shard, [], {})
 
     def _send(self, shard: Shard, items: list[Item], settings: dict[str, bytes]) -> None:
@@ -376,37 +498,52 @@ class Worker:
     def _settle(self) -> None:
         """Reads the replies of the commits in flight; none is believed before its whole reply was checked."""
         for shard in [shard for shard in self._shards.values() if shard.in_flight is not None]:
-            commit = shard.in_flight
-            assert commit is not None
-            try:
-                done = self._await(commit)
-            except Fenced as error:
-                self._tally.fenced()
-                self._lose([shard], error.detail)
-                continue
-            shard.in_flight = None
-            shard.kept = max(0, shard.kept - done.trimmed)
-            self._tally.committed(shard.answered, time.perf_counter() - shard.sent_at, time.time())
-            for text in done.errors:
-                self._tally.commit_error()
-                log.error("an element of a commit failed", extra={"shard": shard.number, "n": commit.n, "detail": text})
+            self._settle_one(shard)
         self._fault("after-commit")
 
-    def _await(self, commit: Commit) -> Committed:
+    def _settle_one(self, shard: Shard) -> None:
+        commit = shard.in_flight
+        if commit is None or shard.lost:
+            return
+        try:
+            done = self._await(shard, commit)
+        except Fenced as error:
+            self._tally.fenced()
+            self._lose([shard] if not shard.lost else [], error.detail)
+            return
+        shard.in_flight = None
+        shard.kept = max(0, shard.kept - done.trimmed)
+        self.trouble = ""
+        self._tally.committed(shard.answered, time.perf_counter() - shard.sent_at, time.time())
+        shard.repair = bool(done.errors)
+        for text in done.errors:
+            self._tally.commit_error()
+            log.error(
+                "an element of a commit failed: somebody else writes to our keys; the next commit repairs it",
+                extra={"shard": shard.number, "n": commit.n, "detail": text},
+            )
+
+    def _await(self, shard: Shard, commit: Commit) -> Committed:
         """The reply of a commit. What the broker applied nothing of is sent again while the lease holds."""
         pause_s = 0.02
+        refused: CommitRefused | None = None
         while True:
             try:
+                if refused is not None:
+                    self._broker.send_again(commit.shard)
                 return self._broker.result(commit.shard)
             except CommitRefused as error:
+                refused = error
                 self._tally.commit_error()
-                log.error("commit refused by the broker", extra={"shard": commit.shard, "detail": error.detail})
-                if time.monotonic() + pause_s > self._deadline:
-                    raise Fenced(f"still refused when the lease ran out: {error.detail}") from error
-            self._broker.make_room(commit)
+                self._refused(error)
+            with contextlib.suppress(CommitRefused):  # what refuses a commit may refuse these as well
+                shard.kept = max(0, shard.kept - self._broker.make_room(commit))
+                if time.monotonic() > self._beaten + self._lease_s / 3:
+                    self._renew()
+            if shard.lost or time.monotonic() + pause_s > self._deadline:
+                raise Fenced(f"still refused when the lease ran out: {refused.detail}") from refused
             time.sleep(pause_s)  # not the hot loop: the broker takes nothing at present
             pause_s = min(0.5, pause_s * 2)
-            self._broker.send(commit)
 
 
 def _read_stream(name: str, loaded: Loaded) -> tuple[Position | None, StreamSettings]:

@@ -91,6 +91,10 @@ class Shard:
         self.answered: list[Item] = []  # in it
         self.sent_at = 0.0
         self.next_trim = 0.0
+        self.careful = False  # one entry at a time (careful.py)
+        self.held: deque[Item] = deque()  # what waits for its trial then
+        self.good = 0  # trials that ended well
+        self.repair = False  # elements of the last commit failed: the next one does them again
 
     def low(self) -> int:
         """Every entry up to here is finished (or in the commit being built)."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from service.codec import id_number, number_id, parse_head
-from service.errors import AppendUnknown, BrokerAway, BrokerFull
+from service.errors import AppendUnknown, BrokerAway, BrokerFull, NoFsync
 from service.keys import shard_of
 from service.ports import FeedItem, OutRecord, ShardStatus, StreamRow, WorkerInfo
 from tests.doubles import MemoryBroker, MemoryShard
@@ -31,8 +31,10 @@ class FakePredictions:
     async def check_deployment(self) -> None:
         self._check()
 
-    async def append(self, stream: str, fields: Mapping[str, bytes]) -> str:
+    async def append(self, stream: str, fields: Mapping[str, bytes], fsync: bool = False) -> str:
         self._check()
+        if fsync:
+            raise NoFsync("memory is no disk")
         if self.full:
             raise BrokerFull("nothing was appended")
         entry_id = self.broker.append(stream, fields)

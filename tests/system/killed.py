@@ -16,7 +16,7 @@ from bench.model import lstm_package
 from service.broker.log import RedisLog
 from service.contracts import RollingSettings
 from service.engine import OnnxEngine
-from service.faults import fault_from
+from service.faults import VARIABLE, fault_from, poison_from
 from service.metrics import WorkerMetrics
 
 CHECK = "if entry.number <= stream.last:"
@@ -42,19 +42,22 @@ def without_position_check() -> ModuleType:
     return module
 
 
-def work(url: str, prefix: str, shards: int, folder: str, name: str, fault: str, checked: bool) -> None:
-    """The process: works until SIGTERM, or until `fault` (POINT:N) kills it."""
+def work(
+    url: str, prefix: str, shards: int, folder: str, name: str, fault: str, checked: bool, lease_s: float = 0.3
+) -> None:
+    """The process: works until SIGTERM, or until `fault` (as in service/faults.py) kills it."""
     stop = threading.Event()
     loop = service.worker.loop if checked else without_position_check()
-    log = RedisLog(url, worker=name, prefix=prefix, shards=shards, lease_s=0.3, records_kept=100_000)
+    log = RedisLog(url, worker=name, prefix=prefix, shards=shards, lease_s=lease_s, records_kept=100_000)
     served = engine(Path(folder))
     worker = loop.Worker(
         log,
         {served.manifest.name: (served, "ab" * 8)},
         WorkerMetrics(CollectorRegistry()),
-        lease_s=0.3,
+        lease_s=lease_s,
         batch_entries=48,
-        fault=fault_from({"ROLLCAST_TEST_FAULT": fault}),
+        fault=fault_from({VARIABLE: fault}),
+        poison=poison_from({VARIABLE: fault}),
     )
 
     def end(number: int, frame: object) -> None:

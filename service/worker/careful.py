@@ -1,0 +1,67 @@
+"""Careful mode: how an entry that ends the process is found, refused, and stops nothing else.
+
+A shard that was acquired three times without a commit between, or that was left with a suspect, is worked on with care.
+One entry after the other is first noted in the broker as the suspect, then decoded, stepped and committed, alone: while
+it is on trial nothing else is decoded or stepped in this process, so that no other entry is blamed for its end.
+Shards that are not in doubt have the turns between.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import msgspec
+
+from service.errors import Crashed
+from service.worker.shard import Item, Shard
+
+TRIES: Final = 3  # acquisitions without a commit between, before a shard is in doubt
+GOOD_COMMITS: Final = 100  # after so many it is in doubt no more
+SLICE_S: Final = 0.05  # of trials, before the other shards have their turn
+
+
+class Doubts:
+    """The owned shards that are in doubt. Written only by Worker.run."""
+
+    def __init__(self) -> None:
+        self._shards: dict[int, Shard] = {}
+
+    def __len__(self) -> int:
+        """Entries that wait for their trial."""
+        return sum(len(shard.held) for shard in self._shards.values())
+
+    def __iter__(self) -> Iterator[Item]:
+        """Those entries."""
+        return (item for shard in self._shards.values() for item in shard.held)
+
+    def add(self, shard: Shard) -> None:
+        shard.careful = True
+        self._shards[shard.number] = shard
+
+    def discard(self, shard: Shard) -> None:
+        shard.careful = False
+        self._shards.pop(shard.number, None)
+
+    def each(self, decoding: Callable[[], bool]) -> Iterator[Shard]:
+        """The shard of the oldest waiting entry, again and again for a slice of time, while nothing else decodes."""
+        until = time.monotonic() + SLICE_S
+        while len(self) and not decoding() and time.monotonic() < until:
+            yield min((s for s in self._shards.values() if s.held), key=lambda shard: shard.held[0].number)
+
+
+def refuse(item: Item) -> None:
+    """The verdict: the entry is answered in its turn like any other that cannot be stepped."""
+    fault = Crashed(f"{item.entry.kind} of {item.size:,} bytes: whoever worked on it ended without a word, twice alone")
+    item.entry, item.error = msgspec.structs.replace(item.entry, fault=fault), fault
+
+
+def is_doubtful(shard: Shard, suspected: bool) -> bool:
+    return suspected or shard.head.tries >= TRIES
+
+
+def is_over(shard: Shard, refused: bool) -> bool:
+    """After each trial that was committed."""
+    shard.good += 1
+    return refused or shard.good >= GOOD_COMMITS

@@ -1,0 +1,101 @@
+"""An entry that ends the process that works on it is found, refused, and stops nothing else."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from service.keys import shard_of
+from tests.deployment import Up, await_true
+from tests.doubles import rows_fields
+from tests.system.crew import Crew
+from tests.worlds import wait_until
+
+POISON = np.frombuffer(b"AntiLife" * 3, "<f4")[None]  # (1, 6), every value finite
+
+
+@pytest.fixture
+def crew(broker_url: str, prefix: str, tmp_path: Path) -> Iterator[Crew]:
+    one = Crew(broker_url, prefix, tmp_path, shards=4)
+    yield one
+    one.close()
+
+
+def test_an_entry_that_kills_workers_is_refused_and_everything_else_is_answered(crew: Crew) -> None:
+    """Two workers, started again whenever they die, as a supervisor would."""
+
+    def hire(name: str) -> None:
+        crew.hire(name, fault="poison:AntiLifeAntiLife")
+
+    hire("a")
+    hire("b")
+    crew.feed(150)
+    victim = "s05"
+    shard = shard_of(victim, crew.shards)
+    fields: Any = rows_fields(victim, POISON)
+    entry_id: Any = crew.client.xadd(crew.keys[shard].inbox, fields)
+    crew.feed(50)
+    deaths = 0
+
+    def answered() -> bool:
+        nonlocal deaths
+        for name, process in list(crew.workers.items()):
+            if process.exitcode is not None:
+                deaths += 1
+                hire(name)
+        return crew.answered() >= crew.posted_entries() + 1
+
+    wait_until(answered, 60, "every entry is answered, the poisonous one too")
+    assert 3 <= deaths <= 8
+    ((record_id, record),) = crew.client.xrange(crew.keys[shard].out(victim), entry_id, entry_id)  # type: ignore[misc]
+    body = json.loads(record[b"body"])
+    assert (record[b"type"], body["reason"]) == (b"refused", "crash")
+    (dead,) = [item for keys in crew.keys for _, item in crew.client.xrange(keys.dead)]  # type: ignore[union-attr]
+    assert (dead[b"id"], dead[b"reason"], dead[b"data"]) == (entry_id, b"crash", POISON.tobytes())
+    crew.feed(100)
+    crew.await_answers()
+    wait_until(lambda: not crew.client.exists(crew.keys[shard].suspect), 10, "nothing is suspected any more")
+    crew.dismiss()
+    for stream in crew.posted:
+        ids = [i for i, _ in crew.client.xrange(crew.keys[shard_of(stream, crew.shards)].out(stream))]  # type: ignore[union-attr]
+        expected = [i.encode() for i, _, _ in crew.posted[stream]]
+        assert ids == sorted(expected + [entry_id] * (stream == victim), key=lambda i: tuple(map(int, i.split(b"-"))))
+    assert record_id == entry_id
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_up_refuses_it_within_seconds(tmp_path_factory: pytest.TempPathFactory) -> None:
+    up = Up(tmp_path_factory.mktemp("h"), "--workers", "2", ROLLCAST_TEST_FAULT="poison:AntiLifeAntiLife")
+    try:
+        url = up.ready().url
+        query = {"model": "activity-lstm", "wait": 60}
+
+        def post(stream: str, rows: np.ndarray) -> httpx.Response:
+            return httpx.post(
+                f"{url}/v1/streams/{stream}/samples", params=query, content=rows.tobytes(), timeout=90, trust_env=False,
+                headers={"Content-Type": "application/octet-stream"},
+            )  # fmt: skip
+
+        good = np.ones((1, 6), "<f4")
+        assert post("belt", good).json()["step"] == 1
+        began = time.monotonic()
+        refused = post("belt", POISON)
+        took_s = time.monotonic() - began
+        assert (refused.status_code, refused.json()["reason"]) == (422, "crash")
+        assert took_s < 45, "within about 10 s on an idle machine"
+        after = post("belt", good).json()
+        assert (after["step"], after["restarted"]) == (2, None)
+        ends = [line for line in up.lines if "starting it again" in line["event"]]
+        assert 3 <= len(ends) <= 8
+        print(f"refused after {took_s:.1f} s, {len(ends)} ends")
+    finally:
+        status = up.stop()
+    assert status == 0
+    await_true(lambda: not up.family()[1:], "nothing is left behind")

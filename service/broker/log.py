@@ -69,6 +69,8 @@ class RedisLog:
         self._commits: dict[int, Wire] = {}
         self._owner: dict[int, bytes] = {}  # what stands in the shard's `owner` while it is ours
         self._suspected: set[int] = set()
+        self._tokens: dict[int, str] = {}  # of this process's last acquisitions
+        self._tried: dict[int, bytes] = {}  # entries it tried last, in careful mode
         self._sent: dict[int, tuple[Commit, list[bytes]]] = {}  # in flight, a command each
         self._refused: dict[int, tuple[Commit, list[bytes]]] = {}  # to be sent again
         self._repairs: dict[int, list[bytes]] = {}  # for the next commit
@@ -86,10 +88,11 @@ class RedisLog:
         head: bytes | None = self._script(
             scripts.ACQUIRE,
             (keys.owner, keys.head, keys.inbox, keys.feed),
-            (owner, self._lease_ms, secrets.token_hex(4), token, self._trim_finished),
+            (owner, self._lease_ms, secrets.token_hex(4), token, self._trim_finished, self._tokens.get(shard, "-")),
         )
         if head is None:
             return None
+        self._tokens[shard] = token
         wire = Wire(self._url, self._timeout_s)
         try:
             wire.send(pack(("WATCH", keys.head)) + pack(("GET", keys.head)) + pack(("GET", keys.suspect)))
@@ -298,7 +301,8 @@ class RedisLog:
 
     def attempt(self, shard: int, head: bytes, entry_id: bytes) -> bool:
         keys = self._keys[shard]
-        tried = int(self._script(scripts.TRY, (keys.head, keys.suspect), (head, entry_id, ATTEMPTS)))
+        survived, self._tried[shard] = int(self._tried.get(shard) == entry_id), entry_id
+        tried = int(self._script(scripts.TRY, (keys.head, keys.suspect), (head, entry_id, ATTEMPTS, survived)))
         if tried < 0:
             raise Fenced(f"shard {shard}: head is not what this worker wrote")
         return tried < ATTEMPTS

@@ -7,8 +7,10 @@ from typing import Final
 # could commit, trim, and so make room.
 
 # KEYS owner head in feed.  ARGV 1 owner's value  2 lease ms  3 new life  4 token  5 trim finished entries: 1 or 0
+# 6 token of this process's last acquisition.
 # Takes the lease, if no other worker holds it, and rewrites the head, so that every older WATCH on it is dead: whoever
 # committed before cannot any more. `kept` is counted anew, since a crash may have lost the last trim's answer.
+# It counts as a try, unless the acquisition before it was this living process's own: then only a connection was lost.
 # Returns the head, or nothing.
 ACQUIRE: Final = """
 local owner = redis.call('GET', KEYS[1])
@@ -16,11 +18,12 @@ if owner and string.match(owner, '^%S+') ~= string.match(ARGV[1], '^%S+') then r
 redis.call('PERSIST', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 local head = redis.call('GET', KEYS[2])
-local life, n, low, tries = ARGV[3], '0', '0-0', '0'
+local life, n, low, tries = ARGV[3], '0', '0-0', 1
 if head then
   local part = {}
   for word in string.gmatch(head, '%S+') do part[#part + 1] = word end
-  life, n, low, tries = part[1], part[3], part[4], part[6]
+  life, n, low, tries = part[1], part[3], part[4], tonumber(part[6])
+  if part[2] ~= ARGV[6] then tries = tries + 1 end
 else
   redis.call('DEL', KEYS[4])
 end
@@ -32,7 +35,7 @@ while low ~= '0-0' do
   if #some < 500 then break end
   from = '(' .. some[#some][1]
 end
-head = table.concat({life, ARGV[4], n, low, kept, tonumber(tries) + 1}, ' ')
+head = table.concat({life, ARGV[4], n, low, kept, tries}, ' ')
 redis.call('SET', KEYS[2], head)
 redis.pcall('XGROUP', 'CREATE', KEYS[3], 'rollcast', '0', 'MKSTREAM')
 return head
@@ -81,13 +84,15 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('XTRIM', KEYS[2], 'MINID', ARGV[2])
 """
 
-# KEYS head suspect.  ARGV the head as we know it, an entry's id, how often it may be tried.
-# Before an entry is looked at in careful mode. Returns how often it was tried before, or -1 when the shard is lost.
+# KEYS head suspect.  ARGV the head as we know it, an entry's id, how often it may be tried, 1 when this living process
+# tried it last.  Before an entry is looked at in careful mode. Returns how often it was tried before, not counting what
+# did not end its process, or -1 when the shard is lost.
 TRY: Final = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end
 redis.call('PERSIST', KEYS[2])
 local id, tried = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) (%d+)$')
 tried = id == ARGV[2] and tonumber(tried) or 0
+if ARGV[4] == '1' and tried > 0 then tried = tried - 1 end
 if tried < tonumber(ARGV[3]) then redis.call('SET', KEYS[2], ARGV[2] .. ' ' .. (tried + 1)) end
 return tried
 """

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx
 import numpy as np
 import pytest
@@ -70,31 +71,48 @@ def test_an_entry_that_kills_workers_is_refused_and_everything_else_is_answered(
     assert record_id == entry_id
 
 
+KINDS = {
+    "belt": ("samples", "activity-lstm", "application/octet-stream"),
+    "cam": ("frames", "digits-cnn", "image/jpeg"),
+}
+
+
+def pictures() -> tuple[bytes, bytes]:
+    """A JPEG, and the same with a comment that is poison to a decoder."""
+    _, jpeg = cv2.imencode(".jpg", np.full((28, 28), 90, np.uint8))
+    good = jpeg.tobytes()
+    comment = POISON.tobytes()
+    return good, good[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + good[2:]
+
+
+def ends(up: Up) -> list[Any]:
+    return [line for line in up.lines if "starting it again" in line["event"]]
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 def test_up_refuses_it_within_seconds(tmp_path_factory: pytest.TempPathFactory) -> None:
     up = Up(tmp_path_factory.mktemp("h"), "--workers", "2", ROLLCAST_TEST_FAULT="poison:AntiLifeAntiLife")
     try:
         url = up.ready().url
-        query = {"model": "activity-lstm", "wait": 60}
 
-        def post(stream: str, rows: np.ndarray) -> httpx.Response:
+        def post(stream: str, data: bytes) -> httpx.Response:
+            kind, model, media = KINDS[stream]
             return httpx.post(
-                f"{url}/v1/streams/{stream}/samples", params=query, content=rows.tobytes(), timeout=90, trust_env=False,
-                headers={"Content-Type": "application/octet-stream"},
+                f"{url}/v1/streams/{stream}/{kind}", params={"model": model, "wait": 60}, content=data, timeout=90,
+                headers={"Content-Type": media}, trust_env=False,
             )  # fmt: skip
 
-        good = np.ones((1, 6), "<f4")
-        assert post("belt", good).json()["step"] == 1
-        began = time.monotonic()
-        refused = post("belt", POISON)
-        took_s = time.monotonic() - began
-        assert (refused.status_code, refused.json()["reason"]) == (422, "crash")
-        assert took_s < 45, "within about 10 s on an idle machine"
-        after = post("belt", good).json()
-        assert (after["step"], after["restarted"]) == (2, None)
-        ends = [line for line in up.lines if "starting it again" in line["event"]]
-        assert 3 <= len(ends) <= 8
-        print(f"refused after {took_s:.1f} s, {len(ends)} ends")
+        for stream, good, bad in (("belt", np.ones((1, 6), "<f4").tobytes(), POISON.tobytes()), ("cam", *pictures())):
+            assert post(stream, good).json()["step"] == 1
+            began, before = time.monotonic(), len(ends(up))
+            refused = post(stream, bad)
+            took_s = time.monotonic() - began
+            assert (refused.status_code, refused.json()["reason"]) == (422, "crash")
+            assert took_s < 45, "within about 10 s on an idle machine"
+            after = post(stream, good).json()
+            assert (after["step"], after["restarted"]) == (2, None)
+            assert 2 <= len(ends(up)) - before <= 8
+            print(f"{stream}: refused after {took_s:.1f} s, {len(ends(up)) - before} ends")
     finally:
         status = up.stop()
     assert status == 0

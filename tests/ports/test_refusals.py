@@ -1,0 +1,355 @@
+"""A broker that answers and says no: what was refused is sent again, leases outlast it, foreign writes are repaired."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+from prometheus_client import CollectorRegistry
+
+from service.broker.log import RedisLog
+from service.codec import parse_head
+from service.embedded import EmbeddedBroker
+from service.errors import BrokerAway, CommitRefused, Fenced
+from service.keys import ShardKeys, shard_of, worker_key, workers_key
+from service.metrics import WorkerMetrics
+from tests.doubles import TinyEngine, rows_fields, tiny_manifest
+from tests.ports.test_log import commit_of, new_log, record
+from tests.worlds import SHARDS, BrokerWorld, answered, wait_until, working
+
+pytestmark = pytest.mark.parametrize("broker", ["valkey", "redis"], indirect=True)
+ROW = np.ones((1, 3), np.float32)
+
+
+@pytest.fixture
+def client(broker_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(broker_url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def own_brokers() -> Iterator[dict[str, EmbeddedBroker]]:
+    running: dict[str, EmbeddedBroker] = {}
+    yield running
+    for one in running.values():
+        one.stop()
+        shutil.rmtree(one.home, ignore_errors=True)
+
+
+@pytest.fixture
+def own(
+    broker: EmbeddedBroker, own_brokers: dict[str, EmbeddedBroker], request: pytest.FixtureRequest
+) -> Iterator[redis.Redis]:
+    """A client of a broker that this module alone uses: it is set up to say no, and back again."""
+    kind = request.node.callspec.params["broker"]
+    if kind not in own_brokers:
+        folder = Path(tempfile.mkdtemp(prefix="rcr-"))
+        own_brokers[kind] = EmbeddedBroker(folder, None if kind == "valkey" else shutil.which("redis-server"))
+        own_brokers[kind].start()
+    with redis.Redis.from_url(own_brokers[kind].url) as client:
+        yield client
+        client.config_set("maxmemory", "0")
+        client.config_set("min-replicas-to-write", "0")
+        client.replicaof("no", "one")
+
+
+def url_of(client: redis.Redis) -> str:
+    return f"unix://{client.connection_pool.connection_kwargs['path']}"
+
+
+# --- leases on a broker that is full ---------------------------------------------------------------------------------
+
+
+def test_leases_are_taken_renewed_and_given_back_although_the_broker_is_full(own: redis.Redis, prefix: str) -> None:
+    keys = ShardKeys(prefix, 0)
+    for n in range(1, 4):
+        own.xadd(keys.inbox, {"stream": "a"}, id=f"{n}-0")
+    first, second = new_log(url_of(own), prefix, "w1"), new_log(url_of(own), prefix, "w2")
+    assert first.renew([], b"{}").workers == 1  # the deployment is written down
+    assert second.renew([], b"{}") == ([], 1, 2)
+    own.config_set("maxmemory", "1")
+    with pytest.raises(redis.exceptions.OutOfMemoryError):
+        own.set(f"{prefix}:any", "value")
+    head = first.acquire(0)
+    assert head is not None
+    assert first.renew([0], b'{"id": "w1"}').lost == []
+    assert own.get(worker_key(prefix, "w1")) == b'{"id": "w1"}'
+    assert first.attempt(0, head, b"1-0")
+    first.release(0)
+    assert second.acquire(0) is not None
+    for log in (first, second):
+        log.close()
+
+
+def test_a_full_broker_is_trimmed_up_to_what_is_finished_and_no_further(own: redis.Redis, prefix: str) -> None:
+    keys = ShardKeys(prefix, 0)
+    for n in range(1, 4):
+        own.xadd(keys.inbox, {"stream": "a"}, id=f"{n}-0")
+    own.set(keys.head, "life token 7 3-0 2 0")
+    log = new_log(url_of(own), prefix, trim_finished=False)
+    head = log.acquire(0)
+    assert head is not None
+    assert own.xlen(keys.inbox) == 3
+    own.config_set("maxmemory", "1")
+    commit = commit_of(head, record("a", b"3-0"))
+    log.send(commit)
+    with pytest.raises(CommitRefused, match="OOM"):
+        log.result(0)
+    assert log.make_room(commit) == 2
+    log.send_again(0)
+    with pytest.raises(CommitRefused, match="OOM"):
+        log.result(0)
+    assert own.get(keys.head) == head, "nothing was applied"
+    own.config_set("maxmemory", "0")
+    log.send_again(0)
+    assert log.result(0).errors == []
+    assert [i for i, _ in own.xrange(keys.inbox)] == [b"3-0"]  # type: ignore[union-attr]
+    assert own.xlen(keys.out("a")) == 1, "once, not thrice"
+    log.close()
+
+
+def test_what_was_refused_is_not_sent_again_once_the_shard_is_anothers(own: redis.Redis, prefix: str) -> None:
+    log, thief = new_log(url_of(own), prefix, "w1"), new_log(url_of(own), prefix, "thief")
+    head = log.acquire(0)
+    assert head is not None
+    own.config_set("maxmemory", "1")
+    log.send(commit_of(head, record("a", b"5-0")))
+    with pytest.raises(CommitRefused):
+        log.result(0)
+    own.config_set("maxmemory", "0")
+    own.delete(ShardKeys(prefix, 0).owner)
+    assert thief.acquire(0) is not None
+    with pytest.raises(Fenced):
+        log.send_again(0)
+    assert not own.exists(ShardKeys(prefix, 0).out("a"))
+    for each in (log, thief):
+        each.close()
+
+
+# --- a worker on a broker that says no -------------------------------------------------------------------------------
+
+
+def test_without_enough_replicas_a_worker_waits_says_so_and_goes_on(own: redis.Redis, prefix: str) -> None:
+    world, engine, metrics = BrokerWorld(url_of(own), prefix, lease_s=20), TinyEngine(tiny_manifest()), metrics_()
+    world.append("a", rows_fields("a", ROW))
+    with working(world.new_log(), engine, lease_s=20, metrics=metrics) as worker:
+        answered(world, {"a": 1})
+        own.config_set("min-replicas-to-write", "1")
+        wait_until(lambda: "NOREPLICAS" in worker.trouble, 10, "the worker says what is wrong")
+        own.config_set("min-replicas-to-write", "0")
+        world.append("a", rows_fields("a", ROW))
+        bodies = answered(world, {"a": 2})["a"]
+        wait_until(lambda: worker.trouble == "", 10, "and that it is over")
+    assert [body["step"] for body in bodies] == [1, 2]
+    assert metrics.fenced.value == 0
+
+
+def test_a_primary_that_became_a_replica_is_left_and_asked_again(own: redis.Redis, prefix: str) -> None:
+    world, engine = BrokerWorld(url_of(own), prefix, lease_s=20), TinyEngine(tiny_manifest())
+    world.append("a", rows_fields("a", ROW))
+    with working(world.new_log(), engine, lease_s=20) as worker:
+        answered(world, {"a": 1})
+        own.replicaof("127.0.0.1", "1")  # READONLY from now on, on connections that stay open
+        wait_until(lambda: worker.away, 10, "the worker notices")
+        own.replicaof("no", "one")
+        world.append("a", rows_fields("a", ROW))
+        bodies = answered(world, {"a": 2})["a"]
+    assert [(body["step"], body["restarted"]) for body in bodies] == [(1, "first"), (2, None)]
+
+
+def test_a_lost_reading_connection_costs_no_shard(broker_url: str, prefix: str, client: redis.Redis) -> None:
+    world, engine = BrokerWorld(broker_url, prefix, lease_s=20), TinyEngine(tiny_manifest())
+    world.append("a", rows_fields("a", ROW))
+    with working(world.new_log(), engine, lease_s=20):
+        answered(world, {"a": 1})
+        before = [client.get(keys.head).split()[1] for keys in world.keys]  # type: ignore[union-attr]
+        readers = [c for c in client.client_list() if c["cmd"] == "xread" and "b" in c["flags"]]
+        for reader in readers:
+            client.client_kill_filter(_id=reader["id"])
+        assert readers
+        world.append("a", rows_fields("a", ROW))
+        answered(world, {"a": 2})
+        assert [client.get(keys.head).split()[1] for keys in world.keys] == before  # type: ignore[union-attr]
+
+
+def test_an_emptied_broker_begins_a_new_life_under_a_living_worker(
+    broker_url: str, prefix: str, client: redis.Redis
+) -> None:
+    world, engine = BrokerWorld(broker_url, prefix), TinyEngine(tiny_manifest())
+    world.append("a", rows_fields("a", ROW))
+    with working(world.new_log(), engine):
+        answered(world, {"a": 1})
+        keys = world.keys[shard_of("a", SHARDS)]
+        life = parse_head(client.get(keys.head)).life  # type: ignore[arg-type]
+        found = [*client.scan_iter(f"{prefix}:*", count=1000)]
+        client.delete(*found)
+        wait_until(lambda: bool(client.exists(keys.head)), 10, "it begins anew")
+        world.append("a", rows_fields("a", ROW))
+        (body,) = answered(world, {"a": 1})["a"]
+        assert parse_head(client.get(keys.head)).life != life  # type: ignore[arg-type]
+    assert (body["step"], body["restarted"]) == (1, "first")
+
+
+# --- foreign writes are repaired -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("foreign", ["text", "a later record"])
+def test_a_record_that_a_foreign_write_kept_out_is_written_by_the_next_commit(
+    broker_url: str, prefix: str, client: redis.Redis, foreign: str
+) -> None:
+    world, metrics = BrokerWorld(broker_url, prefix), metrics_()
+    with working(world.new_log(), TinyEngine(tiny_manifest()), metrics=metrics):
+        if foreign == "text":
+            client.set(world.keys[shard_of("a", SHARDS)].out("a"), "mine")
+        else:
+            world.append("a", rows_fields("a", ROW))
+            answered(world, {"a": 1})
+            client.xadd(world.keys[shard_of("a", SHARDS)].out("a"), {"type": "mine"}, id="99999999999999-0")
+        expected = 1 if foreign == "text" else 2
+        world.append("a", rows_fields("a", ROW))
+        wait_until(lambda: metrics.commit_errors.value >= 1, 10, "it is noticed")
+        wait_until(lambda: client.type(world.keys[shard_of("a", SHARDS)].out("a")) == b"stream", 10, "repaired")
+        wait_until(lambda: b"mine" not in [kind.encode() for _, kind, _, _ in read(world)], 10, "repaired")
+        world.append("a", rows_fields("a", ROW))
+        bodies = answered(world, {"a": expected + 1})["a"]
+    assert [body["step"] for body in bodies] == [*range(1, expected + 2)]
+    assert metrics.fenced.value == 0
+
+
+def read(world: BrokerWorld) -> list[tuple[str, str, bytes, str]]:
+    found: Any = world.client.xrange(world.keys[shard_of("a", SHARDS)].out("a"))
+    return [(i.decode(), f[b"type"].decode(), f.get(b"body", b""), "") for i, f in found]
+
+
+@pytest.mark.parametrize("name", ["pos", "settings", "streams", "feed", "dead"])
+def test_every_other_key_of_a_shard_is_repaired_too(
+    broker_url: str, prefix: str, client: redis.Redis, name: str
+) -> None:
+    log, keys = new_log(broker_url, prefix), ShardKeys(prefix, 0)
+    head = log.acquire(0)
+    assert head is not None
+    client.set(getattr(keys, name), "mine")
+    first = commit_of(head, record("a", b"5-0"))._replace(settings={"a": b"{}"}, dead=[dead()])
+    log.send(first)
+    (error,) = log.result(0).errors
+    assert "WRONGTYPE" in error
+    log.send(commit_of(first.after))
+    assert log.result(0).errors == []
+    assert client.hgetall(keys.pos) == {b"a": b"pos"}
+    assert client.hgetall(keys.settings) == {b"a": b"{}"}
+    assert client.zrange(keys.streams, 0, -1) == [b"a"]
+    assert [i for i, _ in client.xrange(keys.feed)] == [b"1-0", b"2-0"]  # type: ignore[union-attr]
+    assert client.xlen(keys.dead) == 1
+    log.send(commit_of(commit_of(first.after).after))
+    assert log.result(0).errors == [], "and only once"
+    assert client.xlen(keys.dead) == 1
+    log.close()
+
+
+def dead() -> Any:
+    from service.ports import DeadWrite
+
+    return DeadWrite(b"5-0", "a", "samples", "malformed", "why", b"data")
+
+
+# --- ids and suspects ------------------------------------------------------------------------------------------------
+
+
+def test_two_live_workers_with_one_id_do_not_take_each_others_shards(broker_url: str, prefix: str) -> None:
+    first, twin = new_log(broker_url, prefix, "same"), new_log(broker_url, prefix, "same")
+    assert first.acquire(0) is not None
+    assert twin.acquire(0) is not None, "it looks like its own"
+    assert first.renew([0], b"{}").lost == [0]
+    assert first.renew([], b"{}").workers == 2, "from now on they have two ids"
+    assert first.acquire(0) is None
+    assert twin.renew([0], b"{}") == ([], 0, 2)
+    for log in (first, twin):
+        log.close()
+
+
+def test_deaths_are_counted_until_a_commit_but_neither_orderly_ends_nor_lost_connections(
+    broker_url: str, prefix: str
+) -> None:
+    def tries(log: RedisLog) -> int:
+        head = log.acquire(0)
+        assert head is not None
+        return parse_head(head).tries
+
+    log = new_log(broker_url, prefix)
+    assert tries(log) == 1
+    log.abandon(0)
+    assert tries(log) == 1, "it lives: only a connection was lost"
+    log.release(0)
+    assert tries(log) == 0
+    for expected in (1, 2, 3, 4):
+        log.close()  # its process died
+        log = new_log(broker_url, prefix)
+        assert tries(log) == expected
+    log.release(0)
+    assert tries(log) == 4, "a shard in doubt stays in doubt"
+    log.close()
+
+
+def test_a_suspect_is_tried_twice_by_whoever_owns_the_shard_and_by_nobody_else(
+    broker_url: str, prefix: str, client: redis.Redis
+) -> None:
+    first, second = new_log(broker_url, prefix, "w1"), new_log(broker_url, prefix, "w2")
+    old = first.acquire(0)
+    assert old is not None
+    assert not first.suspected(0)
+    assert first.attempt(0, old, b"5-0")
+    client.delete(ShardKeys(prefix, 0).owner)
+    head = second.acquire(0)
+    assert head is not None
+    assert second.suspected(0)
+    before = client.get(ShardKeys(prefix, 0).suspect)
+    with pytest.raises(Fenced):
+        first.attempt(0, old, b"5-0")
+    with pytest.raises(Fenced):
+        first.acquit(0, old)
+    assert client.get(ShardKeys(prefix, 0).suspect) == before == b"5-0 1"
+    assert [second.attempt(0, head, b"5-0") for _ in range(3)] == [True] * 3, (
+        "it lives: nothing speaks against the entry"
+    )
+    for may in (False, False):
+        second.close()  # its process died
+        second = new_log(broker_url, prefix, "w2")
+        head = second.acquire(0)
+        assert head is not None
+        assert second.attempt(0, head, b"5-0") == may
+    assert second.attempt(0, head, b"6-0"), "another entry has its own two tries"
+    second.acquit(0, head)
+    assert not client.exists(ShardKeys(prefix, 0).suspect)
+    for log in (first, second):
+        log.close()
+
+
+def test_a_dead_worker_counts_no_more_when_its_leases_end(broker_url: str, prefix: str, client: redis.Redis) -> None:
+    first, second = new_log(broker_url, prefix, "w1"), new_log(broker_url, prefix, "w2")
+    assert first.renew([], b"{}") == ([], 0, 1)
+    assert second.renew([], b"{}") == ([], 1, 2)
+    began = time.monotonic()
+    wait_until(lambda: second.renew([], b"{}") == ([], 0, 1), 5, "it is alone")
+    assert time.monotonic() - began >= 0.25
+    second.leave()
+    assert client.zrange(workers_key(prefix), 0, -1) in ([], [b"w1"])
+    for log in (first, second):
+        log.close()
+
+
+def test_an_absent_broker_is_away_and_not_refusing(prefix: str, broker: EmbeddedBroker) -> None:
+    log = RedisLog(f"unix://{broker.home}/nobody.sock", worker="w", prefix=prefix, shards=SHARDS)
+    with pytest.raises(BrokerAway):
+        log.renew([], b"{}")
+    log.close()
+
+
+def metrics_() -> WorkerMetrics:
+    return WorkerMetrics(CollectorRegistry())

@@ -37,16 +37,30 @@ class ChaosBroker:
         self._embedded.start()
         self.path = Path(self._embedded.url.removeprefix("unix://"))
         self._seen = Path(), 0  # a log, and where a command of it ends: longer ones are not read from their beginning
+        self._client: redis.Redis | None = None
         self.lives: list[Path] = []  # the data of brokers that were replaced by an empty one
 
     def client(self) -> redis.Redis:
         return connect(self.path)
 
+    def asked(self) -> redis.Redis:
+        """A client that is kept, until `hang_up`."""
+        if self._client is None:
+            self._client = self.client()
+        return self._client
+
+    def hang_up(self) -> None:
+        if self._client is not None:
+            self._client.close()
+        self._client = None
+
     def stop(self) -> None:
+        self.hang_up()
         self._embedded.stop()
 
     def kill(self) -> None:
         """SIGKILL: what the kernel had taken is on disk, nothing else is said to anybody."""
+        self.hang_up()
         pid = self._embedded.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
@@ -72,7 +86,8 @@ class ChaosBroker:
         if lost < 1:
             return Torn(0, 0)
         end = ends[-1 - lost]
-        self._seen = path, ends[max(0, len(ends) - 1 - lost - 2 * MOST_LOST)]
+        safe = len(ends) - 1 - lost - 2 * MOST_LOST  # a whole transaction goes when its end does
+        self._seen = path, ends[safe] if safe > 0 else offset
         if chance.random() < 0.5:
             end -= 3  # a command is 14 bytes at least
         os.truncate(path, end)
@@ -84,6 +99,7 @@ class ChaosBroker:
         aside.mkdir()
         shutil.move(str(log_of(self.home).parent), aside / "appendonlydir")
         self.lives.append(aside)
+        self._seen = Path(), 0
 
     def starve(self) -> None:
         """From now on nothing that needs memory is taken."""

@@ -52,7 +52,11 @@ def chaos(
                 progress.print(line, soft_wrap=True, markup=False)
 
         run = Chaos(options, show)
-        verdict = run.run()
+        try:
+            verdict = run.run()
+        except KeyboardInterrupt:
+            shutil.rmtree(run.home, ignore_errors=True)
+            raise
     if verdict.passed and not keep:
         shutil.rmtree(run.home, ignore_errors=True)
     else:

@@ -357,15 +357,28 @@ def loading(scene: Scene) -> Iterator[None]:
     scene.proxy.error = None
 
 
-ILLNESSES = [out_of_memory, a_replica, a_failed_snapshot, too_few_replicas, a_long_script, loading]
+ILLNESSES = {  # and what the worker's log says of each, as docs/operations.md has it
+    out_of_memory: "the broker refuses OOM",
+    a_replica: "READONLY",
+    a_failed_snapshot: "the broker refuses MISCONF",
+    too_few_replicas: "the broker refuses NOREPLICAS",
+    a_long_script: "the broker refuses BUSY",
+    loading: "LOADING",
+}
 
 
 @ON_BOTH
 @pytest.mark.parametrize("illness", ILLNESSES, ids=lambda illness: illness.__name__)
 def test_what_the_broker_refuses_is_done_when_it_is_well_again_and_once(
-    new_scene: Callable[[str], Scene], kind: str, illness: Callable[[Scene], Any]
+    new_scene: Callable[[str], Scene], kind: str, illness: Callable[[Scene], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     scene = new_scene(kind)
+
+    def said() -> bool:
+        """The log has every word, in one line."""
+        lines = [f"{line.getMessage()} {getattr(line, 'detail', '')}" for line in list(caplog.records)]
+        return any(all(word in line for word in ILLNESSES[illness].split()) for line in lines)
+
     with scene.working() as worker:
         scene.post(60)
         wait_until(scene.answered, 20, "every entry is answered")
@@ -374,7 +387,8 @@ def test_what_the_broker_refuses_is_done_when_it_is_well_again_and_once(
         with illness(scene):
             answered = sum(len(scene.records(stream)) for stream in STREAMS) if illness is not a_long_script else 60
             scene.proxy.release()
-            wait_until(lambda: bool(worker.trouble) or worker.away, 20, "the worker says that the broker refuses")
+            wait_until(lambda: bool(worker.trouble) or worker.away, 20, "/readyz says that the broker refuses")
+            wait_until(said, 20, ILLNESSES[illness])
             assert answered == 60
         wait_until(scene.answered, 30, "what was refused is answered")
         wait_until(lambda: not worker.trouble and not worker.away, 10, "all is well again")

@@ -127,7 +127,8 @@ class RedisPredictions:
 
     async def _check_fsync(self) -> None:
         """Raises NoFsync unless a write is on disk before it is answered. Only one configuration promises that, and
-        WAITAOF proves nothing (docs/decisions/0006). Asked each time: somebody may change it while we run."""
+        WAITAOF proves nothing: docs/decisions/0006-fsync-only-by-configuration.md. Asked each time, since somebody may
+        change it while we run."""
         for name, wanted in _ON_DISK.items():
             (reply,) = await self._ask_any(("CONFIG", "GET", name))
             if isinstance(reply, redis.ResponseError):

@@ -74,7 +74,7 @@ class Verdict:
             shown = count if isinstance(count, str) else f"{count:,}"
             table.add_row(f"[bold red]{shown}[/]" if not good else shown, what)
 
-        row(findings.entries, f"entries that survived, of {self.appended:,} appended to {self.streams} streams")
+        row(findings.entries, f"entries that survived, of {self.streams} streams; {self.appended:,} were acknowledged")
         types = ", ".join(f"{name} {count:,}" for name, count in sorted(findings.records.items()))
         row(sum(findings.records.values()), f"records: {types}; with {findings.events:,} events")
         restarts = ", ".join(f"{name} {count:,}" for name, count in sorted(findings.restarts.items()))
@@ -87,7 +87,10 @@ class Verdict:
         row(
             self.torn_commands, f"commands torn off the broker's log, with {self.lost_by_broker:,} acknowledged entries"
         )
-        row(self.refused_full, f"appends refused by a full broker; {self.unknown:,} whose answer was lost")
+        row(
+            self.refused_full,
+            f"appends refused by a full broker, {self.unknown:,} whose answer was lost: posted again if they had a seq",
+        )
         row(findings.suspects, "entries refused as suspects, after workers were killed on them")
         table.add_section()
         row(self.lost, "lost", good=not self.lost)

@@ -49,12 +49,16 @@ class Faults:
         self._life_began_ms = _now_ms()
         self._ending = False
 
-    def make(self) -> bool:
-        """The next fault. False when there was nobody to hurt: another kind comes first then."""
-        kind = next(self._order_of_kinds)
-        done: bool = getattr(self, "_" + kind.replace("-", "_"))()
-        if not done:
-            self._order_of_kinds = _before(kind, self._order_of_kinds)
+    def unseen(self) -> list[str]:
+        """Kinds that have not happened."""
+        return [kind for kind in self._kinds if not self.happened[kind]]
+
+    def make(self, kind: str | None = None) -> bool:
+        """The next fault, or one of this kind. False when there was nobody to hurt: another kind comes first then."""
+        chosen = next(self._order_of_kinds) if kind is None else kind
+        done: bool = getattr(self, "_" + chosen.replace("-", "_"))()
+        if not done and kind is None:
+            self._order_of_kinds = _before(chosen, self._order_of_kinds)
         return done
 
     def tend(self) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 import redis
+from rich.console import Console
 
 from service.broker.log import RedisLog
 from service.chaos.broker import connect
 from service.chaos.check import Findings, HeadWatch, Judge, missing
 from service.chaos.run import Chaos, Options
 from service.chaos.traffic import CASES, Draft, Producer, StreamTraffic, Tally
-from service.chaos.verdict import KINDS
+from service.chaos.verdict import KINDS, Verdict
 from service.engine import OnnxEngine
+from service.errors import BrokerFailed
 from service.keys import ShardKeys, shard_of
 from service.packages import Package, load_package, zoo_folder
 from tests.deployment import rollcast
@@ -235,10 +237,9 @@ def test_traffic_follows_from_the_seed_and_has_every_case(package: Package) -> N
 
 
 def test_a_broker_binary_that_is_not_there_is_said(tmp_path: Path) -> None:
-    home = Path(shutil.os.path.realpath(tmp_path))  # type: ignore[attr-defined]
     options = Options(1, 1, 2, broker_binary="no-such-broker")
-    with pytest.raises(Exception, match="no such program"):
-        Chaos(options, lambda line: None, home).run()
+    with pytest.raises(BrokerFailed, match="no such program"):
+        Chaos(options, lambda line: None, tmp_path).run()
 
 
 def test_a_client_of_the_run_repeats_nothing(broker: Any) -> None:
@@ -246,3 +247,42 @@ def test_a_client_of_the_run_repeats_nothing(broker: Any) -> None:
     assert isinstance(client, redis.Redis)
     assert client.get_retry().get_retries() == 0
     client.close()
+
+
+# --- the verdict -----------------------------------------------------------------------------------------------------
+
+
+def verdict_of(**changes: Any) -> Verdict:
+    values: dict[str, Any] = {
+        "seed": 1, "seconds": 30.0, "duration_s": 40.0, "workers": 3, "streams": 24, "findings": Findings(),
+        "faults": dict.fromkeys(KINDS, 1),
+    }  # fmt: skip
+    return Verdict(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"findings": Findings(lost=1, told=["lost: dense-1 in shard 2"])}, "dense-1 in shard 2"),
+        ({"findings": Findings(differing=1)}, "differing"),
+        ({"lost_unexcused": 1}, "lost"),
+        ({"blind": 1}, "before the reply"),
+        ({"crashes": 1}, "ended by themselves"),
+        ({"unseen": ["tear"], "faults": dict.fromkeys(KINDS, 0)}, "not seen: broker restarted without its log's tail"),
+    ],
+)
+def test_a_verdict_fails_for_whatever_was_found_and_for_what_did_not_happen(changes: dict[str, Any], said: str) -> None:
+    verdict = verdict_of(**changes, evidence="/tmp/somewhere")
+    console = Console(width=200, record=True, file=io.StringIO())
+    verdict.show(console)
+    text = console.export_text()
+    assert not verdict.passed
+    assert verdict.as_json()["passed"] is False
+    assert said in text
+    assert "FAILED" in text
+    assert "/tmp/somewhere" in text
+
+
+def test_a_verdict_passes_when_nothing_was_found() -> None:
+    assert verdict_of().passed
+    assert verdict_of(findings=Findings(ties=3, suspects=1, unfinished=5), lost_by_broker=7).passed

@@ -349,12 +349,17 @@ def a_long_script(scene: Scene) -> Iterator[None]:
     other.close()
 
 
-@contextmanager
-def loading(scene: Scene) -> Iterator[None]:
-    """LOADING: the broker reads its data. Said by the proxy: so little data is read too quickly."""
-    scene.proxy.error = b"LOADING Redis is loading the dataset in memory"
-    yield
-    scene.proxy.error = None
+def saying(error: str) -> Callable[[Scene], Any]:
+    """Said by the proxy to every command."""
+
+    @contextmanager
+    def ill(scene: Scene) -> Iterator[None]:
+        scene.proxy.error = error.encode()
+        yield
+        scene.proxy.error = None
+
+    ill.__name__ = error.split()[0].lower()
+    return ill
 
 
 ILLNESSES = {  # and what the worker's log says of each, as docs/operations.md has it
@@ -363,12 +368,15 @@ ILLNESSES = {  # and what the worker's log says of each, as docs/operations.md h
     a_failed_snapshot: "the broker refuses MISCONF",
     too_few_replicas: "the broker refuses NOREPLICAS",
     a_long_script: "the broker refuses BUSY",
-    loading: "LOADING",
+    saying("LOADING Redis is loading the dataset in memory"): "LOADING",  # so little data is read too quickly
+    saying("MOVED 1 127.0.0.1:1"): "MOVED",
+    saying("CLUSTERDOWN The cluster is down"): "CLUSTERDOWN",
+    saying("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'."): "MASTERDOWN",
 }
+EACH = [(kind, ill) for ill in ILLNESSES for kind in ("valkey", "redis") if kind == "valkey" or "_" in ill.__name__]
 
 
-@ON_BOTH
-@pytest.mark.parametrize("illness", ILLNESSES, ids=lambda illness: illness.__name__)
+@pytest.mark.parametrize(("kind", "illness"), EACH, ids=[f"{kind}-{ill.__name__}" for kind, ill in EACH])
 def test_what_the_broker_refuses_is_done_when_it_is_well_again_and_once(
     new_scene: Callable[[str], Scene], kind: str, illness: Callable[[Scene], Any], caplog: pytest.LogCaptureFixture
 ) -> None:

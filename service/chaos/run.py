@@ -52,8 +52,8 @@ class Options:
 class Chaos:
     """`run` once. `progress` gets a line now and then."""
 
-    def __init__(self, options: Options, progress: Callable[[str], None], home: Path | None = None) -> None:
-        self.home = Path(tempfile.mkdtemp(prefix="rollcast-chaos-")) if home is None else home
+    def __init__(self, options: Options, progress: Callable[[str], None]) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="rollcast-chaos-"))  # its sockets' paths are short
         self._options, self._progress = options, progress
         self._watch = HeadWatch(SHARDS)
         self._tally = Tally()

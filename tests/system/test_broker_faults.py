@@ -364,14 +364,18 @@ def saying(error: str) -> Callable[[Scene], Any]:
 
 ILLNESSES = {  # and what the worker's log says of each, as docs/operations.md has it
     out_of_memory: "the broker refuses OOM",
-    a_replica: "READONLY",
+    a_replica: "broker away READONLY",
     a_failed_snapshot: "the broker refuses MISCONF",
     too_few_replicas: "the broker refuses NOREPLICAS",
     a_long_script: "the broker refuses BUSY",
-    saying("LOADING Redis is loading the dataset in memory"): "LOADING",  # so little data is read too quickly
-    saying("MOVED 1 127.0.0.1:1"): "MOVED",
-    saying("CLUSTERDOWN The cluster is down"): "CLUSTERDOWN",
-    saying("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'."): "MASTERDOWN",
+    saying(
+        "LOADING Redis is loading the dataset in memory"
+    ): "the broker refuses LOADING",  # so little data is read too quickly
+    saying("MOVED 1 127.0.0.1:1"): "broker away MOVED",
+    saying("CLUSTERDOWN The cluster is down"): "broker away CLUSTERDOWN",
+    saying(
+        "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'."
+    ): "broker away MASTERDOWN",
 }
 EACH = [(kind, ill) for ill in ILLNESSES for kind in ("valkey", "redis") if kind == "valkey" or "_" in ill.__name__]
 

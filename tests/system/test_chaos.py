@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -48,14 +49,16 @@ def test_half_a_minute_of_everything_loses_doubles_and_changes_nothing() -> None
 
 
 @pytest.mark.timeout(200)
-def test_a_worker_without_its_fence_is_found_out(tmp_path: Path) -> None:
+def test_a_worker_without_its_fence_is_found_out() -> None:
     for seed in range(3):  # chance decides what an unfenced commit hits
         options = Options(
             8, 2, 150, seed, lease_s=0.4, burst=150, kinds=("partition",) * 4 + ("kill",), program=UNFENCED
         )
-        home = Path(f"{tmp_path}/{seed}")
-        home.mkdir()
-        verdict = Chaos(options, lambda line: None, home).run()
+        run = Chaos(options, lambda line: None)
+        try:
+            verdict = run.run()
+        finally:
+            shutil.rmtree(run.home, ignore_errors=True)
         assert verdict.faults["partition"] > 0
         if verdict.findings.faults:
             assert not verdict.passed
@@ -236,10 +239,12 @@ def test_traffic_follows_from_the_seed_and_has_every_case(package: Package) -> N
     assert {field for draft in drafts(3) for field in draft.fields} >= {"start", "end", "seq", "time"}
 
 
-def test_a_broker_binary_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_broker_binary_that_is_not_there_is_said() -> None:
     options = Options(1, 1, 2, broker_binary="no-such-broker")
+    run = Chaos(options, lambda line: None)
     with pytest.raises(BrokerFailed, match="no such program"):
-        Chaos(options, lambda line: None, tmp_path).run()
+        run.run()
+    shutil.rmtree(run.home)
 
 
 def test_a_client_of_the_run_repeats_nothing(broker: Any) -> None:

@@ -92,7 +92,7 @@ class Worker:
         self._reading: dict[int, Shard] | None = None  # what the read under way was asked for
         self._next_beat = 0.0
         self._deadline = 0.0  # of the leases, by this process's clock
-        self._beaten = 0.0
+        self._renewed = 0.0  # when the leases last were
         self._share = 0  # shards this worker should own
         self._place = 0  # where it begins to look for free ones
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
@@ -180,12 +180,13 @@ class Worker:
 
     def _renew(self) -> None:
         """Says that this worker lives; learns which shards it lost, and how many it should have."""
-        self._beaten = before = time.monotonic()
+        before = time.monotonic()
+        due = before + SOONEST_S > self._renewed + self._lease_s / 3  # a heartbeat is cheap, a lease a script each
         about = msgspec.structs.replace(self._about, trouble=self.trouble)
-        renewed = self._broker.renew(list(self._shards), msgspec.json.encode(about))
+        renewed = self._broker.renew(list(self._shards) if due else [], msgspec.json.encode(about))
         self._lose([self._shards[number] for number in renewed.lost], "the lease is another's")
-        if self._shards:
-            self._deadline = before + self._lease_s
+        if due:
+            self._renewed, self._deadline = before, before + self._lease_s
         self._share = share(self._broker.shards, renewed.workers, renewed.place)
         self._place = renewed.place * self._broker.shards // renewed.workers
 
@@ -538,7 +539,7 @@ class Worker:
                 self._refused(error)
             with contextlib.suppress(CommitRefused):  # what refuses a commit may refuse these as well
                 shard.kept = max(0, shard.kept - self._broker.make_room(commit))
-                if time.monotonic() > self._beaten + self._lease_s / 3:
+                if time.monotonic() > self._renewed + self._lease_s / 3:
                     self._renew()
             if shard.lost or time.monotonic() + pause_s > self._deadline:
                 raise Fenced(f"still refused when the lease ran out: {refused.detail}") from refused

@@ -3,10 +3,12 @@
 PYTHON ?= python3
 PORT ?= 8000
 SECONDS ?=
+SOAK ?= 600
+SEED ?=
 BIN ?= .venv-test/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check soak format bench clean
 
 help:  ## these lines
 	@echo "make TARGET, where TARGET is one of"
@@ -29,6 +31,9 @@ check:  ## format, lint, types, layers and tests, in an environment that is set 
 format:  ## format and sort imports
 	$(BIN)/ruff check --fix --select I .
 	$(BIN)/ruff format .
+
+soak: .venv-test/ready  ## ten minutes of rollcast chaos (SOAK= seconds, SEED=)
+	$(BIN)/python -m service.cli chaos --seconds $(SOAK) $(if $(SEED),--seed $(SEED))
 
 bench: .venv-test/ready  ## measure the budget's rows that exist
 	$(BIN)/python -m bench.drain

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -12,13 +14,14 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
+import hiredis
 import uvicorn
 
 from rollcast import Client
 from service.api import Bounds, create_app
 from service.broker.log import RedisLog
 from service.broker.predictions import RedisPredictions
-from service.broker.wire import Wire
+from service.broker.wire import Wire, safe_url
 from service.contracts import Limits
 from service.demo import Demo
 from service.embedded import EmbeddedBroker
@@ -297,6 +300,8 @@ def _command(*arguments: str) -> Sequence[str]:
 def broker_url(settings: Settings) -> str:
     """The broker of an api or a worker that runs by itself: --broker, else that of an `up` on this home."""
     if settings.broker is not None:
+        with contextlib.suppress(BrokerAway):  # it is waited for
+            check_keeps(settings.broker)
         return settings.broker
     path = settings.home.expanduser().absolute() / "broker.sock"
     if not path.exists():
@@ -305,10 +310,26 @@ def broker_url(settings: Settings) -> str:
 
 
 def check_answers(url: str) -> None:
-    """Raises BrokerFailed when no broker answers at `url`."""
+    """Raises BrokerFailed when no broker answers at `url`, or one that is not to be trusted with states."""
     try:
-        wire = Wire(url, 3.0)
-        wire.call("PING")
-        wire.close()
+        check_keeps(url)
     except BrokerAway as error:
         raise BrokerFailed(f"{error}. Start it, correct --broker, or leave --broker out for the embedded one") from None
+
+
+def check_keeps(url: str) -> None:
+    """Raises BrokerFailed when the broker evicts keys as its memory fills: states would vanish. Raises BrokerAway."""
+    wire = Wire(url, 3.0)
+    try:
+        said = wire.call("INFO", "memory")  # managed ones refuse CONFIG GET
+    except hiredis.ReplyError as error:
+        log.warning("the broker does not tell its maxmemory-policy", extra={"detail": str(error)})
+        return
+    finally:
+        wire.close()
+    policy = re.search(rb"^maxmemory_policy:(\S+)", said, re.MULTILINE)
+    if policy is not None and policy[1] != b"noeviction":
+        raise BrokerFailed(
+            f"broker {safe_url(url)} has maxmemory-policy {policy[1].decode()}: as its memory fills it would drop "
+            "states and entries without a word; expected noeviction (CONFIG SET maxmemory-policy noeviction)"
+        )

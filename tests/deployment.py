@@ -25,10 +25,10 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 
 
-def rollcast(*arguments: str, stdin: bytes = b"", **more: str) -> subprocess.CompletedProcess[str]:
+def rollcast(*arguments: str, stdin: bytes = b"", limit_s: float = 60, **more: str) -> subprocess.CompletedProcess[str]:
     """One command, run to its end."""
     done = subprocess.run(
-        [*COMMAND, *arguments], input=stdin, capture_output=True, env=environment() | more, timeout=60, check=False
+        [*COMMAND, *arguments], input=stdin, capture_output=True, env=environment() | more, timeout=limit_s, check=False
     )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 

@@ -136,7 +136,8 @@ GET_PREDICTIONS: Final = _get(
             "description": (
                 "`text/event-stream`: every record after the cursor as it comes; a prediction is an unnamed event, "
                 "`refused`, `dropped`, `duplicate`, `done`, `gap` and `bye` are named. "
-                "`application/json`: a page, ascending; `gap` is true where records before it are not kept any more."
+                "`application/json`: a page, ascending; `gap` is true where records before it "
+                "are not kept any more, or were lost with the log's tail."
             ),
             "content": {
                 **_json(_object(predictions=_array(_RECORD), next=_ID, gap={"type": "boolean"})),

@@ -71,7 +71,7 @@ def record_routes(context: Context) -> APIRouter:
         cursor = number_id(after).decode()
         last = await newest_record(context.predictions, stream)
         records = await context.predictions.records(stream, cursor, PAGE)
-        gap = id_number(records[0].prev) > after if records else last > after
+        gap = id_number(records[0].prev) > after if records else last > after or await lost(stream, after)
         if gap and not records:
             cursor = number_id(last).decode()
         while records:
@@ -83,6 +83,10 @@ def record_routes(context: Context) -> APIRouter:
                         return _page(found, cursor, gap)
             records = await context.predictions.records(stream, cursor, PAGE)
         return _page(found, cursor, gap)
+
+    async def lost(stream: str, cursor: int) -> bool:
+        """Whether the log lost its tail, and the cursor's entry with it."""
+        return cursor > id_number(await context.predictions.last_generated(stream))
 
     return router
 

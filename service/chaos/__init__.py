@@ -1,0 +1,1 @@
+"""State that survives anything, proved: faults on purpose, then every record against a replay."""

@@ -1,0 +1,180 @@
+"""What the predictions of one stream must be: each stream alone, one step after the other, nothing vectorised.
+
+Written from the documentation, not from the worker's code: the two share no line. Another batch shape may round a
+score differently, so that a decision within `TIE` of its threshold may fall either way: a tie, which is counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from service.contracts import Manifest
+
+TIE: Final = 1e-5  # a decision this close to its threshold may fall either way
+LABEL_MARGIN: Final = 1e-4  # and so may the label, when the two highest scores are this close
+
+
+class Model(Protocol):
+    """What the oracle needs of a model: ports.Engine without a promise to serve."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+    def run(self, x: np.ndarray, states: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]: ...
+
+
+@dataclass
+class Label:
+    """One label's automaton, as the documentation tells it."""
+
+    inside: bool = False
+    since: float | None = None
+    quiet_until: float = -math.inf
+    told_at: float = 0.0
+    peak: float = 0.0  # float32, like the smoothed scores
+    told: float = 0.0
+    unsure: bool = False  # a decision was a tie: what follows from it is not compared
+
+
+Told = tuple[str, str, int, float]  # type, label, step, time
+
+
+@dataclass
+class Oracle:
+    """`step` one block after the other; returns what its prediction must say."""
+
+    engine: Model
+    state: dict[str, np.ndarray] = field(default_factory=dict)
+    labels: list[Label] = field(default_factory=list)
+    smooth: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (K,)
+    steps: int = 0
+    last: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.begin()
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.engine.manifest
+
+    def begin(self) -> None:
+        self.state = {t.name: np.full((1, *t.shape), t.initial, t.dtype) for t in self.manifest.states}
+        self.labels = [Label() for _ in self.manifest.labels]
+        self.smooth = np.zeros(len(self.labels), np.float32)
+        self.steps = 0
+
+    def close(self) -> list[Told]:
+        """The exits of a state that ends, at its last step's time."""
+        named = zip(self.manifest.labels, self.labels, strict=True)
+        return [("exit", name, self.steps, self.last) for name, label in named if label.inside]
+
+    @property
+    def unsure(self) -> set[str]:
+        """Labels whose events are not to be compared now."""
+        return {name for name, label in zip(self.manifest.labels, self.labels, strict=True) if label.unsure}
+
+    def step(self, x: np.ndarray, time: float, interval_s: float | None = None) -> dict[str, Any]:
+        """`x` (T, …), `time` of its last step."""
+        interval_s = self.manifest.interval_s if interval_s is None else interval_s
+        events: list[Told] = []
+        unsure: set[str] = set()
+        probabilities = np.zeros((1, 1, 0), np.float32)
+        for t in range(len(x)):
+            probabilities, self.state = self.engine.run(x[None, t : t + 1], self.state)
+            now = round(time - (len(x) - 1 - t) * interval_s, 6)
+            unsure |= self._roll(probabilities[0, 0], now, events)
+        ordered = np.sort(probabilities[0, 0])
+        return {
+            "step": self.steps,
+            "probabilities": probabilities[0, 0].tolist(),
+            "rolling": self.smooth.tolist(),
+            "events": events,
+            "unsure": unsure,
+            "label": self.manifest.labels[int(np.argmax(probabilities[0, 0]))],
+            "margin": float(ordered[-1] - ordered[-2]) if len(ordered) > 1 else 1.0,
+        }
+
+    def _roll(self, probabilities: np.ndarray, now: float, events: list[Told]) -> set[str]:
+        """Returns the labels that were unsure at this step."""
+        rolling, gap = self.manifest.rolling, self.manifest.gap
+        self.steps += 1
+        dt = min(max(now - self.last, 0.0), gap.gap_s)
+        weight = 1.0 if self.steps == 1 or rolling.half_life_s == 0 else 1 - 2 ** (-dt / rolling.half_life_s)
+        self.last = now
+        self.smooth = self.smooth + np.float32(weight) * (probabilities - self.smooth)
+        told: dict[str, list[str]] = {"exit": [], "enter": [], "update": []}
+        unsure = set()
+        for name, label, smooth in zip(self.manifest.labels, self.labels, self.smooth, strict=True):
+            if name in self.manifest.background:
+                continue
+            near = bool(min(abs(smooth - rolling.enter), abs(smooth - rolling.exit)) < TIE)
+            if near:
+                label.unsure = label.unsure or rolling.half_life_s > 0  # without smoothing equal scores are meant
+            self._decide(label, name, smooth, now, told)
+            if label.unsure:
+                unsure.add(name)
+                if not near and smooth < min(rolling.enter, rolling.exit):  # outside, however the tie was decided
+                    label.unsure = False
+        events.extend((kind, name, self.steps, now) for kind, names in told.items() for name in names)
+        return unsure
+
+    def _decide(self, label: Label, name: str, smooth: np.float32, now: float, told: dict[str, list[str]]) -> None:
+        rolling = self.manifest.rolling
+        if label.inside:
+            label.peak = max(label.peak, float(smooth))
+            if smooth < np.float32(rolling.exit):
+                told["exit"].append(name)
+                label.inside, label.since, label.quiet_until = False, None, now + rolling.refractory_s
+            elif label.peak > label.told and round(now - label.told_at, 6) >= rolling.update_s:
+                told["update"].append(name)
+                label.unsure = label.unsure or bool(rolling.half_life_s > 0 and label.peak - label.told < TIE)
+                label.told, label.told_at = label.peak, now
+        elif smooth >= np.float32(rolling.enter) and now >= round(label.quiet_until, 6):
+            if label.since is None:
+                label.since, label.peak = now, 0.0
+            label.peak = max(label.peak, float(smooth))
+            if round(now - label.since, 6) >= rolling.dwell_s:
+                told["enter"].append(name)
+                label.inside, label.told, label.told_at = True, label.peak, now
+        else:
+            label.since = None
+
+
+@dataclass
+class Difference:
+    """How a prediction differs from what it must be. Equal when `what` is empty."""
+
+    what: list[str] = field(default_factory=list)
+    largest: float = 0.0  # of all probabilities, raw and rolling
+    ties: int = 0  # decisions too close to compare
+
+
+def compare(record: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float = 1e-5) -> Difference:
+    """A prediction and the oracle's: step, scores, rolling, label where the margin is clear, events."""
+    if record["type"] != "prediction":
+        return Difference([f"type {record['type']}, expected prediction"])
+    found = Difference()
+    if record["step"] != expected["step"]:
+        found.what.append(f"step {record['step']}, expected {expected['step']}")
+    for name, ours in (("probabilities", record["probabilities"]), ("rolling", record["rolling"]["probabilities"])):
+        theirs = np.asarray(expected[name])
+        largest = float(np.abs(np.asarray(ours) - theirs).max()) if len(ours) == len(theirs) else math.inf
+        found.largest = max(found.largest, largest)
+        if not largest <= tolerance:
+            found.what.append(f"{name} differ by {largest:.1e}")
+    if expected["margin"] <= LABEL_MARGIN:
+        found.ties += record["label"] != expected["label"]
+    elif record["label"] != expected["label"]:
+        found.what.append(f"label {record['label']}, expected {expected['label']}")
+    unsure = expected["unsure"]
+    told = [(e["type"], e["label"], e["step"], round(e["time"], 6)) for e in record["events"]]
+    clear = [one for one in told if one[1] not in unsure]
+    if clear != [one for one in expected["events"] if one[1] not in unsure]:
+        found.what.append(f"events {told}, expected {expected['events']}")
+    elif told != expected["events"]:
+        found.ties += 1
+    return found

@@ -1,0 +1,212 @@
+"""One run: broker, workers, producers and faults for a while; then quiet, and the judge.
+
+Everything is ordered from one thread. Faults come one after the other and last on while the next one comes.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import redis
+
+from service.chaos.broker import ChaosBroker
+from service.chaos.check import HeadWatch, Judge, missing
+from service.chaos.faults import Faults
+from service.chaos.traffic import Producer, StreamTraffic, Tally
+from service.chaos.verdict import KINDS, PROOF_S, Verdict
+from service.chaos.workers import PROGRAM, ChaosWorker, WorkerOptions
+from service.errors import StartError
+from service.packages import load_package, zoo_folder
+
+MODEL: Final = "activity-lstm/1"
+SHARDS: Final = 4
+CROWDED: Final = 5_000  # unfinished entries: bursts wait
+LONGER_S: Final = 60.0
+QUIET_S: Final = 180.0  # how long the end waits until all is answered
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `rollcast chaos` is told."""
+
+    seconds: float = 60.0
+    workers: int = 3
+    streams: int = 24
+    seed: int = 0
+    lease_s: float = 1.0
+    state_ttl_s: float = 5.0
+    burst: int = 600  # entries
+    kinds: Sequence[str] = tuple(KINDS)
+    program: Sequence[str] = PROGRAM
+    broker_binary: str | None = None
+
+
+class Chaos:
+    """`run` once. `progress` gets a line now and then."""
+
+    def __init__(self, options: Options, progress: Callable[[str], None]) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="rollcast-chaos-"))  # its sockets' paths are short
+        self._options, self._progress = options, progress
+        self._watch = HeadWatch(SHARDS)
+        self._tally = Tally()
+        self._next_look = self._next_line = 0.0
+        self._began = time.monotonic()
+
+    def run(self) -> Verdict:
+        """Raises StartError. Leaves no process behind."""
+        models = self.home / "models" / MODEL
+        shutil.copytree(zoo_folder() / MODEL, models)
+        self._package = load_package(models)
+        options = self._options
+        self._judge = Judge(self._package, shards=SHARDS, state_ttl_s=options.state_ttl_s, turn=self._comparing)
+        self._broker = ChaosBroker(self.home, options.broker_binary)
+        told = WorkerOptions(
+            self.home, self.home / "models", SHARDS, options.lease_s, options.state_ttl_s, options.program
+        )
+        self._workers: list[ChaosWorker] = []
+        self._producers: list[Producer] = []
+        try:
+            self._workers = [ChaosWorker(number, self._broker.path, told) for number in range(options.workers)]
+            self._faults = Faults(
+                options.kinds, random.Random(options.seed), self._broker, self._workers,
+                tally=self._tally, watch=self._watch, shards=SHARDS, lease_s=options.lease_s,
+            )  # fmt: skip
+            for worker in self._workers:
+                worker.start()
+            self._produce()
+            self._await_first_commit()
+            self._rage()
+            self._calm()
+            return self._conclude()
+        finally:
+            for producer in self._producers:
+                producer.stop()
+            for worker in self._workers:
+                worker.close()
+            self._broker.stop()
+
+    # --- the run -------------------------------------------------------------------------------------------------
+
+    def _produce(self) -> None:
+        options = self._options
+        sparse = max(1, options.streams // 3)
+        traffic = [
+            StreamTraffic(f"{'sparse' if n < sparse else 'dense'}-{n:02}", options.seed, self._package.manifest, SHARDS)
+            for n in range(options.streams)
+        ]
+        dense = traffic[sparse:]
+        for number, (streams, burst) in enumerate(
+            [(traffic[:sparse], 0), (dense[::2], options.burst), (dense[1::2], options.burst)]
+        ):
+            if streams:
+                self._producers.append(
+                    Producer(
+                        self._broker.path, streams, self._tally, seed=f"{options.seed}-{number}", burst=burst,
+                        crowded=lambda: self._watch.backlog > CROWDED, shards=SHARDS,
+                    )
+                )  # fmt: skip
+        for producer in self._producers:
+            producer.start()
+
+    def _await_first_commit(self) -> None:
+        """The clock of the run starts when something can be broken."""
+        deadline = time.monotonic() + 90
+        while not self._faults.owners():
+            if time.monotonic() > deadline:
+                raise StartError(f"no worker was ready within 90 s; their logs lie in {self.home}")
+            self._turn("starting")
+
+    def _rage(self) -> None:
+        """Longer than was asked for, where a slow machine has not let every kind happen yet."""
+        options = self._options
+        began = time.monotonic()
+        end = began + options.seconds
+        dice = random.Random(f"{options.seed} pauses")
+        last = end - min(6.0, options.seconds / 5)  # what is broken last is still seen to recover under traffic
+        first_round = len(options.kinds) + 2
+        pause_s = min(2.5, (last - began) / first_round)
+        next_fault = began + pause_s / 2
+        while (now := time.monotonic()) < end:
+            if options.kinds and next_fault <= now < last:
+                done = self._faults.make()
+                next_fault = time.monotonic() + (pause_s * dice.uniform(0.6, 1.2) if done else 0.1)
+            self._turn(f"{now - began:.0f} of {options.seconds:.0f} s")
+        while options.seconds >= PROOF_S and (unseen := self._faults.unseen()) and time.monotonic() < end + LONGER_S:
+            if (now := time.monotonic()) >= next_fault:
+                self._faults.make(unseen[0])
+                next_fault = now + 2 * pause_s
+            self._turn(f"waiting for {', '.join(unseen)}")
+
+    def _calm(self) -> None:
+        """No more faults, no more entries; all that was posted is answered."""
+        for producer in self._producers:
+            producer.stop()
+        for producer in self._producers:
+            producer.join(10)
+        self._faults.end()
+        deadline = time.monotonic() + QUIET_S
+        while time.monotonic() < deadline:
+            self._turn("calming down")
+            if self._watch.drained(self._broker.asked()):
+                return
+
+    def _turn(self, when: str) -> None:
+        """Looks after everything once."""
+        now = time.monotonic()
+        self._faults.tend()
+        for worker in self._workers:
+            worker.tend()
+        if now >= self._next_look:
+            self._next_look = now + 0.1
+            try:
+                self._watch.look(self._broker.asked(), self._judge.findings)
+            except (redis.RedisError, OSError):
+                self._broker.hang_up()
+        if now >= self._next_line:
+            self._next_line = now + 1.0
+            faults = "  ".join(f"{kind} {self._faults.happened[kind]}" for kind in self._options.kinds)
+            self._progress(f"{when}: entries {self._watch.entries:,}  waiting {self._watch.backlog:,}  {faults}")
+        time.sleep(0.01)
+
+    def _comparing(self) -> None:
+        if (now := time.monotonic()) >= self._next_line:
+            self._next_line = now + 1.0
+            self._progress(f"comparing: {sum(self._judge.findings.records.values()):,} records")
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def _conclude(self) -> Verdict:
+        options, judge = self._options, self._judge
+        crashes = sum(not worker.stop() for worker in self._workers if worker.running())
+        crashes += sum(worker.crashes for worker in self._workers)
+        with self._broker.client() as client:
+            survived = judge.life(client, complete=True)
+        self._broker.stop()
+        for life in self._broker.lives:
+            old = ChaosBroker(life, options.broker_binary)
+            try:
+                with old.client() as client:
+                    survived |= judge.life(client, complete=False)
+            finally:
+                old.stop()
+        excused, unexcused = missing(self._tally.acknowledged, survived, self._faults.losses_ms)
+        proxies = sum((worker.proxy.counts for worker in self._workers), Counter[str]())
+        faults = {kind: self._faults.happened[kind] for kind in options.kinds}
+        judge.findings.told += [f"lost: acknowledged {i.decode()} of shard {p} is nowhere" for p, i in unexcused[:5]]
+        return Verdict(
+            seed=options.seed, seconds=options.seconds, duration_s=round(time.monotonic() - self._began, 1),
+            workers=options.workers, streams=options.streams, findings=judge.findings, faults=faults,
+            appended=len(self._tally.acknowledged), refused_full=self._tally.counts["full"],
+            unknown=self._tally.counts["unknown"], torn_commands=self._faults.torn, lost_by_broker=excused,
+            lost_unexcused=len(unexcused), acquisitions=self._watch.acquisitions, blind=proxies["blind"],
+            crashes=crashes,
+            unseen=self._faults.unseen() if options.seconds >= PROOF_S else [],
+        )  # fmt: skip

@@ -99,7 +99,7 @@ class Owner:
         self.cursor = self.head.low
         self.scheduler: Scheduler[Piece] = Scheduler()
         self.unfinished: list[Piece] = []
-        self.table = StateTable(LAYOUT, capacity=1)
+        self.table = StateTable(LAYOUT, block_rows=1)
         self.slots: dict[str, int] = {}
         self.positions: dict[str, Position] = {}
         self.in_flight: tuple[bytes, Commit] | None = None

@@ -21,12 +21,15 @@ class Crew(Run):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.workers: dict[str, Any] = {}
+        self.hired = 0
 
     def hire(self, *names: str, fault: str = "", lease_s: float = LEASE_S) -> None:
         for name in names:
+            self.hired += 1
+            folder = self.folder / str(self.hired)  # each writes its own package: another may be reading
+            folder.mkdir()
             self.workers[name] = self.context.Process(
-                target=killed.work,
-                args=(self.url, self.prefix, self.shards, str(self.folder), name, fault, True, lease_s),
+                target=killed.work, args=(self.url, self.prefix, self.shards, str(folder), name, fault, True, lease_s)
             )
             self.workers[name].start()
 

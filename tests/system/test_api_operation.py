@@ -213,9 +213,22 @@ def test_the_openapi_document_is_complete(api: Serving) -> None:
     post = document["paths"]["/v1/streams/{stream}/samples"]["post"]
     assert set(post["requestBody"]["content"]) == {"application/json", "text/csv", "application/octet-stream"}
     assert {p["name"] for p in post["parameters"]} == {
-        "stream", "model", "seq", "time", "start", "end", "wait", "interval_s",
+        "stream", "model", "seq", "time", "start", "end", "wait", "ack", "interval_s",
     }  # fmt: skip
-    assert set(post["responses"]) == {"200", "202", "400", "404", "409", "410", "413", "415", "422", "503", "504"}
+    assert set(post["responses"]) == {
+        "200",
+        "202",
+        "400",
+        "404",
+        "409",
+        "410",
+        "413",
+        "415",
+        "422",
+        "501",
+        "503",
+        "504",
+    }
     for path in document["paths"].values():
         for call in path.values():
             assert call["summary"]

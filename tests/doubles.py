@@ -114,8 +114,10 @@ class MemoryLog:
         return [shard for shard in shards if self.broker.shards[shard].owner in ("", self.worker)], 0.01
 
     def release(self, shard: int) -> None:
-        if self.broker.shards[shard].owner == self.worker:
-            self.broker.shards[shard].owner = ""
+        it = self.broker.shards[shard]
+        if it.owner == self.worker:
+            it.owner, head = "", parse_head(it.head)
+            it.head = head._replace(tries=0 if head.tries < 3 else head.tries).encode()
 
     def leave(self) -> None:
         self.broker.workers.discard(self.worker)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import hiredis
-
-from service.broker.wire import Argument, Wire, pack
+from service.broker.wire import Argument, pack
 from service.codec import number_id
-from service.errors import BrokerAway
 from service.keys import ShardKeys
 from service.ports import Idle
 
@@ -46,10 +43,7 @@ class Housekeeping:
 
     _keys: list[ShardKeys]
 
-    def _controlling(self) -> Wire:
-        raise NotImplementedError
-
-    def _drop_control(self) -> None:
+    def _ask_all(self, commands: Sequence[bytes]) -> list[Any]:
         raise NotImplementedError
 
     def fetch(self, wanted: Mapping[int, Sequence[int]]) -> dict[int, list[tuple[bytes, list[bytes]] | None]]:
@@ -82,15 +76,4 @@ class Housekeeping:
         return sum(self._ask([("ZCARD", self._keys[shard].streams) for shard in shards]))
 
     def _ask(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        """Commands in one round trip. Raises BrokerAway, also for an error reply."""
-        control = self._controlling()
-        try:
-            control.send(b"".join([pack(command) for command in commands]))
-            replies = [control.reply() for _ in commands]
-        except BrokerAway:
-            self._drop_control()
-            raise
-        for reply in replies:
-            if isinstance(reply, hiredis.ReplyError):
-                raise BrokerAway(f"the broker answered {reply}")
-        return replies
+        return self._ask_all([pack(command) for command in commands])

@@ -37,7 +37,8 @@ class Janitor:
         self.next_at = 0.0  # by this process's clock
 
     def sweep(self, shards: Collection[Shard], now: float, pinned: Callable[[Stream], bool]) -> None:
-        """Looks after the shard whose turn it is."""
+        """Looks after the shard whose turn it is. Raises CommitRefused when the broker takes nothing at present."""
+        self.next_at = now + PAUSE_S
         if shards and now >= self._count_at:
             self._count_at = now + COUNT_EVERY_S
             known = self._broker.known([shard.number for shard in shards])

@@ -135,6 +135,10 @@ class Worker:
                     self._next_beat = 0.0
                     stop.wait(backoff_s)
                     backoff_s = min(1.0, backoff_s * 2)
+                except CommitRefused as error:  # a read was refused: what it was to bring is read again
+                    self._refused(error)
+                    self._lose(list(self._shards.values()), "the broker refuses reads")
+                    stop.wait(backoff_s)
             self._drain()
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
@@ -157,7 +161,8 @@ class Worker:
         batch, bound = self._step(batch)
         self._settle()
         if (now := time.monotonic()) >= self._janitor.next_at:
-            self._janitor.sweep(self._shards.values(), now, self._pinned(item.key for item in batch))
+            with contextlib.suppress(CommitRefused):  # it can wait
+                self._janitor.sweep(self._shards.values(), now, self._pinned(item.key for item in batch))
         if batch:
             self._commit([item for item in batch if not item.key.shard.lost], bound)
 

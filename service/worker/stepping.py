@@ -156,8 +156,7 @@ class Stepper:
         item.model = model
         item.time_us = event_time_us(entry)
         item.served = model.name
-        if entry.seq is not None and stream.seq is not None:
-            item.missed = entry.seq - stream.seq - 1
+        item.missed = _missed(item)
         item.steps = steps_of(item, model)
         return item.steps
 
@@ -245,7 +244,7 @@ class Stepper:
             failed = range(len(runs)) if scores is None else scores.failed
             for b in failed:
                 for item in runs[b]:
-                    item.reason = None
+                    item.reason, item.missed = None, _missed(item)  # what was refused before it was not stepped
                     self._step_group(model, [item], item.steps, bound, calls)
             if good := [run for b, run in enumerate(runs) if b not in failed]:
                 self._step_runs(model, good, steps, bound, calls)
@@ -385,6 +384,12 @@ class Stepper:
         if stream.model is not None and stream.slot >= 0:
             stream.model.table.free(stream.slot)
         stream.model, stream.slot = None, -1
+
+
+def _missed(item: Item) -> int:
+    """Numbers between the last `seq` that was stepped and this one."""
+    seq, last = item.entry.seq, item.key.seq
+    return 0 if seq is None or last is None else seq - last - 1
 
 
 def _exits_at_end(model: ServedModel, group: Sequence[Item], rows: np.ndarray, stepped: Stepped) -> None:

@@ -91,7 +91,7 @@ FAMILIES: dict[str, Family] = {
     "cnn1d, window": Family("samples", lambda k: CausalCNN(k, **FLAT, width=12, dilations=(1, 2), window=5)),
     **{
         f"vibration {kind}": Family(
-            "vibration", lambda k, kind=kind: Vibration(_over(kind, k), mean=0.0, std=1.0, filters=8)
+            "vibration", lambda k, kind=kind: Vibration(_over(kind, k), SAMPLES, std=1.0, features=16)
         )
         for kind in ("gru", "lstm", "cnn1d")
     },

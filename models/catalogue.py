@@ -12,7 +12,7 @@ from models.cnn1d import CausalCNN
 from models.cnn2d import CNN2d
 from models.mlp import MLP
 from models.rnn import Cell, Recurrent
-from models.text import TextLSTM
+from models.text import TextCNN, TextLSTM
 from models.vibration import Vibration
 from models.video import FrameNet, VideoNet
 
@@ -124,8 +124,12 @@ def _bearing(shape: Shape, family: str) -> nn.Module:
 # --- text --------------------------------------------------------------------------------------------------------
 
 
-def _text(shape: Shape) -> nn.Module:
+def _text_lstm(shape: Shape) -> nn.Module:
     return TextLSTM(shape.tokens, shape.classes, embedding=64, width=64, dropout=0.5)
+
+
+def _text_cnn(shape: Shape) -> nn.Module:
+    return TextCNN(shape.tokens, shape.classes, embedding=64, filters=64, kernels=(2, 3), dropout=0.5)
 
 
 NETS = {
@@ -147,6 +151,8 @@ NETS = {
     "bearing-lstm": Net("lstm", partial(_bearing, family="lstm")),
     "bearing-gru": Net("gru", partial(_bearing, family="gru")),
     "bearing-cnn1d": Net("cnn1d", partial(_bearing, family="cnn1d")),
-    "sentiment-lstm": Net("lstm", _text),
-    "question-lstm": Net("lstm", _text),
+    "sentiment-lstm": Net("lstm", _text_lstm),
+    "sentiment-cnn1d": Net("cnn1d", _text_cnn),
+    "question-lstm": Net("lstm", _text_lstm),
+    "question-cnn1d": Net("cnn1d", _text_cnn),
 }

@@ -183,6 +183,19 @@ def test_jitter_is_for_training_alone_and_moves_a_sequence_as_a_whole() -> None:
     assert (moved - moved[:, :, :1]).abs().max() < 1e-5
 
 
+# --- text --------------------------------------------------------------------------------------------------------
+
+
+def test_to_a_text_net_whose_reader_is_silent_the_order_of_words_shows_in_their_pairs_alone() -> None:
+    net = FAMILIES["text"].net().eval()
+    for parameter in net.memory.parameters():
+        torch.nn.init.zeros_(parameter)
+    one, other = np.array([[1, 2, 3, 9, 9]]), np.array([[2, 1, 3, 9, 9]])
+    assert np.abs(whole(net, one)[:, -1] - whole(net, other)[:, -1]).max() > 1e-4
+    torch.nn.init.zeros_(net.pairs.weight)
+    assert np.abs(whole(net, one)[:, -1] - whole(net, other)[:, -1]).max() < 1e-6
+
+
 # --- the lecture's convolution layer -----------------------------------------------------------------------------
 
 

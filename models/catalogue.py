@@ -124,12 +124,13 @@ def _bearing(shape: Shape, family: str) -> nn.Module:
 # --- text --------------------------------------------------------------------------------------------------------
 
 
-def _text_lstm(shape: Shape) -> nn.Module:
-    return TextLSTM(shape.tokens, shape.classes, embedding=64, width=64, dropout=0.5)
+def _text_lstm(shape: Shape, strongest: bool = False) -> nn.Module:
+    return TextLSTM(shape.tokens, shape.classes, embedding=64, width=64, strongest=strongest, dropout=0.5)
 
 
-def _text_cnn(shape: Shape) -> nn.Module:
-    return TextCNN(shape.tokens, shape.classes, embedding=64, filters=64, kernels=(2, 3), dropout=0.5)
+def _text_cnn(shape: Shape, strongest: bool = False) -> nn.Module:
+    more = {"embedding": 64, "filters": 64, "kernels": (2, 3)}
+    return TextCNN(shape.tokens, shape.classes, **more, strongest=strongest, dropout=0.5)
 
 
 NETS = {
@@ -154,5 +155,5 @@ NETS = {
     "sentiment-lstm": Net("lstm", _text_lstm),
     "sentiment-cnn1d": Net("cnn1d", _text_cnn),
     "question-lstm": Net("lstm", _text_lstm),
-    "question-cnn1d": Net("cnn1d", _text_cnn),
+    "question-cnn1d": Net("cnn1d", partial(_text_cnn, strongest=True)),
 }

@@ -11,12 +11,16 @@ from torch import Tensor, nn
 
 from models.cnn1d import CausalConv, RunningMean
 
+SHARPNESS = 4.0  # of the strongest so far: near 0 it would be the mean, at infinity the maximum
+
+
 class Text(nn.Module):
     """Token ids (B, T) int64 to logits (B, T, K); with two classes to one logit (B, T, 1), a single sigmoid neuron.
 
     What `read` makes of the words stands beside the words and the pairs of neighbours themselves. The dense layer sees
-    all this at a word and its mean over all words so far, so that no early word is lost. A pair has its place in a
-    table of `pairs` rows by a hash of its two ids: no list of pairs is needed.
+    all this at a word and its mean over all words so far, so that no early word is lost; or, with `strongest`, in the
+    mean's place how strongly each value spoke at the most: the logarithm of the mean of exponentials, which follows
+    the largest. A pair has its place in a table of `pairs` rows by a hash of its two ids: no list of pairs is needed.
 
     State: that of `read`; `before` (B, 1), the token before, at first the unknown word; `mean` (B, width + embedding +
     pair_embedding) and `count` (B, 1) of the running mean.
@@ -31,9 +35,11 @@ class Text(nn.Module):
         width: int,  # of what `read` gives
         pairs: int,
         pair_embedding: int,
+        strongest: bool,
         dropout: float,
     ) -> None:
         super().__init__()
+        self.strongest = strongest
         self.embedding = nn.Embedding(tokens, embedding)
         self.pairs = nn.Embedding(pairs, pair_embedding)
         nn.init.normal_(self.embedding.weight, std=0.3)
@@ -56,8 +62,13 @@ class Text(nn.Module):
         places = (line[:, :-1] * 7919 + x * 104_729) % self.pairs.num_embeddings  # two primes
         pairs = self.dropout(self.pairs(places))  # (B, T, pair_embedding)
         seen = torch.cat([read, words, pairs], -1)
-        average, kept = self.average(seen, state)
-        logits = self.head(self.dropout(torch.cat([seen, average], -1)))  # (B, T, K)
+        if self.strongest:
+            seen = torch.tanh(seen)
+            average, kept = self.average(torch.exp(SHARPNESS * seen), state)
+            so_far = torch.log(average) / SHARPNESS
+        else:
+            so_far, kept = self.average(seen, state)
+        logits = self.head(self.dropout(torch.cat([seen, so_far], -1)))  # (B, T, K)
         return logits, after | kept | {"before": line[:, -1:].float()}
 
 
@@ -73,9 +84,11 @@ class TextLSTM(Text):
         width: int = 64,
         pairs: int = 10_000,
         pair_embedding: int = 32,
+        strongest: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        more: dict[str, Any] = {"pairs": pairs, "pair_embedding": pair_embedding, "dropout": dropout}
+        more: dict[str, Any] = {"pairs": pairs, "pair_embedding": pair_embedding}
+        more |= {"strongest": strongest, "dropout": dropout}
         super().__init__(tokens, classes, embedding=embedding, width=width, **more)
         self.memory = nn.LSTM(embedding, width, batch_first=True)
 
@@ -102,9 +115,11 @@ class TextCNN(Text):
         kernels: Sequence[int] = (2, 3),
         pairs: int = 10_000,
         pair_embedding: int = 32,
+        strongest: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        more: dict[str, Any] = {"pairs": pairs, "pair_embedding": pair_embedding, "dropout": dropout}
+        more: dict[str, Any] = {"pairs": pairs, "pair_embedding": pair_embedding}
+        more |= {"strongest": strongest, "dropout": dropout}
         super().__init__(tokens, classes, embedding=embedding, width=filters * len(kernels), **more)
         self.convolutions = nn.ModuleList(CausalConv(embedding, filters, kernel) for kernel in kernels)
 

@@ -98,5 +98,6 @@ FAMILIES: dict[str, Family] = {
     },
     "text": Family("text", lambda k: TextLSTM(TOKENS, k, **SMALL, width=12)),
     "text, one neuron": Family("text", lambda k: TextLSTM(TOKENS, 2, **SMALL, width=12), "logit"),
+    "text, strongest": Family("text", lambda k: TextLSTM(TOKENS, k, **SMALL, width=12, strongest=True)),
     "text cnn1d": Family("text", lambda k: TextCNN(TOKENS, k, **SMALL, filters=8, kernels=(2, 4))),
 }

@@ -12,7 +12,7 @@ from models.cnn1d import CausalCNN
 from models.cnn2d import CNN2d
 from models.mlp import MLP
 from models.rnn import Cell, Recurrent
-from models.text import TextLSTM
+from models.text import TextCNN, TextLSTM
 from models.vibration import Vibration
 from models.video import FrameNet, VideoNet
 
@@ -109,22 +109,28 @@ def causal(
 
 
 def _bearing(shape: Shape, family: str) -> nn.Module:
-    filters = 24
-    flat = Shape(shape.classes, mean=[0.0] * (2 * filters), std=[1.0] * (2 * filters))
+    features = 32
+    flat = Shape(shape.classes, mean=[0.0] * features, std=[1.0] * features)
     if family == "cnn1d":
-        over = causal(flat, width=24, dilations=(1, 2, 4), window=64)
+        over = causal(flat, width=24, dilations=(1, 2, 4), window=64, dropout=0.3)
     else:
-        over = recurrent(flat, family, width=32)
+        over = recurrent(flat, family, width=32, dropout=0.3)
     mean = sum(shape.mean) / len(shape.mean)
     spread = sum(s * s + (m - mean) ** 2 for m, s in zip(shape.mean, shape.std, strict=True)) / len(shape.mean)
-    return Vibration(over, mean=mean, std=spread**0.5, filters=filters, dropout=0.2)
+    samples = len(shape.mean)
+    return Vibration(over, samples, std=spread**0.5, features=features, jitter=0.6, dropout=0.2)
 
 
 # --- text --------------------------------------------------------------------------------------------------------
 
 
-def _text(shape: Shape) -> nn.Module:
-    return TextLSTM(shape.tokens, shape.classes, embedding=64, width=64, dropout=0.5)
+def _text_lstm(shape: Shape, strongest: bool = False) -> nn.Module:
+    return TextLSTM(shape.tokens, shape.classes, embedding=64, width=64, strongest=strongest, dropout=0.5)
+
+
+def _text_cnn(shape: Shape, strongest: bool = False) -> nn.Module:
+    more = {"embedding": 64, "filters": 64, "kernels": (2, 3)}
+    return TextCNN(shape.tokens, shape.classes, **more, strongest=strongest, dropout=0.5)
 
 
 NETS = {
@@ -143,9 +149,11 @@ NETS = {
     "gesture-gru": Net("gru", partial(recurrent, cell="gru", width=64, dropout=0.4)),
     "gesture-rnn": Net("rnn", partial(recurrent, cell="rnn", width=64, dropout=0.4)),
     "gesture-cnn1d": Net("cnn1d", partial(causal, width=48, dilations=(1, 2, 4, 8, 16), dropout=0.3)),
-    "bearing-lstm": Net("cnn-lstm", partial(_bearing, family="lstm")),
-    "bearing-gru": Net("cnn-gru", partial(_bearing, family="gru")),
+    "bearing-lstm": Net("lstm", partial(_bearing, family="lstm")),
+    "bearing-gru": Net("gru", partial(_bearing, family="gru")),
     "bearing-cnn1d": Net("cnn1d", partial(_bearing, family="cnn1d")),
-    "sentiment-lstm": Net("lstm", _text),
-    "question-lstm": Net("lstm", _text),
+    "sentiment-lstm": Net("lstm", _text_lstm),
+    "sentiment-cnn1d": Net("cnn1d", _text_cnn),
+    "question-lstm": Net("lstm", _text_lstm),
+    "question-cnn1d": Net("cnn1d", partial(_text_cnn, strongest=True)),
 }

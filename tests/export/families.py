@@ -14,7 +14,7 @@ from models.cnn1d import CausalCNN
 from models.cnn2d import CNN2d
 from models.mlp import MLP
 from models.rnn import Recurrent
-from models.text import TextLSTM
+from models.text import TextCNN, TextLSTM
 from models.vibration import Vibration
 from models.video import FrameNet, VideoNet
 from service.contracts import FrameInput, Manifest, RowInput, TextInput
@@ -23,6 +23,7 @@ SIZE = (12, 16, 1)  # H, W, C
 FEATURES = 3
 SAMPLES = 32  # of a row of vibration
 TOKENS = 20
+SMALL = {"embedding": 12, "pairs": 50, "pair_embedding": 6}
 FLAT = {"mean": [0.0] * FEATURES, "std": [1.0] * FEATURES}
 
 
@@ -91,10 +92,12 @@ FAMILIES: dict[str, Family] = {
     "cnn1d, window": Family("samples", lambda k: CausalCNN(k, **FLAT, width=12, dilations=(1, 2), window=5)),
     **{
         f"vibration {kind}": Family(
-            "vibration", lambda k, kind=kind: Vibration(_over(kind, k), mean=0.0, std=1.0, filters=8)
+            "vibration", lambda k, kind=kind: Vibration(_over(kind, k), SAMPLES, std=1.0, features=16)
         )
         for kind in ("gru", "lstm", "cnn1d")
     },
-    "text": Family("text", lambda k: TextLSTM(TOKENS, k, embedding=12, width=12)),
-    "text, one neuron": Family("text", lambda k: TextLSTM(TOKENS, 2, embedding=12, width=12), "logit"),
+    "text": Family("text", lambda k: TextLSTM(TOKENS, k, **SMALL, width=12)),
+    "text, one neuron": Family("text", lambda k: TextLSTM(TOKENS, 2, **SMALL, width=12), "logit"),
+    "text, strongest": Family("text", lambda k: TextLSTM(TOKENS, k, **SMALL, width=12, strongest=True)),
+    "text cnn1d": Family("text", lambda k: TextCNN(TOKENS, k, **SMALL, filters=8, kernels=(2, 4))),
 }

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from export.package import write_model, write_tokenizer
@@ -18,6 +19,7 @@ from export.train import as_logits, torch_run
 from models.cnn1d import CausalCNN, RunningMean, WindowMean
 from models.cnn2d import vision
 from models.convolution import Layer, receptive_field
+from models.vibration import Vibration
 from service.packages import load_package
 from service.parity import verify
 from tests.export.families import FAMILIES, FLAT, TOKENS, Family
@@ -139,6 +141,59 @@ def test_the_window_mean_divides_by_the_steps_there_were_and_forgets_what_lies_f
     mean, x = WindowMean(1, 3), torch.tensor([6.0, 0, 3, 9, 0]).reshape(1, 5, 1)
     y, _ = mean(x, mean.initial_state(1))
     assert torch.allclose(y.flatten(), torch.tensor([6.0, 3, 3, 4, 4]))
+
+
+# --- vibration ---------------------------------------------------------------------------------------------------
+
+
+def heard(rows: np.ndarray, std: float = 1.0) -> np.ndarray:
+    """What the dense layer of a vibration net is given for rows (T, 96): (T, 48)."""
+    net = Vibration(nn.Identity(), 96, std=std).eval()
+    given: list[torch.Tensor] = []
+    net.dense.register_forward_hook(lambda _, x, __: given.append(x[0]))
+    net.over.initial_state = lambda batch: {}
+    net.over.forward = lambda x, state: (x, state)
+    net(torch.from_numpy(rows.astype(np.float32))[None], {})
+    return given[0][0].numpy()
+
+
+def test_white_noise_of_the_training_datas_spread_has_power_1_at_each_frequency() -> None:
+    power = np.exp(heard(np.random.default_rng(0).normal(0, 0.3, (4000, 96)), std=0.3))
+    assert np.abs(power.mean(0)[1:] - 1).max() < 0.1
+    assert 0.8 < power.mean(0)[0] < 0.9, "the row's mean, taken away, had a share in the lowest frequency"
+
+
+def test_a_tone_is_heard_at_its_frequency_and_a_sensors_offset_not_at_all() -> None:
+    tone = np.sin(2 * np.pi * 7 * np.arange(96) / 96 + 0.3)[None]
+    assert heard(tone)[0].argmax() == 6, "the first frequency is one wave a row"
+    assert np.allclose(heard(tone), heard(tone + 0.5), atol=1e-3)
+
+
+def test_jitter_is_for_training_alone_and_moves_a_sequence_as_a_whole() -> None:
+    torch.manual_seed(0)
+    net = Vibration(CausalCNN(4, mean=[0.0] * 8, std=[1.0] * 8, width=8), 32, std=1.0, features=8, jitter=0.5)
+    given: list[torch.Tensor] = []
+    net.norm.register_forward_hook(lambda _, x, __: given.append(x[0]))
+    x = torch.randn(2, 5, 32)
+    for mode in (False, False, True):
+        net.train(mode)(x, net.initial_state(2))
+    assert torch.equal(given[0], given[1])
+    moved = given[2] - given[0]  # (B, bins, T)
+    assert moved.abs().min() > 0
+    assert (moved - moved[:, :, :1]).abs().max() < 1e-5
+
+
+# --- text --------------------------------------------------------------------------------------------------------
+
+
+def test_to_a_text_net_whose_reader_is_silent_the_order_of_words_shows_in_their_pairs_alone() -> None:
+    net = FAMILIES["text"].net().eval()
+    for parameter in net.memory.parameters():
+        torch.nn.init.zeros_(parameter)
+    one, other = np.array([[1, 2, 3, 9, 9]]), np.array([[2, 1, 3, 9, 9]])
+    assert np.abs(whole(net, one)[:, -1] - whole(net, other)[:, -1]).max() > 1e-4
+    torch.nn.init.zeros_(net.pairs.weight)
+    assert np.abs(whole(net, one)[:, -1] - whole(net, other)[:, -1]).max() < 1e-6
 
 
 # --- the lecture's convolution layer -----------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory) -> Package:
 
 def test_a_text_package_passes_its_certificate(packaged: Package) -> None:
     assert verify(packaged).passed
-    assert {state.name for state in packaged.manifest.states} == {"h", "c", "mean", "count"}
+    assert {state.name for state in packaged.manifest.states} == {"h", "c", "before", "mean", "count"}
 
 
 def test_one_neuron_says_one_minus_p_and_p(packaged: Package) -> None:

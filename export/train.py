@@ -148,21 +148,32 @@ class _Learner:
 
 
 def _step(net: nn.Module, batch: Batch, task: Task, settings: Settings, optimiser: torch.optim.Optimizer) -> float:
-    """One batch from fresh states: cross entropy of every step that counts, log(1 / probability of the true label)."""
+    """One batch from fresh states."""
     x, y, weight = (part.to(settings.device) for part in batch)
     state = {name: value.to(settings.device) for name, value in net.initial_state(len(x)).items()}
     net.train()
     with torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         logits, _ = net(x, state)  # (B, T, K)
-    each = F.cross_entropy(
-        as_logits(logits).float().flatten(0, 1), y.flatten(), reduction="none", label_smoothing=task.smoothing
-    )  # (B·T,)
-    loss = (each * weight.flatten()).sum() / weight.sum()
+    loss = surprise_of(logits, y, weight, task.smoothing)
     optimiser.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimiser.step()
     return float(loss.detach())
+
+
+def surprise_of(logits: Tensor, y: Tensor, weight: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross entropy of every step that counts, log(1 / probability of the true label), as a weighted mean.
+
+    y and weight (B, T). An ensemble's members answer behind each other along the batch, (members · B, T, K): each has
+    the same loss to make small.
+    """
+    members = len(logits) // len(y)
+    y, weight = y.repeat(members, 1), weight.repeat(members, 1)
+    each = F.cross_entropy(
+        as_logits(logits).float().flatten(0, 1), y.flatten(), reduction="none", label_smoothing=smoothing
+    )  # (members · B · T,)
+    return (each * weight.flatten()).sum() / weight.sum()
 
 
 def torch_run(net: nn.Module, device: str = "cpu") -> Run:

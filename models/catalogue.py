@@ -10,8 +10,10 @@ from torch import nn
 
 from models.cnn1d import CausalCNN
 from models.cnn2d import CNN2d
+from models.ensemble import Ensemble
 from models.mlp import MLP
 from models.rnn import Cell, Recurrent
+from models.rocket import Rocket
 from models.text import TextLSTM
 from models.vibration import Vibration
 from models.video import FrameNet, VideoNet
@@ -108,6 +110,27 @@ def causal(
     )  # fmt: skip
 
 
+def patterns(
+    shape: Shape,
+    width: int = 24,
+    dilations: Sequence[int] = (1, 2, 4, 8, 16),
+    halves: Sequence[float] = (25,),
+    spatial: bool = False,
+    dropout: float = 0.5,
+    members: int = 1,
+) -> nn.Module:
+    """Many short patterns, each step a vote; several such nets that answer together."""
+    nets = [
+        Rocket(
+            shape.classes,
+            mean=shape.mean, std=shape.std, width=width, dilations=dilations, halves=halves, spatial=spatial,
+            dropout=dropout,
+        )
+        for _ in range(members)
+    ]  # fmt: skip
+    return Ensemble(nets) if members > 1 else nets[0]
+
+
 def _bearing(shape: Shape, family: str) -> nn.Module:
     filters = 24
     flat = Shape(shape.classes, mean=[0.0] * (2 * filters), std=[1.0] * (2 * filters))
@@ -143,6 +166,7 @@ NETS = {
     "gesture-gru": Net("gru", partial(recurrent, cell="gru", width=64, dropout=0.4)),
     "gesture-rnn": Net("rnn", partial(recurrent, cell="rnn", width=64, dropout=0.4)),
     "gesture-cnn1d": Net("cnn1d", partial(causal, width=48, dilations=(1, 2, 4, 8, 16), dropout=0.3)),
+    "gesture-rocket": Net("rocket", partial(patterns, width=24, halves=(25,), spatial=True, members=3)),
     "bearing-lstm": Net("cnn-lstm", partial(_bearing, family="lstm")),
     "bearing-gru": Net("cnn-gru", partial(_bearing, family="gru")),
     "bearing-cnn1d": Net("cnn1d", partial(_bearing, family="cnn1d")),

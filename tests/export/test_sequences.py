@@ -18,6 +18,7 @@ from export.sequences import SequenceTask, TextTask, VideoTask, at_the_end, join
 from export.tasks import Batch, Task
 from export.texts import learn_tokenizer, tokens
 from export.train import torch_run, train
+from export.zoo import TASKS
 from models.catalogue import Net, Shape, causal, recurrent, video
 from models.text import TextLSTM
 from service.contracts import TrainingData
@@ -138,6 +139,36 @@ def test_another_speed_and_a_turned_sensor_change_what_they_should() -> None:
     turned = task._turned(rows, rng)
     assert np.allclose(np.linalg.norm(turned, axis=1), np.linalg.norm(rows, axis=1), atol=1e-5)
     assert not np.allclose(turned, rows, atol=1e-2)
+
+
+def test_a_swaying_speed_keeps_ends_and_values_and_a_crop_takes_only_ends() -> None:
+    task, _ = of_rows()
+    rows, rng = np.linspace(0, 1, 100, dtype=np.float32)[:, None].repeat(3, 1), np.random.default_rng(0)
+    swaying = dataclasses.replace(task, speed=0.0, sway=0.3)  # type: ignore[call-arg]
+    for paced in (swaying._paced(rows, rng) for _ in range(20)):
+        slope = 99 * np.diff(paced[:, 0])
+        assert len(paced) == 100
+        assert paced[[0, -1], 0].tolist() == pytest.approx([0, 1], abs=1e-3)
+        assert 0.65 < slope.min() <= slope.max() < 1.35
+    cropping = dataclasses.replace(task, speed=0.0, crop=0.2)  # type: ignore[call-arg]
+    cut = [cropping._paced(rows, rng) for _ in range(50)]
+    assert all(0 <= paced[0, 0] < 0.2 and 0.8 < paced[-1, 0] <= 1 for paced in cut)
+    assert all(np.allclose(99 * np.diff(paced[:, 0]), 1, atol=0.05) for paced in cut)
+    assert min(map(len, cut)) < 75 < max(map(len, cut))
+
+
+def test_a_certificate_holds_no_recording_that_may_not_be_passed_on(tmp_path: Path) -> None:
+    task, data = of_rows()
+    task = dataclasses.replace(task, synthetic=True)  # type: ignore[call-arg]
+    place = package.write_run(task, data, train(task, data, settings(task), tmp_path), tmp_path / "package")
+    x, shape = np.load(place / "golden.npz")["x"], task.shape(data.train, 2)
+    recorded = np.concatenate(data.train.x)
+    assert x.shape == (4, 64, 3)
+    assert np.abs(x.reshape(-1, 1, 3) - recorded).sum(-1).min() > 0
+    assert np.abs(x.std((0, 1)) / shape.std - 1).max() < 0.4
+    assert not (place / "samples").exists()
+    assert all(TASKS[f"gesture-{family}"].synthetic for family in ("lstm", "rocket"))  # type: ignore[attr-defined]
+    assert all(TASKS[f"bearing-{family}"].synthetic for family in ("lstm", "cnn1d"))  # type: ignore[attr-defined]
 
 
 def test_forgotten_words_become_the_unknown_one() -> None:

@@ -309,7 +309,10 @@ def _choose(
     task, choice = choose(name, data, hz, family, budget_s, folder, trial)
     if family not in ("auto", choice.family) and choice.family != "cnn2d":
         fail(f"{folder / CHOICE} chose {choice.family}, now {family} is asked for: give another --out, or --no-resume")
-    console.print(f"chosen: {choice.family} of width {choice.width}, {choice.epochs} epochs; tried {choice.tried}")
+    console.print(
+        f"chosen: {choice.members} × {choice.family} of width {choice.width}, {choice.epochs} epochs; "
+        f"tried {choice.tried}"
+    )
     return task
 
 

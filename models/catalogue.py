@@ -36,6 +36,13 @@ class Net(NamedTuple):
     build: Callable[[Shape], nn.Module]
 
 
+def together(net: Net, members: int) -> Net:
+    """The net itself, or several of it, from different beginnings, that answer together."""
+    if members == 1:
+        return net
+    return net._replace(build=lambda shape: Ensemble([net.build(shape) for _ in range(members)]))
+
+
 # --- frames ------------------------------------------------------------------------------------------------------
 
 
@@ -117,18 +124,13 @@ def patterns(
     halves: Sequence[float] = (25,),
     spatial: bool = False,
     dropout: float = 0.5,
-    members: int = 1,
 ) -> nn.Module:
-    """Many short patterns, each step a vote; several such nets that answer together."""
-    nets = [
-        Rocket(
-            shape.classes,
-            mean=shape.mean, std=shape.std, width=width, dilations=dilations, halves=halves, spatial=spatial,
-            dropout=dropout,
-        )
-        for _ in range(members)
-    ]  # fmt: skip
-    return Ensemble(nets) if members > 1 else nets[0]
+    """Many short patterns, each step a vote."""
+    return Rocket(
+        shape.classes,
+        mean=shape.mean, std=shape.std, width=width, dilations=dilations, halves=halves, spatial=spatial,
+        dropout=dropout,
+    )  # fmt: skip
 
 
 def _bearing(shape: Shape, family: str) -> nn.Module:
@@ -166,7 +168,7 @@ NETS = {
     "gesture-gru": Net("gru", partial(recurrent, cell="gru", width=64, dropout=0.4)),
     "gesture-rnn": Net("rnn", partial(recurrent, cell="rnn", width=64, dropout=0.4)),
     "gesture-cnn1d": Net("cnn1d", partial(causal, width=48, dilations=(1, 2, 4, 8, 16), dropout=0.3)),
-    "gesture-rocket": Net("rocket", partial(patterns, width=24, halves=(25,), spatial=True, members=3)),
+    "gesture-rocket": together(Net("rocket", partial(patterns, width=24, halves=(25,), spatial=True)), 3),
     "bearing-lstm": Net("cnn-lstm", partial(_bearing, family="lstm")),
     "bearing-gru": Net("cnn-gru", partial(_bearing, family="gru")),
     "bearing-cnn1d": Net("cnn1d", partial(_bearing, family="cnn1d")),

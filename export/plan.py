@@ -32,6 +32,7 @@ STEPS: Final = 1500  # of the optimiser, about: how long a net learns
 TRIAL_STEPS: Final = 300  # in a trial
 GLANCE_STEPS: Final = 20  # in the trial of an only candidate, which is only to tell how long an epoch takes
 TRIAL_SHARE: Final = 0.4  # of the time budget goes into trials
+COPIES: Final = 2000  # examples, about, from which a net is solved, disturbed copies among them
 MEMBERS: Final = 3  # nets that answer together, where they all can learn in the time that is left
 CHOICE: Final = "choice.json"
 
@@ -112,11 +113,15 @@ def own_task(name: str, data: Data, hz: float | None, choice: Candidate, members
             sway=0.2,
             **common,
         )
+        if choice.family == "rocket":
+            return replace(task, copies=min(8, max(1, COPIES // len(data.train))))
     return with_epochs(task, data.train, STEPS)
 
 
 def with_epochs(task: Task, split: Split, steps: int) -> Task:
     """As many epochs as make about so many steps of the optimiser; it gives up after a third without a better one."""
+    if getattr(task, "copies", 0):
+        return task  # solved at once
     epochs = min(300, max(2, math.ceil(steps / task.steps(split))))
     return replace(task, epochs=epochs, patience=max(5, epochs // 3))
 
@@ -173,7 +178,11 @@ def _try(
     trainings = 1 if data.validation is not None else FOLDS + 1
     left_s = max(0.0, budget_s - (time.monotonic() - began))
     epochs = int(min(full, max(5, left_s / max(1e-6, epoch_s[best] * trainings))))
-    members = MEMBERS if epoch_s[best] * trainings * epochs * MEMBERS < left_s and _is_rows(data) else 1
+    members = (
+        MEMBERS
+        if epoch_s[best] * trainings * epochs * MEMBERS < left_s and _is_rows(data) and best.family != "rocket"
+        else 1
+    )
     tried = {each.name: round(float(np.mean([result[0] for result in results])), 4) for each, results in found.items()}
     return Choice(best.family, best.width, epochs, tried, members)
 
@@ -194,6 +203,6 @@ def _row_net(choice: Candidate, lengths: list[int]) -> Net:
     if choice.family == "rocket":
         usual = float(np.median(lengths))
         dilations = [2**i for i in range(6) if (KERNEL - 1) * 2**i < usual] or [1]
-        width = max(8, 4 * choice.width // len(dilations))  # the shorter, the fewer dilations: as many patterns
+        width = 16 * choice.width // len(dilations)  # the shorter, the fewer dilations: as many patterns
         return Net("rocket", partial(patterns, width=width, dilations=dilations, halves=(max(2.0, usual / 6),)))
     return Net(choice.family, partial(recurrent, cell=choice.family, width=choice.width))

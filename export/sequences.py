@@ -86,13 +86,20 @@ class SequenceTask(RowTask):
     speed: float = 0.0  # share by which a sequence is stretched or squeezed, at most
     sway: float = 0.0  # share by which its speed varies on the way, at most
     crop: float = 0.0  # share cut off at either end, at most
+    copies: int = 0  # for nets that are solved: all examples in one batch so many times, all but the first disturbed
+    thin: int = 1  # and of their responses one in so many
     turn: float = 0.0  # degrees, at most, by which each three columns are turned in space: a sensor worn otherwise
 
     def steps(self, split: Split) -> int:
-        return math.ceil(len(split) / self.batch)
+        return 1 if self.copies else math.ceil(len(split) / self.batch)
 
     def batches(self, split: Split, shape: Shape, rng: np.random.Generator) -> Iterator[Batch]:
         mean, std = np.asarray(shape.mean, np.float32), np.asarray(shape.std, np.float32)
+        if self.copies:
+            rows = [self._turned(self._paced(x, rng), rng) for _ in range(self.copies - 1) for x in split.x]
+            rows = [*split.x, *(self._disturbed(each, mean, std, rng).astype(np.float32) for each in rows)]
+            yield join(rows, np.tile(split.y, self.copies))
+            return
         order = rng.permutation(len(split))
         for start in range(0, len(order), self.batch):
             chosen = order[start : start + self.batch]

@@ -188,7 +188,7 @@ TASKS: dict[str, Task] = tasks.TASKS | {
         DIGITS_MLP,
         *(RowTask(name=f"activity-{family}", **ACTIVITY) for family in ("gru", "rnn", "cnn1d")),
         *(SequenceTask(name=f"gesture-{family}", **GESTURE) for family in (*RECURRENT, "cnn1d")),
-        SequenceTask(name="gesture-rocket", **GESTURE | {"epochs": 40, "weight_decay": 0.05, "noise": 0.02}),
+        SequenceTask(name="gesture-rocket", **GESTURE | {"epochs": 1, "noise": 0.02, "copies": 6, "thin": 2}),
         *(VideoTask(name=name, description=text, **ACTION) for name, text in ACTION_NETS.items()),
         *(RowTask(name=f"bearing-{family}", **BEARING) for family in ("lstm", "gru", "cnn1d")),
         SENTIMENT,

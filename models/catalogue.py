@@ -119,17 +119,15 @@ def causal(
 
 def patterns(
     shape: Shape,
-    width: int = 24,
+    width: int = 200,
     dilations: Sequence[int] = (1, 2, 4, 8, 16),
     halves: Sequence[float] = (25,),
     spatial: bool = False,
-    dropout: float = 0.5,
 ) -> nn.Module:
     """Many short patterns, each step a vote."""
     return Rocket(
         shape.classes,
         mean=shape.mean, std=shape.std, width=width, dilations=dilations, halves=halves, spatial=spatial,
-        dropout=dropout,
     )  # fmt: skip
 
 
@@ -168,7 +166,7 @@ NETS = {
     "gesture-gru": Net("gru", partial(recurrent, cell="gru", width=64, dropout=0.4)),
     "gesture-rnn": Net("rnn", partial(recurrent, cell="rnn", width=64, dropout=0.4)),
     "gesture-cnn1d": Net("cnn1d", partial(causal, width=48, dilations=(1, 2, 4, 8, 16), dropout=0.3)),
-    "gesture-rocket": together(Net("rocket", partial(patterns, width=24, halves=(25,), spatial=True)), 3),
+    "gesture-rocket": Net("rocket", partial(patterns, halves=(25,), spatial=True)),
     "bearing-lstm": Net("cnn-lstm", partial(_bearing, family="lstm")),
     "bearing-gru": Net("cnn-gru", partial(_bearing, family="gru")),
     "bearing-cnn1d": Net("cnn1d", partial(_bearing, family="cnn1d")),

@@ -1,8 +1,9 @@
 """Nets for rows that look for many short patterns and let every step vote.
 
-After ROCKET and MiniRocket (Dempster, Petitjean, Webb 2020; Dempster, Schmidt, Webb 2021): kernels of nine taps, two
-thirds of them −1 and one third 2, over a few channels and at several dilations; what counts of each is how often and
-how far its response lies above a threshold. There they stay random; here they are where learning begins.
+After ROCKET and MiniRocket (Dempster, Petitjean, Webb 2020; Dempster, Schmidt, Webb 2021): random kernels of nine taps,
+two thirds of them −1 and one third 2, over a few channels and at several dilations; what counts of each is how often
+and how far its response lies above a threshold. The patterns stay as they were drawn. What is learnt, the dense layer
+over them, is not descended to but solved: ridge regression.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from torch.nn import functional as F
 from models.cnn1d import RunningMean
 
 KERNEL = 9
+PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)  # of ridge regression, as shares of the mean square of an example
+GAINS = (2.0, 3.0, 4.5, 6.0, 9.0, 13.0, 20.0)  # from scores, which aim at 0 and 1, to logits
+FOLDS = 4  # by which both are chosen
 
 
 class Rocket(nn.Module):
@@ -39,16 +43,15 @@ class Rocket(nn.Module):
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        width: int = 48,
+        width: int = 200,
         dilations: Sequence[int] = (1, 2, 4, 8, 16),
         halves: Sequence[float] = (),
         spatial: bool = False,
-        dropout: float = 0.5,
     ) -> None:
         super().__init__()
         if spatial and len(mean) % 3:
             raise ValueError(f"{len(mean)} columns: expected x, y and z of each sensor")
-        self.classes, self.dilations, self.spatial, self.dropout = classes, tuple(dilations), spatial, dropout
+        self.classes, self.dilations, self.spatial = classes, tuple(dilations), spatial
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
         size = (self.mean**2 + self.std**2).reshape(-1, 3 if spatial else 1).sum(-1).sqrt()
@@ -56,11 +59,10 @@ class Rocket(nn.Module):
         self.channels = len(mean) + (len(mean) // 3 if spatial else 0)
         self.reach = (KERNEL - 1) * max(dilations)
         self.patterns = nn.ModuleList(_patterns(self.channels, width, d) for d in dilations)
-        self.norm = nn.BatchNorm1d(width * len(self.dilations))
-        nn.init.normal_(self.norm.bias, std=0.7)  # the thresholds
-        self.votes = nn.Linear(2 * width * len(self.dilations), classes * (1 + len(halves)))
-        nn.init.normal_(self.votes.weight, std=0.04)
-        nn.init.zeros_(self.votes.bias)
+        self.width = width * len(self.dilations)
+        self.register_buffer("threshold", torch.zeros(self.width))
+        self.register_buffer("spread", torch.ones(self.width))
+        self.votes = nn.Linear(2 * self.width, classes * (1 + len(halves)))
         self.since = RunningMean(classes)
         self.fading = FadingMean(classes, halves) if halves else None
 
@@ -70,15 +72,7 @@ class Rocket(nn.Module):
 
     def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         seen = torch.cat([state["recent"], self._channels(x).transpose(1, 2)], -1)  # (B, channels, reach + T)
-        found = [
-            conv(seen[..., self.reach - (KERNEL - 1) * dilation :])
-            for conv, dilation in zip(self.patterns, self.dilations, strict=True)
-        ]
-        y = self.norm(torch.cat(found, 1))  # (B, width · dilations, T), 0 is the threshold
-        said = torch.cat([torch.sigmoid(3 * y), F.relu(y)], 1) - 0.5  # is it there, and how far
-        if self.training:  # a pattern is forgotten for a whole sequence: a step's neighbours would tell of it
-            said = said * F.dropout(torch.ones_like(said[..., :1]), self.dropout)
-        votes = 4 * self.votes(said.transpose(1, 2))  # (B, T, K · (1 + halves))
+        votes = self.votes(self._said(self._responses(seen)).transpose(1, 2))  # (B, T, K · (1 + halves))
         logits, after = self.since(votes[..., : self.classes], state)
         after["recent"] = seen[..., -self.reach :]
         if self.fading is not None:
@@ -86,12 +80,105 @@ class Rocket(nn.Module):
             logits = logits + late
         return logits, after
 
+    # --- learning ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit(self, x: Tensor, y: Tensor, length: Tensor, copies: int = 1, thin: int = 1) -> float:
+        """Solves for the votes: each sequence is to be told at its end. x (N, T, F), y (N,), length (N,).
+
+        The sequences are the same ones `copies` times, each time disturbed otherwise. Penalty and gain are chosen in
+        folds, a sequence's copies on one side of each. Of the responses one in `thin` is looked at: a mean needs no
+        more. Returns the mean log loss in the folds.
+        """
+        self._place_thresholds(x, length)
+        seen = torch.cat([self._pooled(part, ends, thin) for part, ends in _parts(x, length)])  # (N, features)
+        mean, std = seen.mean(0), seen.std(0) + 1e-3
+        seen = (seen - mean) / std
+        gram = (seen @ seen.T / seen.shape[1]).double()  # (N, N)
+        wanted = F.one_hot(y, self.classes).double()
+        example = torch.arange(len(x)) % (len(x) // copies)
+        penalty, gain, loss = _choose(gram, wanted, y, example)
+        level = wanted.mean(0)
+        weight = gain * (seen.T / seen.shape[1]) @ _solve(gram, wanted - level, penalty).float()  # (features, K)
+        weight = weight / std[:, None]
+        bias = gain * level.float() - mean @ weight
+        groups = weight.reshape(-1, 2 * self.width, self.classes)  # one for each kind of mean
+        self.votes.weight.copy_(groups.transpose(1, 2).flatten(0, 1))
+        self.votes.bias.zero_()
+        self.votes.bias[: self.classes] = bias
+        return loss
+
+    def _place_thresholds(self, x: Tensor, length: Tensor) -> None:
+        """Each at a quantile of its own of the responses to some of the sequences."""
+        some = torch.randperm(len(x))[:64]
+        y = self._responses(self._before(x[some]))  # (64, width, T)
+        there = torch.arange(y.shape[-1]) < length[some, None]
+        values = y.transpose(0, 1)[:, there]  # (width, steps)
+        values = values[:, torch.randperm(values.shape[1])[:2000]].sort(1).values
+        at = (torch.rand(self.width, 1) * (values.shape[1] - 1)).long()
+        self.threshold.copy_(values.gather(1, at)[:, 0])
+        self.spread.copy_(values.std(1).clamp_min(1e-6))
+
+    def _pooled(self, x: Tensor, length: Tensor, thin: int) -> Tensor:
+        """(B, T, F) -> (B, 2 · width · (1 + halves)): each kind of mean of what is said, at each sequence's end."""
+        said = self._said(self._responses(self._before(x), thin))  # (B, 2 · width, T / thin)
+        ago = length[:, None] - 1 - thin * torch.arange(said.shape[-1])  # (B, T / thin)
+        keeps = [1.0, *(self.fading.keep.tolist() if self.fading is not None else [])]
+        weight = torch.stack([(ago >= 0) * keep ** ago.clamp(min=0) for keep in keeps], -1)  # (B, T / thin, kinds)
+        return (said @ (weight / weight.sum(1, keepdim=True))).transpose(1, 2).flatten(1)
+
+    # --- what a step sees ----------------------------------------------------------------------------------------
+
+    def _before(self, x: Tensor) -> Tensor:
+        return F.pad(self._channels(x).transpose(1, 2), (self.reach, 0))  # (B, channels, reach + T)
+
+    def _responses(self, seen: Tensor, thin: int = 1) -> Tensor:
+        """(B, channels, reach + T) -> (B, width, T / thin)."""
+        found = [
+            F.conv1d(seen[..., self.reach - (KERNEL - 1) * dilation :], conv.weight, stride=thin, dilation=dilation)
+            for conv, dilation in zip(self.patterns, self.dilations, strict=True)
+        ]
+        return torch.cat(found, 1)
+
+    def _said(self, responses: Tensor) -> Tensor:
+        """(B, width, T) -> (B, 2 · width, T): is it there, a step smooth enough for 32 bits, and how far."""
+        y = (responses - self.threshold[:, None]) / self.spread[:, None]
+        return torch.cat([torch.sigmoid(10 * y), F.relu(y)], 1)
+
     def _channels(self, x: Tensor) -> Tensor:
         rows = (x - self.mean) / self.std
         if not self.spatial:
             return rows
         lengths = x.reshape(*x.shape[:2], -1, 3).square().sum(-1).add(1e-12).sqrt()  # (B, T, sensors)
         return torch.cat([rows, 2 * (lengths / self.size - 1)], -1)
+
+
+def _choose(gram: Tensor, wanted: Tensor, y: Tensor, example: Tensor) -> tuple[float, float, float]:
+    """Penalty and gain of the smallest log loss in folds by example, and that loss."""
+    fold = torch.randperm(int(example.max()) + 1)[example] % FOLDS
+    found = []
+    for penalty in PENALTIES:
+        scores = torch.zeros_like(wanted)
+        for number in range(FOLDS):
+            rest, held = (fold != number).nonzero()[:, 0], (fold == number).nonzero()[:, 0]
+            level = wanted[rest].mean(0)
+            solved = _solve(gram[rest][:, rest], wanted[rest] - level, penalty)
+            scores[held] = level + gram[held][:, rest] @ solved
+        found += [(float(F.cross_entropy(gain * scores, y)), penalty, gain) for gain in GAINS]
+    loss, penalty, gain = min(found)
+    return penalty, gain, loss
+
+
+def _solve(gram: Tensor, wanted: Tensor, penalty: float) -> Tensor:
+    """Ridge regression in its dual form: (N, N), (N, K) -> (N, K)."""
+    lifted = gram + penalty * len(gram) * gram.diagonal().mean() / 100 * torch.eye(len(gram), dtype=gram.dtype)
+    return torch.cholesky_solve(wanted, torch.linalg.cholesky(lifted))
+
+
+def _parts(x: Tensor, length: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """64 sequences at a time, as long as their longest."""
+    pairs = zip(x.split(64), length.split(64), strict=True)
+    return [(part[:, : int(ends.max())], ends) for part, ends in pairs]
 
 
 class FadingMean(nn.Module):

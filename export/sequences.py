@@ -98,7 +98,8 @@ class SequenceTask(RowTask):
         if self.copies:
             rows = [self._turned(self._paced(x, rng), rng) for _ in range(self.copies - 1) for x in split.x]
             rows = [*split.x, *(self._disturbed(each, mean, std, rng).astype(np.float32) for each in rows)]
-            yield join(rows, np.tile(split.y, self.copies))
+            group = torch.from_numpy(np.tile(split.group, self.copies))
+            yield join(rows, np.tile(split.y, self.copies))._replace(group=group)
             return
         order = rng.permutation(len(split))
         for start in range(0, len(order), self.batch):

@@ -29,6 +29,7 @@ class Batch(NamedTuple):
     x: Tensor  # (B, T, …)
     y: Tensor  # (B, T) int64
     weight: Tensor  # (B, T) float32; 0 where a row is padding or does not count
+    group: Tensor | None = None  # (B,) int64, where a net is solved: whose examples are to stay together
 
 
 class Decisions(NamedTuple):

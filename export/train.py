@@ -150,10 +150,11 @@ class _Learner:
 
 def _step(net: nn.Module, batch: Batch, task: Task, settings: Settings, optimiser: torch.optim.Optimizer) -> float:
     """One batch from fresh states. A net that is solved, not descended to, takes all of it in one."""
-    x, y, weight = (part.to(settings.device) for part in batch)
+    x, y, weight = (part.to(settings.device) for part in batch[:3])
     if isinstance(net, Rocket):
+        assert batch.group is not None
         optimiser.step()  # without gradients: nothing but what its schedule waits for
-        return net.fit(x, y[:, 0], (weight > 0).sum(1), getattr(task, "copies", 1), getattr(task, "thin", 1))
+        return net.fit(x, y[:, 0], (weight > 0).sum(1), batch.group.to(settings.device), getattr(task, "thin", 1))
     state = {name: value.to(settings.device) for name, value in net.initial_state(len(x)).items()}
     net.train()
     with torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bfloat16"):

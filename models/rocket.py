@@ -83,12 +83,12 @@ class Rocket(nn.Module):
     # --- learning ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def fit(self, x: Tensor, y: Tensor, length: Tensor, copies: int = 1, thin: int = 1) -> float:
-        """Solves for the votes: each sequence is to be told at its end. x (N, T, F), y (N,), length (N,).
+    def fit(self, x: Tensor, y: Tensor, length: Tensor, group: Tensor, thin: int = 1) -> float:
+        """Solves for the votes: each sequence is to be told at its end. x (N, T, F), y (N,), length (N,), group (N,).
 
-        The sequences are the same ones `copies` times, each time disturbed otherwise. Penalty and gain are chosen in
-        folds, a sequence's copies on one side of each. Of the responses one in `thin` is looked at: a mean needs no
-        more. Returns the mean log loss in the folds.
+        Penalty and gain are chosen in folds, a group (a person, or a sequence and its disturbed copies) on one side of
+        each: who was never met is what is asked. Of the responses one in `thin` is looked at: a mean needs no more.
+        Returns the mean log loss in the folds.
         """
         self._place_thresholds(x, length)
         seen = torch.cat([self._pooled(part, ends, thin) for part, ends in _parts(x, length)])  # (N, features)
@@ -96,8 +96,7 @@ class Rocket(nn.Module):
         seen = (seen - mean) / std
         gram = (seen @ seen.T / seen.shape[1]).double()  # (N, N)
         wanted = F.one_hot(y, self.classes).double()
-        example = torch.arange(len(x)) % (len(x) // copies)
-        penalty, gain, loss = _choose(gram, wanted, y, example)
+        penalty, gain, loss = _choose(gram, wanted, y, group)
         level = wanted.mean(0)
         weight = gain * (seen.T / seen.shape[1]) @ _solve(gram, wanted - level, penalty).float()  # (features, K)
         weight = weight / std[:, None]
@@ -153,13 +152,15 @@ class Rocket(nn.Module):
         return torch.cat([rows, 2 * (lengths / self.size - 1)], -1)
 
 
-def _choose(gram: Tensor, wanted: Tensor, y: Tensor, example: Tensor) -> tuple[float, float, float]:
-    """Penalty and gain of the smallest log loss in folds by example, and that loss."""
-    fold = torch.randperm(int(example.max()) + 1)[example] % FOLDS
+def _choose(gram: Tensor, wanted: Tensor, y: Tensor, group: Tensor) -> tuple[float, float, float]:
+    """Penalty and gain of the smallest log loss in folds by group, and that loss."""
+    place = group.unique(return_inverse=True)[1]
+    groups = int(place.max()) + 1
+    fold = torch.randperm(groups)[place] % FOLDS if groups > 1 else torch.randperm(len(y)) % FOLDS
     found = []
     for penalty in PENALTIES:
         scores = torch.zeros_like(wanted)
-        for number in range(FOLDS):
+        for number in fold.unique().tolist():
             rest, held = (fold != number).nonzero()[:, 0], (fold == number).nonzero()[:, 0]
             level = wanted[rest].mean(0)
             solved = _solve(gram[rest][:, rest], wanted[rest] - level, penalty)

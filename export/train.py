@@ -39,7 +39,7 @@ from export.runs import (
     save,
     with_folds,
 )
-from export.sequences import surprise
+from export.sequences import SequenceTask, surprise
 from export.tasks import Batch, Run, Task
 from export.zoo import TASKS
 from models.rocket import Rocket
@@ -150,11 +150,9 @@ class _Learner:
 
 def _step(net: nn.Module, batch: Batch, task: Task, settings: Settings, optimiser: torch.optim.Optimizer) -> float:
     """One batch from fresh states. A net that is solved, not descended to, takes all of it in one."""
-    x, y, weight = (part.to(settings.device) for part in batch[:3])
     if isinstance(net, Rocket):
-        assert batch.group is not None
-        optimiser.step()  # without gradients: nothing but what its schedule waits for
-        return net.fit(x, y[:, 0], (weight > 0).sum(1), batch.group.to(settings.device), getattr(task, "thin", 1))
+        return _solve(net, batch, task, settings, optimiser)
+    x, y, weight = (part.to(settings.device) for part in batch[:3])
     state = {name: value.to(settings.device) for name, value in net.initial_state(len(x)).items()}
     net.train()
     with torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
@@ -165,6 +163,16 @@ def _step(net: nn.Module, batch: Batch, task: Task, settings: Settings, optimise
     nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimiser.step()
     return float(loss.detach())
+
+
+def _solve(net: Rocket, batch: Batch, task: Task, settings: Settings, optimiser: torch.optim.Optimizer) -> float:
+    """All examples at once, on the CPU, where it is a matter of seconds."""
+    assert isinstance(task, SequenceTask)
+    assert batch.group is not None
+    optimiser.step()  # without gradients: nothing but what its schedule waits for
+    loss = net.cpu().fit(batch.x, batch.y[:, 0], (batch.weight > 0).sum(1), batch.group, task.thin)
+    net.to(settings.device)
+    return loss
 
 
 def surprise_of(logits: Tensor, y: Tensor, weight: Tensor, smoothing: float = 0.0) -> Tensor:

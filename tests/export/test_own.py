@@ -286,7 +286,7 @@ def test_of_few_examples_the_better_half_is_tried_on_the_next_fold(tmp_path: Pat
 def test_a_short_time_tries_fewer_and_learns_shorter(tmp_path: Path) -> None:
     data = split_own("own", tmp_path, examples(800))
     tried: list[str] = []
-    task, choice = choose("own", data, 10.0, "auto", 1e-9, tmp_path, lambda *given: tried.append("one") or (0.5, 0.0))
+    task, choice = choose("own", data, 10.0, "gru", 1e-9, tmp_path, lambda *given: tried.append("one") or (0.5, 0.0))
     assert isinstance(choice, Choice)
     assert tried == ["one"]
     assert task.epochs == 5

@@ -1,7 +1,8 @@
 """How a user's own data is learnt: the task that fits it, and which family and size does best on it.
 
 The families and sizes tried are few and small: what a stream can carry. `choose` trains each for a short while and
-keeps the best by validation; the test examples are never looked at.
+keeps the best by validation; the test examples are never looked at. Where time allows, the one chosen learns several
+times, from different beginnings, and the package answers by their mean.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ from export.data import Data, Split, folds
 from export.own import FOLDS
 from export.sequences import SequenceTask, VideoTask
 from export.tasks import FrameTask, Task
-from models.catalogue import Net, causal, images, recurrent, video
+from models.catalogue import Net, causal, images, patterns, recurrent, together, video
+from models.rocket import KERNEL
 from service.contracts import GapPolicy, RollingSettings
 
-Family = Literal["lstm", "gru", "rnn", "cnn1d", "auto"]
+Family = Literal["lstm", "gru", "rnn", "cnn1d", "rocket", "auto"]
 FAMILIES: Final = get_args(Family)
 STEPS: Final = 1500  # of the optimiser, about: how long a net learns
 TRIAL_STEPS: Final = 300  # in a trial
 GLANCE_STEPS: Final = 20  # in the trial of an only candidate, which is only to tell how long an epoch takes
 TRIAL_SHARE: Final = 0.4  # of the time budget goes into trials
+COPIES: Final = 2000  # examples, about, from which a net is solved, disturbed copies among them
+MEMBERS: Final = 3  # nets that answer together, where they all can learn in the time that is left
 CHOICE: Final = "choice.json"
 
 # Trains on one split; accuracy on the other, and how little its truth surprised the net (minus the mean log loss).
@@ -52,16 +56,17 @@ class Choice(msgspec.Struct, frozen=True):
     width: int
     epochs: int
     tried: dict[str, float]  # candidate -> accuracy in validation
+    members: int = 1  # nets that answer together
 
 
 ROWS: Final = [
-    Candidate(family, width) for width in (32, 64) for family in ("gru", "lstm", "cnn1d")
+    Candidate(family, width) for width in (32, 64) for family in ("rocket", "gru", "lstm", "cnn1d")
 ] + [Candidate("rnn", 32)]  # fmt: skip
 FRAMES: Final = [Candidate(family, 64) for family in ("gru", "lstm", "rnn")]
 
 
-def own_task(name: str, data: Data, hz: float | None, choice: Candidate) -> Task:
-    """A task for data of one's own: by what its examples are, and the net of `choice`."""
+def own_task(name: str, data: Data, hz: float | None, choice: Candidate, members: int = 1) -> Task:
+    """A task for data of one's own: by what its examples are, and the net of `choice`, so many of it together."""
     common: dict[str, Any] = {
         "name": name,
         "load": lambda folder: data,
@@ -99,19 +104,24 @@ def own_task(name: str, data: Data, hz: float | None, choice: Candidate) -> Task
         task = SequenceTask(
             description="Own sequences of rows.",
             unit="a sequence's last row",
-            own=_row_net(choice),
+            own=together(_row_net(choice, [len(x) for x in data.train.x]), members),
             hz=hz or 1.0,
             columns=data.features,
             noise=0.05,
             scale=0.05,
             speed=0.1,
+            sway=0.2,
             **common,
         )
+        if choice.family == "rocket":
+            return replace(task, copies=min(8, max(1, COPIES // len(data.train))))
     return with_epochs(task, data.train, STEPS)
 
 
 def with_epochs(task: Task, split: Split, steps: int) -> Task:
     """As many epochs as make about so many steps of the optimiser; it gives up after a third without a better one."""
+    if getattr(task, "copies", 0):
+        return task  # solved at once
     epochs = min(300, max(2, math.ceil(steps / task.steps(split))))
     return replace(task, epochs=epochs, patience=max(5, epochs // 3))
 
@@ -120,7 +130,7 @@ def candidates(data: Data, family: str) -> list[Candidate]:
     """What there is to choose from. Images alone have one net."""
     if isinstance(data.train.x, np.ndarray):
         return [Candidate("cnn2d", 16)]
-    known = ROWS if data.train.x[0].ndim == 2 else FRAMES
+    known = ROWS if _is_rows(data) else FRAMES
     return [each for each in known if family in ("auto", each.family)]
 
 
@@ -136,32 +146,63 @@ def choose(
         choice = _try(name, data, hz, candidates(data, family), budget_s, folder, trial)
         folder.mkdir(parents=True, exist_ok=True)
         kept.write_bytes(msgspec.json.encode(choice))
-    task = own_task(name, data, hz, Candidate(choice.family, choice.width))
+    task = own_task(name, data, hz, Candidate(choice.family, choice.width), choice.members)
     return replace(task, epochs=choice.epochs, patience=max(5, choice.epochs // 3)), choice
 
 
 def _try(
     name: str, data: Data, hz: float | None, offered: list[Candidate], budget_s: float, folder: Path, trial: Trial
 ) -> Choice:
-    rest, held = (data.train, data.validation) if data.validation is not None else folds(data.train, FOLDS, 0)[0]
+    """In rounds, a fold each where there are folds: all candidates, then the better half on another fold, and so on."""
+    cuts = [(data.train, data.validation)] if data.validation is not None else folds(data.train, FOLDS, 0)
     began = time.monotonic()
-    tried: dict[Candidate, tuple[tuple[float, float], float]] = {}  # what the trial gave, seconds an epoch
-    for candidate in offered:
-        if tried and time.monotonic() - began > TRIAL_SHARE * budget_s:
+    found: dict[Candidate, list[tuple[float, float]]] = {}  # what the trials gave
+    epoch_s: dict[Candidate, float] = {}
+    left = offered
+    for number, (rest, held) in enumerate(cuts):
+        for candidate in left:
+            if found and time.monotonic() - began > TRIAL_SHARE * budget_s:
+                break
+            steps = TRIAL_STEPS if len(offered) > 1 else GLANCE_STEPS
+            task = with_epochs(own_task(name, data, hz, candidate), rest, steps)
+            before = time.monotonic()
+            path = folder / f"try-{candidate.name}{f'-{number + 1}' if number else ''}.pt"
+            found.setdefault(candidate, []).append(trial(task, rest, held, task.epochs, path))
+            epoch_s[candidate] = (time.monotonic() - before) / task.epochs
+        judged = [each for each in left if len(found.get(each, [])) > number]  # a round that was broken off
+        left = _best(found, judged or left)
+        if len(left) == 1:
             break
-        task = with_epochs(own_task(name, data, hz, candidate), rest, TRIAL_STEPS if len(offered) > 1 else GLANCE_STEPS)
-        before = time.monotonic()
-        result = trial(task, rest, held, task.epochs, folder / f"try-{candidate.name}.pt")
-        tried[candidate] = result, (time.monotonic() - before) / task.epochs
-    best = max(tried, key=lambda each: tried[each][0])  # of equals the first: the smaller
+    best = left[0]
     full = own_task(name, data, hz, best).epochs
     trainings = 1 if data.validation is not None else FOLDS + 1
     left_s = max(0.0, budget_s - (time.monotonic() - began))
-    epochs = int(min(full, max(5, left_s / max(1e-6, tried[best][1] * trainings))))
-    return Choice(best.family, best.width, epochs, {each.name: round(found[0][0], 4) for each, found in tried.items()})
+    epochs = int(min(full, max(5, left_s / max(1e-6, epoch_s[best] * trainings))))
+    members = (
+        MEMBERS
+        if epoch_s[best] * trainings * epochs * MEMBERS < left_s and _is_rows(data) and best.family != "rocket"
+        else 1
+    )
+    tried = {each.name: round(float(np.mean([result[0] for result in results])), 4) for each, results in found.items()}
+    return Choice(best.family, best.width, epochs, tried, members)
 
 
-def _row_net(choice: Candidate) -> Net:
+def _best(found: dict[Candidate, list[tuple[float, float]]], judged: list[Candidate]) -> list[Candidate]:
+    """The better half, best first; of equals the first: the smaller."""
+    ranked = sorted(judged, key=lambda each: tuple(np.mean(found[each], 0)), reverse=True)
+    return ranked[: math.ceil(len(ranked) / 2)]
+
+
+def _is_rows(data: Data) -> bool:
+    return not isinstance(data.train.x, np.ndarray) and data.train.x[0].ndim == 2
+
+
+def _row_net(choice: Candidate, lengths: list[int]) -> Net:
     if choice.family == "cnn1d":
         return Net("cnn1d", partial(causal, width=choice.width))
+    if choice.family == "rocket":
+        usual = float(np.median(lengths))
+        dilations = [2**i for i in range(6) if (KERNEL - 1) * 2**i < usual] or [1]
+        width = 16 * choice.width // len(dilations)  # the shorter, the fewer dilations: as many patterns
+        return Net("rocket", partial(patterns, width=width, dilations=dilations, halves=(max(2.0, usual / 6),)))
     return Net(choice.family, partial(recurrent, cell=choice.family, width=choice.width))

@@ -80,16 +80,27 @@ def golden_cut(data: Data, count: int = 4) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceTask(RowTask):
-    """Rows, a whole sequence an example. Augmentation, besides that of rows: another speed, and sensors turned."""
+    """Rows, a whole sequence an example. Augmentation, besides that of rows: another speed, the same one all along or
+    one that varies; beginning and end cut off; and sensors turned."""
 
     speed: float = 0.0  # share by which a sequence is stretched or squeezed, at most
+    sway: float = 0.0  # share by which its speed varies on the way, at most
+    crop: float = 0.0  # share cut off at either end, at most
+    copies: int = 0  # for nets that are solved: all examples in one batch so many times, all but the first disturbed
+    thin: int = 1  # and of their responses one in so many
     turn: float = 0.0  # degrees, at most, by which each three columns are turned in space: a sensor worn otherwise
 
     def steps(self, split: Split) -> int:
-        return math.ceil(len(split) / self.batch)
+        return 1 if self.copies else math.ceil(len(split) / self.batch)
 
     def batches(self, split: Split, shape: Shape, rng: np.random.Generator) -> Iterator[Batch]:
         mean, std = np.asarray(shape.mean, np.float32), np.asarray(shape.std, np.float32)
+        if self.copies:
+            rows = [self._turned(self._paced(x, rng), rng) for _ in range(self.copies - 1) for x in split.x]
+            rows = [*split.x, *(self._disturbed(each, mean, std, rng).astype(np.float32) for each in rows)]
+            group = torch.from_numpy(np.tile(split.group, self.copies))
+            yield join(rows, np.tile(split.y, self.copies))._replace(group=group)
+            return
         order = rng.permutation(len(split))
         for start in range(0, len(order), self.batch):
             chosen = order[start : start + self.batch]
@@ -100,17 +111,21 @@ class SequenceTask(RowTask):
         return super().decide(run, split) if self.every else at_the_end(run, split, 64)
 
     def golden(self, data: Data) -> np.ndarray:
-        return golden_cut(data)
+        return super().golden(data) if self.synthetic else golden_cut(data)
 
     def _paced(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """At another speed, between the rows linearly."""
-        if not self.speed:
+        """At another speed, between the rows linearly; without some rows at its ends."""
+        if not (self.speed or self.sway or self.crop) or len(rows) < 2:
             return rows
         length = max(2, round(len(rows) * (1 + self.speed * rng.uniform(-1, 1))))
-        at = np.linspace(0, len(rows) - 1, length)
-        low = np.minimum(at.astype(int), max(0, len(rows) - 2))
+        begin, end = self.crop * rng.random(2) * [1, -1] + [0, 1]
+        way = np.linspace(begin, end, max(2, round(length * (end - begin))))  # as shares of the sequence
+        waves = np.pi * rng.integers(1, 4)
+        way += self.sway * rng.uniform(-1, 1) * np.sin(waves * way) / waves  # ends stay ends; its slope is the speed
+        at = way.clip(0, 1) * (len(rows) - 1)
+        low = np.minimum(at.astype(int), len(rows) - 2)
         share = (at - low)[:, None].astype(np.float32)
-        return rows[low] * (1 - share) + rows[np.minimum(low + 1, len(rows) - 1)] * share
+        return rows[low] * (1 - share) + rows[low + 1] * share
 
     def _turned(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if not self.turn or rows.shape[1] % 3:

@@ -29,6 +29,7 @@ class Batch(NamedTuple):
     x: Tensor  # (B, T, …)
     y: Tensor  # (B, T) int64
     weight: Tensor  # (B, T) float32; 0 where a row is padding or does not count
+    group: Tensor | None = None  # (B,) int64, where a net is solved: whose examples are to stay together
 
 
 class Decisions(NamedTuple):
@@ -90,7 +91,7 @@ class Task(ABC):
 
     @abstractmethod
     def golden(self, data: Data) -> np.ndarray:
-        """Real input for the parity certificate: (B, T, …), T at most 64."""
+        """Input for the parity certificate, real where it may be passed on: (B, T, …), T at most 64."""
 
     @abstractmethod
     def describe_input(self, data: Data) -> dict[str, Any]:
@@ -192,6 +193,7 @@ class RowTask(Task):
     offset: float = 0.0
     blend: float = 0.0
     every: int = 0  # rows between decisions; 0: one, at the last row
+    synthetic: bool = False  # the certificate's input: recordings whose licence keeps them out of packages stay out
 
     def shape(self, split: Split, labels: int) -> Shape:
         rows = np.concatenate(list(split.x))
@@ -236,6 +238,8 @@ class RowTask(Task):
         return Decisions(split.y[example], guess[example, at], example)
 
     def golden(self, data: Data) -> np.ndarray:
+        if self.synthetic:
+            return smooth_noise(self.shape(data.train, len(data.labels)))
         x = (data.train if data.validation is None else data.validation).x
         order = np.random.default_rng(0).permutation(len(x))
         chosen = [x[i] for i in order if len(x[i]) >= 64][:4]
@@ -270,6 +274,14 @@ class RowTask(Task):
         F = x.shape[-1]
         x = mean + (x - mean) * (1 + self.scale * normal(F)) + self.offset * std * normal(F)
         return x + self.noise * std * normal(*x.shape)
+
+
+def smooth_noise(shape: Shape, streams: int = 4, steps: int = 64) -> np.ndarray:
+    """(streams, steps, F) float32: what nobody recorded, with each feature's mean and spread, as smooth as movement."""
+    reach = 9  # steps averaged
+    noise = np.random.default_rng(0).normal(size=(streams, steps + reach - 1, len(shape.mean)))
+    smooth = np.lib.stride_tricks.sliding_window_view(noise, reach, axis=1).mean(-1) * reach**0.5
+    return (np.asarray(shape.mean) + smooth * np.asarray(shape.std)).astype(np.float32)
 
 
 def write_samples(task: Task, data: Data, folder: Path, seed: int = 0) -> None:

@@ -39,9 +39,10 @@ from export.runs import (
     save,
     with_folds,
 )
-from export.sequences import surprise
+from export.sequences import SequenceTask, surprise
 from export.tasks import Batch, Run, Task
 from export.zoo import TASKS
+from models.rocket import Rocket
 from service.errors import PackageRefused
 from service.packages import NAME
 
@@ -148,21 +149,44 @@ class _Learner:
 
 
 def _step(net: nn.Module, batch: Batch, task: Task, settings: Settings, optimiser: torch.optim.Optimizer) -> float:
-    """One batch from fresh states: cross entropy of every step that counts, log(1 / probability of the true label)."""
-    x, y, weight = (part.to(settings.device) for part in batch)
+    """One batch from fresh states. A net that is solved, not descended to, takes all of it in one."""
+    if isinstance(net, Rocket):
+        return _solve(net, batch, task, settings, optimiser)
+    x, y, weight = (part.to(settings.device) for part in batch[:3])
     state = {name: value.to(settings.device) for name, value in net.initial_state(len(x)).items()}
     net.train()
     with torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         logits, _ = net(x, state)  # (B, T, K)
-    each = F.cross_entropy(
-        as_logits(logits).float().flatten(0, 1), y.flatten(), reduction="none", label_smoothing=task.smoothing
-    )  # (B·T,)
-    loss = (each * weight.flatten()).sum() / weight.sum()
+    loss = surprise_of(logits, y, weight, task.smoothing)
     optimiser.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimiser.step()
     return float(loss.detach())
+
+
+def _solve(net: Rocket, batch: Batch, task: Task, settings: Settings, optimiser: torch.optim.Optimizer) -> float:
+    """All examples at once, on the CPU, where it is a matter of seconds."""
+    assert isinstance(task, SequenceTask)
+    assert batch.group is not None
+    optimiser.step()  # without gradients: nothing but what its schedule waits for
+    loss = net.cpu().fit(batch.x, batch.y[:, 0], (batch.weight > 0).sum(1), batch.group, task.thin)
+    net.to(settings.device)
+    return loss
+
+
+def surprise_of(logits: Tensor, y: Tensor, weight: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross entropy of every step that counts, log(1 / probability of the true label), as a weighted mean.
+
+    y and weight (B, T). An ensemble's members answer behind each other along the batch, (members · B, T, K): each has
+    the same loss to make small.
+    """
+    members = len(logits) // len(y)
+    y, weight = y.repeat(members, 1), weight.repeat(members, 1)
+    each = F.cross_entropy(
+        as_logits(logits).float().flatten(0, 1), y.flatten(), reduction="none", label_smoothing=smoothing
+    )  # (members · B · T,)
+    return (each * weight.flatten()).sum() / weight.sum()
 
 
 def torch_run(net: nn.Module, device: str = "cpu") -> Run:
@@ -298,7 +322,10 @@ def _choose(
     task, choice = choose(name, data, hz, family, budget_s, folder, trial)
     if family not in ("auto", choice.family) and choice.family != "cnn2d":
         fail(f"{folder / CHOICE} chose {choice.family}, now {family} is asked for: give another --out, or --no-resume")
-    console.print(f"chosen: {choice.family} of width {choice.width}, {choice.epochs} epochs; tried {choice.tried}")
+    console.print(
+        f"chosen: {choice.members} × {choice.family} of width {choice.width}, {choice.epochs} epochs; "
+        f"tried {choice.tried}"
+    )
     return task
 
 

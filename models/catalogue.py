@@ -10,8 +10,10 @@ from torch import nn
 
 from models.cnn1d import CausalCNN
 from models.cnn2d import CNN2d
+from models.ensemble import Ensemble
 from models.mlp import MLP
 from models.rnn import Cell, Recurrent
+from models.rocket import Rocket
 from models.text import TextCNN, TextLSTM
 from models.vibration import Vibration
 from models.video import FrameNet, VideoNet
@@ -32,6 +34,13 @@ class Net(NamedTuple):
 
     family: str
     build: Callable[[Shape], nn.Module]
+
+
+def together(net: Net, members: int) -> Net:
+    """The net itself, or several of it, from different beginnings, that answer together."""
+    if members == 1:
+        return net
+    return net._replace(build=lambda shape: Ensemble([net.build(shape) for _ in range(members)]))
 
 
 # --- frames ------------------------------------------------------------------------------------------------------
@@ -108,6 +117,20 @@ def causal(
     )  # fmt: skip
 
 
+def patterns(
+    shape: Shape,
+    width: int = 200,
+    dilations: Sequence[int] = (1, 2, 4, 8, 16),
+    halves: Sequence[float] = (25,),
+    spatial: bool = False,
+) -> nn.Module:
+    """Many short patterns, each step a vote."""
+    return Rocket(
+        shape.classes,
+        mean=shape.mean, std=shape.std, width=width, dilations=dilations, halves=halves, spatial=spatial,
+    )  # fmt: skip
+
+
 def _bearing(shape: Shape, family: str) -> nn.Module:
     features = 32
     flat = Shape(shape.classes, mean=[0.0] * features, std=[1.0] * features)
@@ -149,6 +172,7 @@ NETS = {
     "gesture-gru": Net("gru", partial(recurrent, cell="gru", width=64, dropout=0.4)),
     "gesture-rnn": Net("rnn", partial(recurrent, cell="rnn", width=64, dropout=0.4)),
     "gesture-cnn1d": Net("cnn1d", partial(causal, width=48, dilations=(1, 2, 4, 8, 16), dropout=0.3)),
+    "gesture-rocket": Net("rocket", partial(patterns, halves=(25,), spatial=True)),
     "bearing-lstm": Net("lstm", partial(_bearing, family="lstm")),
     "bearing-gru": Net("gru", partial(_bearing, family="gru")),
     "bearing-cnn1d": Net("cnn1d", partial(_bearing, family="cnn1d")),

@@ -12,8 +12,10 @@ from torch import nn
 from export.to_onnx import Output
 from models.cnn1d import CausalCNN
 from models.cnn2d import CNN2d
+from models.ensemble import Ensemble
 from models.mlp import MLP
 from models.rnn import Recurrent
+from models.rocket import Rocket
 from models.text import TextCNN, TextLSTM
 from models.vibration import Vibration
 from models.video import FrameNet, VideoNet
@@ -90,6 +92,11 @@ FAMILIES: dict[str, Family] = {
     "lstm, 2 layers": Family("samples", lambda k: Recurrent("lstm", k, **FLAT, width=12, layers=2)),
     "cnn1d": Family("samples", lambda k: CausalCNN(k, **FLAT, width=12, dilations=(1, 2, 4))),
     "cnn1d, window": Family("samples", lambda k: CausalCNN(k, **FLAT, width=12, dilations=(1, 2), window=5)),
+    "rocket": Family("samples", lambda k: Rocket(k, **FLAT, width=12, dilations=(1, 2), halves=(4, 9))),
+    "rocket, spatial": Family("samples", lambda k: Rocket(k, **FLAT, width=12, dilations=(1, 2), spatial=True)),
+    "rockets": Family(
+        "samples", lambda k: Ensemble([Rocket(k, **FLAT, width=12, dilations=(1,), halves=(4,)) for _ in range(2)])
+    ),
     **{
         f"vibration {kind}": Family(
             "vibration", lambda k, kind=kind: Vibration(_over(kind, k), SAMPLES, std=1.0, features=16)

@@ -9,16 +9,16 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from export.package import write_model, write_tokenizer
 from export.sequences import join, pad
 from export.texts import learn_tokenizer
 from export.to_onnx import to_onnx
-from export.train import as_logits, torch_run
+from export.train import surprise_of, torch_run
 from models.cnn1d import CausalCNN, RunningMean, WindowMean
 from models.cnn2d import vision
 from models.convolution import Layer, receptive_field
+from models.rocket import FadingMean, Rocket
 from models.vibration import Vibration
 from service.packages import load_package
 from service.parity import verify
@@ -46,8 +46,7 @@ def test_eight_sequences_are_learnt_by_heart(name: str) -> None:
     for _ in range(150):
         net.train()
         logits, _ = net(batch.x, net.initial_state(8))
-        each = F.cross_entropy(as_logits(logits).flatten(0, 1), batch.y.flatten(), reduction="none")
-        loss = (each * batch.weight.flatten()).sum() / 8
+        loss = surprise_of(logits, batch.y, batch.weight)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -194,6 +193,47 @@ def test_to_a_text_net_whose_reader_is_silent_the_order_of_words_shows_in_their_
     assert np.abs(whole(net, one)[:, -1] - whole(net, other)[:, -1]).max() > 1e-4
     torch.nn.init.zeros_(net.pairs.weight)
     assert np.abs(whole(net, one)[:, -1] - whole(net, other)[:, -1]).max() < 1e-6
+
+
+# --- patterns and votes ------------------------------------------------------------------------------------------
+
+
+def test_a_fading_mean_forgets_half_in_so_many_steps_however_it_is_cut() -> None:
+    fading, x = FadingMean(1, [1.0]), torch.tensor([8.0, 0, 0, 7]).reshape(1, 4, 1)
+    whole, last = fading(x, fading.initial_state(1), torch.zeros(1, 1))
+    assert whole.flatten().tolist() == pytest.approx([8, 8 / 3, 8 / 7, (8 + 7 * 8) / 15], rel=1e-5)
+    mean, parts = fading.initial_state(1), []
+    for t in range(4):
+        y, mean = fading(x[:, t : t + 1], mean, torch.full((1, 1), float(t)))
+        parts.append(y)
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)
+    assert torch.allclose(mean, last, atol=1e-5)
+
+
+def test_a_sensors_length_stays_when_it_is_turned() -> None:
+    net = Rocket(4, mean=[0.0] * 6, std=[1.0] * 6, width=8, spatial=True)
+    x, (turn, _) = torch.randn(1, 5, 6), torch.linalg.qr(torch.randn(3, 3))
+    turned = (x.reshape(1, 5, 2, 3) @ turn).reshape(1, 5, 6)
+    assert torch.allclose(net._channels(x)[..., 6:], net._channels(turned)[..., 6:], atol=1e-4)
+    with pytest.raises(ValueError, match="4 columns: expected x, y and z"):
+        Rocket(4, mean=[0.0] * 4, std=[1.0] * 4, spatial=True)
+
+
+def test_patterns_do_not_answer_to_a_level() -> None:
+    """Two thirds of the taps are −1, one third 2: what never changes is no pattern."""
+    for conv in Rocket(4, **FLAT, width=16).patterns:
+        assert conv.weight.sum(-1).abs().max() < 1e-5
+        assert (conv.weight.abs().sum((1, 2)) > 0).all()
+
+
+def test_members_learn_apart_and_answer_by_the_mean_of_their_probabilities() -> None:
+    net = FAMILIES["rockets"].net()
+    x = torch.from_numpy(np.stack(FAMILIES["rockets"].sequences([9, 9, 9])))
+    assert net.train()(x, net.initial_state(3))[0].shape == (6, 9, 4)
+    together = whole(net, x.numpy())
+    apart = [whole(member, x.numpy()) for member in net.members]  # type: ignore[union-attr]
+    assert np.abs(together - np.mean(apart, 0)).max() < 1e-6
+    assert np.abs(apart[0] - apart[1]).max() > 1e-3
 
 
 # --- the lecture's convolution layer -----------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from export.sequences import SequenceTask, TextTask, VideoTask, at_the_end, join
 from export.tasks import Batch, Task
 from export.texts import learn_tokenizer, tokens
 from export.train import torch_run, train
-from models.catalogue import Net, Shape, causal, recurrent, video
+from export.zoo import TASKS
+from models.catalogue import Net, Shape, causal, patterns, recurrent, video
 from models.text import TextLSTM
 from service.contracts import TrainingData
 from service.packages import load_package
@@ -138,6 +139,81 @@ def test_another_speed_and_a_turned_sensor_change_what_they_should() -> None:
     turned = task._turned(rows, rng)
     assert np.allclose(np.linalg.norm(turned, axis=1), np.linalg.norm(rows, axis=1), atol=1e-5)
     assert not np.allclose(turned, rows, atol=1e-2)
+
+
+def test_a_swaying_speed_keeps_ends_and_values_and_a_crop_takes_only_ends() -> None:
+    task, _ = of_rows()
+    rows, rng = np.linspace(0, 1, 100, dtype=np.float32)[:, None].repeat(3, 1), np.random.default_rng(0)
+    swaying = dataclasses.replace(task, speed=0.0, sway=0.3)  # type: ignore[call-arg]
+    for paced in (swaying._paced(rows, rng) for _ in range(20)):
+        slope = 99 * np.diff(paced[:, 0])
+        assert len(paced) == 100
+        assert paced[[0, -1], 0].tolist() == pytest.approx([0, 1], abs=1e-3)
+        assert 0.65 < slope.min() <= slope.max() < 1.35
+    cropping = dataclasses.replace(task, speed=0.0, crop=0.2)  # type: ignore[call-arg]
+    cut = [cropping._paced(rows, rng) for _ in range(50)]
+    assert all(0 <= paced[0, 0] < 0.2 and 0.8 < paced[-1, 0] <= 1 for paced in cut)
+    assert all(np.allclose(99 * np.diff(paced[:, 0]), 1, atol=0.05) for paced in cut)
+    assert min(map(len, cut)) < 75 < max(map(len, cut))
+
+
+def test_a_certificate_holds_no_recording_that_may_not_be_passed_on(tmp_path: Path) -> None:
+    task, data = of_rows()
+    task = dataclasses.replace(task, synthetic=True)  # type: ignore[call-arg]
+    place = package.write_run(task, data, train(task, data, settings(task), tmp_path), tmp_path / "package")
+    x, shape = np.load(place / "golden.npz")["x"], task.shape(data.train, 2)
+    recorded = np.concatenate(data.train.x)
+    assert x.shape == (4, 64, 3)
+    assert np.abs(x.reshape(-1, 1, 3) - recorded).sum(-1).min() > 0
+    assert np.abs(x.std((0, 1)) / shape.std - 1).max() < 0.4
+    assert not (place / "samples").exists()
+    assert all(TASKS[f"gesture-{family}"].synthetic for family in ("lstm", "rocket"))  # type: ignore[attr-defined]
+    assert all(TASKS[f"bearing-{family}"].synthetic for family in ("lstm", "cnn1d"))  # type: ignore[attr-defined]
+
+
+def of_patterns() -> tuple[SequenceTask, Data]:
+    """The waves, to be solved."""
+    task, data = of_rows()
+    net = Net("rocket", partial(patterns, width=20, dilations=(1,), halves=(4,), spatial=True))
+    return dataclasses.replace(task, own=net, epochs=1, copies=3), data  # type: ignore[call-arg, return-value]
+
+
+def test_a_net_that_is_solved_takes_every_copy_at_once_and_knows_people_it_never_met(tmp_path: Path) -> None:
+    task, data = of_patterns()
+    (batch,) = task.batches(data.train, task.shape(data.train, 2), np.random.default_rng(0))
+    assert batch.group is not None
+    assert batch.group.tolist() == 3 * data.train.group.tolist()
+    assert batch.x[:32].sum() == pytest.approx(sum(x.sum() for x in data.train.x), abs=1e-3), "the first as recorded"
+    assert not torch.equal(batch.x[32:64], batch.x[64:])
+    trained = train(task, data, settings(task), tmp_path)
+    again = train(task, data, settings(task), tmp_path / "again")
+    assert torch.equal(trained.net.votes.weight, again.net.votes.weight)  # type: ignore[arg-type, union-attr]
+    place = package.write_run(task, data, trained, tmp_path / "package")
+    assert verify(load_package(place)).passed
+    assert load_package(place).manifest.metrics["accuracy"] > 0.9
+
+
+def test_votes_solve_what_is_pooled_at_each_sequences_end() -> None:
+    """The net that steps gives the scores that ridge regression saw."""
+    task, data = of_patterns()
+    (batch,) = task.batches(data.train, task.shape(data.train, 2), np.random.default_rng(0))
+    net, length = task.net.build(task.shape(data.train, 2)), (batch.weight > 0).sum(1)
+    assert batch.group is not None
+    net.fit(batch.x, batch.y[:, 0], length, batch.group)
+    pooled = net._pooled(batch.x, length, 1)
+    weight = net.votes.weight.reshape(2, 2, -1)  # (kinds of mean, K, 2 · width)
+    expected = torch.einsum("nkw,klw->nl", pooled.reshape(len(pooled), 2, -1), weight) + net.votes.bias[:2]
+    with torch.no_grad():
+        logits, _ = net.eval()(batch.x, net.initial_state(len(batch.x)))
+    assert (logits[torch.arange(len(logits)), length - 1] - expected).abs().max() < 1e-3
+
+
+def test_one_group_alone_is_solved_in_folds_of_its_sequences() -> None:
+    task, data = of_patterns()
+    (batch,) = task.batches(data.train, task.shape(data.train, 2), np.random.default_rng(0))
+    net = task.net.build(task.shape(data.train, 2))
+    loss = net.fit(batch.x, batch.y[:, 0], (batch.weight > 0).sum(1), torch.zeros(len(batch.x), dtype=torch.long))
+    assert 0 < loss < 0.5
 
 
 def test_forgotten_words_become_the_unknown_one() -> None:

@@ -113,7 +113,7 @@ class _Learner:
                 score = (float(epoch), 0.0)
                 if validation is not None:
                     run = torch_run(self.average.module, self.settings.device)
-                    entry["validation"] = accuracy(self.task.decide(run, validation))
+                    entry["validation"] = accuracy(self.task.judge(self.average.module, run, validation))
                     score = (entry["validation"], -entry["loss"])
                 self.history.append(entry | {"seconds": round(time.monotonic() - began, 2)})
                 if score > tuple(self.kept["score"]):
@@ -150,10 +150,9 @@ class _Learner:
 def _step(net: nn.Module, batch: Batch, task: Task, settings: Settings, optimiser: torch.optim.Optimizer) -> float:
     """One batch from fresh states: cross entropy of every step that counts, log(1 / probability of the true label)."""
     x, y, weight = (part.to(settings.device) for part in batch)
-    state = {name: value.to(settings.device) for name, value in net.initial_state(len(x)).items()}
     net.train()
     with torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-        logits, _ = net(x, state)  # (B, T, K)
+        logits = task.logits(net, x)  # (B, T, K)
     each = F.cross_entropy(
         as_logits(logits).float().flatten(0, 1), y.flatten(), reduction="none", label_smoothing=task.smoothing
     )  # (B·T,)

@@ -117,9 +117,9 @@ ACTION: dict[str, Any] = {
 ACTION_MOTION: dict[str, Any] = ACTION | {
     "description": "27 actions in depth video: three views of a person, what moved in them and when, read by a CNN.",
     "copies": 12,
-    "limits": f"{ACTION['limits']} It says what a whole action was; in the middle of one it guesses. Its recipe was taken "
-    "of 76 settings of a linear reader and eight nets with their figures on these same four people in sight, which "
-    "flatters its own a little.",
+    "limits": f"{ACTION['limits']} It says what a whole action was; in the middle of one it guesses. Its recipe was "
+    "taken of 76 settings of a linear reader and eight nets with their figures on these same four people in sight, "
+    "which flatters its own a little.",
 }
 ACTION_NETS = {
     "action-frame": "27 actions in depth video, each frame by itself: what a net without memory can see.",

@@ -121,6 +121,7 @@ ACTION_MOTION: dict[str, Any] = ACTION | {
     "taken of 76 settings of a linear reader and eight nets with their figures on these same four people in sight, "
     "which flatters its own a little.",
 }
+ACTION_DEPTH = ACTION | {"copies": 4, "epochs": 15, "batch": 16, "learning_rate": 3e-3}  # they go through all frames
 ACTION_NETS = {
     "action-frame": "27 actions in depth video, each frame by itself: what a net without memory can see.",
     "action-cnn-lstm": "27 actions in depth video: a CNN looks at each frame, an LSTM remembers.",
@@ -194,7 +195,7 @@ TASKS: dict[str, Task] = tasks.TASKS | {
         *(RowTask(name=f"activity-{family}", **ACTIVITY) for family in ("gru", "rnn", "cnn1d")),
         *(SequenceTask(name=f"gesture-{family}", **GESTURE) for family in (*RECURRENT, "cnn1d")),
         WatchTask(name="action-motion", **ACTION_MOTION),
-        *(WatchTask(name=name, description=text, copies=4, **ACTION) for name, text in ACTION_NETS.items()),
+        *(WatchTask(name=name, description=text, **ACTION_DEPTH) for name, text in ACTION_NETS.items()),
         *(RowTask(name=f"bearing-{family}", **BEARING) for family in ("lstm", "gru", "cnn1d")),
         SENTIMENT,
         QUESTION,

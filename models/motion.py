@@ -84,7 +84,7 @@ class DepthNet(nn.Module):
         classes: int,
         cell: Cell | None,
         *,
-        filters: int = 12,
+        filters: int = 8,
         features: int = 64,
         width: int = 64,
         dropout: float = 0.3,

@@ -14,7 +14,7 @@ import cv2
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.data import Data, Split, arem, mnist, small_digits
@@ -84,6 +84,16 @@ class Task(ABC):
     def steps(self, split: Split) -> int:
         """Batches in an epoch."""
         return math.ceil(len(split) / self.batch)
+
+    def logits(self, net: nn.Module, x: Tensor) -> Tensor:
+        """Of a batch of `batches`: (B, T, K), from fresh states."""
+        state = {name: value.to(x.device) for name, value in net.initial_state(len(x)).items()}
+        y: Tensor = net(x, state)[0]
+        return y
+
+    def judge(self, net: nn.Module, run: Run, split: Split) -> Decisions:
+        """What `decide` says of `net`, in training, after each epoch; `run` runs the net."""
+        return self.decide(run, split)
 
     @abstractmethod
     def decide(self, run: Run, split: Split) -> Decisions:

@@ -114,7 +114,7 @@ class _Learner:
                 score = (float(epoch), 0.0)
                 if validation is not None:
                     run = torch_run(self.average.module, self.settings.device)
-                    entry["validation"] = accuracy(self.task.decide(run, validation))
+                    entry["validation"] = accuracy(self.task.judge(self.average.module, run, validation))
                     score = (entry["validation"], -entry["loss"])
                 self.history.append(entry | {"seconds": round(time.monotonic() - began, 2)})
                 if score > tuple(self.kept["score"]):
@@ -153,10 +153,9 @@ def _step(net: nn.Module, batch: Batch, task: Task, settings: Settings, optimise
     if isinstance(net, Rocket):
         return _solve(net, batch, task, settings, optimiser)
     x, y, weight = (part.to(settings.device) for part in batch[:3])
-    state = {name: value.to(settings.device) for name, value in net.initial_state(len(x)).items()}
     net.train()
     with torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-        logits, _ = net(x, state)  # (B, T, K)
+        logits = task.logits(net, x)  # (B, T, K)
     loss = surprise_of(logits, y, weight, task.smoothing)
     optimiser.zero_grad()
     loss.backward()

@@ -12,11 +12,12 @@ from models.cnn1d import CausalCNN
 from models.cnn2d import CNN2d
 from models.ensemble import Ensemble
 from models.mlp import MLP
+from models.motion import DepthNet, MotionNet
 from models.rnn import Cell, Recurrent
 from models.rocket import Rocket
 from models.text import TextCNN, TextLSTM
 from models.vibration import Vibration
-from models.video import FrameNet, VideoNet
+from models.video import VideoNet
 
 
 class Shape(NamedTuple):
@@ -59,15 +60,12 @@ def _digits_mlp(shape: Shape) -> nn.Module:
     return MLP(shape.frame, shape.classes, hidden=512, dropout=0.3)
 
 
-_LOOK = ((16,), (32,), (48,))  # 60×80, averaged to 30×40 -> 3×5
+def _action_motion(shape: Shape) -> nn.Module:
+    return MotionNet(shape.frame, shape.classes, orders=8, filters=32, hidden=128, dropout=0.5)
 
 
-def _action_frame(shape: Shape) -> nn.Module:
-    return FrameNet(shape.frame, shape.classes, _LOOK, features=96, shrink=2, dropout=0.3)
-
-
-def _action_cnn(shape: Shape, cell: Cell) -> nn.Module:
-    return VideoNet(cell, shape.frame, shape.classes, _LOOK, features=96, width=96, shrink=2, motion=True, dropout=0.3)
+def _action(shape: Shape, cell: Cell | None) -> nn.Module:
+    return DepthNet(shape.frame, shape.classes, cell)
 
 
 def images(shape: Shape, width: int = 16) -> nn.Module:
@@ -160,10 +158,11 @@ NETS = {
     "digits-cnn": Net("cnn2d", _digits_cnn),
     "digits-mlp": Net("mlp", _digits_mlp),
     "digits-small": Net("cnn2d", _digits_small),
-    "action-frame": Net("cnn2d", _action_frame),
-    "action-cnn-lstm": Net("cnn-lstm", partial(_action_cnn, cell="lstm")),
-    "action-cnn-gru": Net("cnn-gru", partial(_action_cnn, cell="gru")),
-    "action-cnn-rnn": Net("cnn-rnn", partial(_action_cnn, cell="rnn")),
+    "action-frame": Net("cnn2d", partial(_action, cell=None)),
+    "action-cnn-lstm": Net("cnn-lstm", partial(_action, cell="lstm")),
+    "action-cnn-gru": Net("cnn-gru", partial(_action, cell="gru")),
+    "action-cnn-rnn": Net("cnn-rnn", partial(_action, cell="rnn")),
+    "action-motion": Net("motion", _action_motion),
     "activity-lstm": Net("lstm", partial(_activity, cell="lstm", remembers=150)),
     "activity-gru": Net("gru", partial(_activity, cell="gru")),
     "activity-rnn": Net("rnn", partial(_activity, cell="rnn")),

@@ -1,4 +1,4 @@
-"""Nets for video: each frame alone, or a recurrent layer over what a small CNN sees in each frame.
+"""A net for video: a recurrent layer over what a small CNN sees in each frame.
 
 A recurrent layer alone does not use the structure of images; the CNN does, and knows of no other frame.
 """
@@ -50,30 +50,6 @@ class FrameFeatures(nn.Module):
     def look(self, frames: Tensor) -> Tensor:
         features: Tensor = self.dense(self.vision(frames))
         return features
-
-
-class FrameNet(nn.Module):
-    """Frames to logits (B, T, K), each frame alone: no state."""
-
-    def __init__(
-        self,
-        size: tuple[int, int, int],
-        classes: int,
-        blocks: Sequence[Sequence[int]],
-        *,
-        features: int = 64,
-        shrink: int = 1,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.features = FrameFeatures(size, blocks, features, shrink=shrink, dropout=dropout)
-        self.head = nn.Linear(features, classes)
-
-    def initial_state(self, batch: int) -> dict[str, Tensor]:
-        return {}
-
-    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.head(self.features(x)), state
 
 
 class VideoNet(nn.Module):

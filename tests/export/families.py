@@ -14,11 +14,12 @@ from models.cnn1d import CausalCNN
 from models.cnn2d import CNN2d
 from models.ensemble import Ensemble
 from models.mlp import MLP
+from models.motion import DepthNet, MotionNet
 from models.rnn import Recurrent
 from models.rocket import Rocket
 from models.text import TextCNN, TextLSTM
 from models.vibration import Vibration
-from models.video import FrameNet, VideoNet
+from models.video import VideoNet
 from service.contracts import FrameInput, Manifest, RowInput, TextInput
 
 SIZE = (12, 16, 1)  # H, W, C
@@ -77,7 +78,13 @@ FAMILIES: dict[str, Family] = {
     "mlp": Family("frame", lambda k: MLP(SIZE, k, hidden=32)),
     "cnn2d": Family("frame", lambda k: CNN2d(SIZE, k, ((8,), (8,)), 16)),
     "cnn2d, valid": Family("frame", lambda k: CNN2d(SIZE, k, ((8,), (8,)), 16, keep_size=False)),
-    "frame": Family("frame", lambda k: FrameNet(SIZE, k, ((8,), (8,)), features=16)),
+    "motion": Family("frame", lambda k: MotionNet(SIZE, k, orders=4, filters=4, hidden=16, dropout=0.0)),
+    **{
+        f"depth {cell}": Family(
+            "frame", lambda k, cell=cell: DepthNet(SIZE, k, cell, filters=4, features=16, width=16, dropout=0.0)
+        )
+        for cell in (None, "rnn", "gru", "lstm")
+    },
     **{
         f"video {cell}": Family("frame", lambda k, cell=cell: VideoNet(cell, SIZE, k, ((8,),), features=16, width=16))
         for cell in ("rnn", "gru", "lstm")

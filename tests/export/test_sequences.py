@@ -244,7 +244,7 @@ def killing(task: Task, at: int) -> Task:
                     raise Killed
                 yield batch
 
-    return Dying(**{field.name: getattr(task, field.name) for field in dataclasses.fields(task)})
+    return Dying(**{field.name: getattr(task, field.name) for field in dataclasses.fields(task) if field.init})
 
 
 @every_kind

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
-
 from service.api import create_app
 from service.broker.predictions import RedisPredictions
 from service.contracts import Manifest
@@ -40,7 +38,7 @@ class Living:
             self.predictions.live = [about]
         kept = {key: settings.pop(key) for key in ("dead_kept", "dead_bytes") if key in settings}
         log = self.world.new_log(name, **kept)
-        with working(log, *served, about=msgspec.json.encode(about), lease_s=LEASE_S, **settings) as worker:
+        with working(log, *served, about=about, lease_s=LEASE_S, **settings) as worker:
             wait_until(lambda: worker.owned == SHARDS, what="the worker owns every shard")
             yield worker
 

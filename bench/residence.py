@@ -3,7 +3,8 @@
     python -m bench.residence [--streams 100000] [--limits 100000,10000]
 
 For each limit a worker process of its own, on an embedded broker of its own, LSTM-64. Exit status 1 when the worker
-takes more than 1.5 times the bytes of state and 600 B for each resident stream (and 32 MiB to work with), or when a state is wrong.
+takes more than 1.5 times the bytes of state and 600 B for each resident stream (and 32 MiB to work with), or when a
+state is wrong.
 """
 
 from __future__ import annotations

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time as clock
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
+from urllib.parse import quote
 
 import httpx
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
+STATE_TYPE: Final = "application/vnd.rollcast.state+msgpack"  # of a stream's saved state
 _SILENCE_S: Final = 60.0  # the server says something every 15 s; longer silence is a lost connection
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
@@ -135,6 +137,76 @@ class Client:
             yield from page["streams"]
             after = page["next"]
 
+    def stream(self, stream: str) -> dict[str, Any]:
+        """One stream: model, steps, cursors, last record, what waits, its state in words, its settings."""
+        return self._get(f"/v1/streams/{stream}")
+
+    # --- a stream's life: each is carried out in its turn in the stream's log, and answered by its `done` record ---
+
+    def configure(
+        self,
+        stream: str,
+        *,
+        model: str | None = None,
+        rolling: Mapping[str, float] | None = None,
+        gap: Mapping[str, Any] | None = None,
+        freshness: Mapping[str, Any] | None = None,
+        state_ttl_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Sets all of a stream's settings: what is None is as the package or the deployment says; the model stays."""
+        given = {"model": model, "rolling": rolling, "gap": gap, "freshness": freshness, "state_ttl_s": state_ttl_s}
+        body = json.dumps({name: value for name, value in given.items() if value is not None}).encode()
+        return self._call("PUT", f"/v1/streams/{stream}", body, "application/json")
+
+    def delete(self, stream: str) -> dict[str, Any]:
+        """Removes all that is kept of a stream."""
+        return self._call("DELETE", f"/v1/streams/{stream}")
+
+    def state(self, stream: str) -> dict[str, Any]:
+        """What a stream remembers, in words: steps, age, norm, bytes, model, version, schema."""
+        return self._get(f"/v1/streams/{stream}/state")
+
+    def save_state(self, stream: str) -> bytes:
+        """The state itself, one object that describes itself; `restore` takes it."""
+        return self._bytes(f"/v1/streams/{stream}/state", STATE_TYPE)
+
+    def restore(self, stream: str, state: bytes) -> dict[str, Any]:
+        """Puts a saved state back, or into another stream of the same model."""
+        return self._call("PUT", f"/v1/streams/{stream}/state", state, STATE_TYPE)
+
+    def reset(self, stream: str) -> dict[str, Any]:
+        """Drops the state; the next prediction says so."""
+        return self._call("DELETE", f"/v1/streams/{stream}/state")
+
+    # --- quarantine ----------------------------------------------------------------------------------------------
+
+    def dead(self, *, stream: str | None = None, reason: str | None = None) -> Iterator[dict[str, Any]]:
+        """Every refused entry that is kept, without its bytes."""
+        after: str | None = ""
+        while after is not None:
+            page = self._get("/v1/dead", _query(stream=stream, reason=reason, after=after or None, limit=1000))
+            yield from page["dead"]
+            after = page["next"]
+
+    def dead_entry(self, stream: str, entry_id: str) -> dict[str, Any]:
+        """One refused entry: why, its fields, and its bytes in base64 (`data`)."""
+        return self._get(f"/v1/dead/{_quoted(stream)}/{entry_id}")
+
+    def dead_bytes(self, stream: str, entry_id: str) -> bytes:
+        """Its bytes alone, as they came."""
+        return self._bytes(f"/v1/dead/{_quoted(stream)}/{entry_id}", "application/octet-stream")
+
+    def retry_dead(
+        self, stream: str, entry_id: str, *, model: str | None = None, drop: bool = False, wait_s: float | None = None
+    ) -> dict[str, Any]:
+        """Appends it again as a new entry; with `drop` the old one leaves quarantine. Returns as `post_frame`."""
+        query = _query(model=model, drop=drop, wait=wait_s)
+        path = f"/v1/dead/{_quoted(stream)}/{entry_id}/retry"
+        return self._post(path, query, b"", "application/octet-stream", wait_s)
+
+    def drop_dead(self, stream: str, entry_id: str) -> dict[str, Any]:
+        return self._call("DELETE", f"/v1/dead/{_quoted(stream)}/{entry_id}")
+
     def reasons_not_ready(self) -> list[str]:
         """Why an entry posted now would not be answered; empty when it would."""
         try:
@@ -199,11 +271,23 @@ class Client:
         return _answer(response)
 
     def _get(self, path: str, query: dict[str, str] | None = None) -> dict[str, Any]:
+        return _answer(self._send("GET", path, params=query, headers={"Accept": "application/json"}))
+
+    def _bytes(self, path: str, content_type: str) -> bytes:
+        response = self._send("GET", path, headers={"Accept": content_type})
+        if response.status_code >= 400:
+            raise _problem(response)
+        return response.content
+
+    def _call(self, method: str, path: str, body: bytes = b"", content_type: str | None = None) -> dict[str, Any]:
+        headers = {"Content-Type": content_type} if content_type is not None else {}
+        return _answer(self._send(method, path, content=body, headers=headers))
+
+    def _send(self, method: str, path: str, **more: Any) -> httpx.Response:
         try:
-            response = self._http.get(path, params=query, headers={"Accept": "application/json"})
+            return self._http.request(method, path, **more)
         except httpx.TransportError as error:
             raise ServerAway(_away(self.url, error)) from None
-        return _answer(response)
 
 
 def parse_events(lines: Iterable[str]) -> Iterator[StreamRecord]:
@@ -252,6 +336,11 @@ def _query(**values: object) -> dict[str, str]:
         for name, value in values.items()
         if value is not None and value is not False
     }
+
+
+def _quoted(stream: str) -> str:
+    """Entries without a legal stream are kept under `?`."""
+    return quote(stream, safe="")
 
 
 def _answer(response: httpx.Response) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import msgspec
 import uvicorn
 
 from rollcast import Client
-from service.api import create_app
+from service.api import Bounds, create_app
 from service.broker.log import RedisLog
 from service.broker.predictions import RedisPredictions
 from service.broker.wire import Wire
@@ -56,7 +56,9 @@ def run_api(settings: Settings, fd: int | None) -> None:
         create_registry(),
         parity={name: _figures(report) for name, (_, report) in reports.items()},
         defaults=settings.default_models(),
+        schemas={name: package.schema for name, (package, _) in reports.items()},
         limits=entry_limits(settings),
+        bounds=Bounds(settings.backlog_bytes, settings.backlog_s),
     )
     config = uvicorn.Config(
         app,
@@ -114,6 +116,8 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
             lease_s=settings.lease_s,
             state_ttl_s=settings.state_ttl_s,
             records_kept=settings.records_kept,
+            dead_kept=settings.dead_kept,
+            dead_bytes=settings.dead_bytes,
             trim_finished=settings.input_history_s == 0,
         ),
         engines,

@@ -98,6 +98,7 @@ def parse_entry(entry_id: bytes, fields: Sequence[bytes]) -> Entry:
             return Entry(
                 entry_id, ms, number, stream, kind, data,
                 model.decode() if model else None, None, None, False, False, shape, None, None, fault,
+                None, values if fault else None,
             )  # fmt: skip
         return Entry(
             id=entry_id,
@@ -115,14 +116,19 @@ def parse_entry(entry_id: bytes, fields: Sequence[bytes]) -> Entry:
             interval_s=_parse_float(values, b"interval_s", 0.0, MAX_INTERVAL_S),
             traceparent=_parse_text(values, b"traceparent"),
             fault=fault,
+            retry_of=_parse_text(values, b"retry_of"),
+            raw=values if fault else None,
         )
     except EntryError as error:
-        return Entry(entry_id, ms, number, stream, kind, data, fault=fault or error)
+        return Entry(entry_id, ms, number, stream, kind, data, fault=fault or error, raw=values)
     except UnicodeDecodeError:
-        return Entry(entry_id, ms, number, stream, kind, data, fault=fault or Malformed("field model is not UTF-8"))
+        fault = fault or Malformed("field model is not UTF-8")
+        return Entry(entry_id, ms, number, stream, kind, data, fault=fault, raw=values)
 
 
-_OPTIONAL: Final = frozenset((b"time", b"seq", b"start", b"end", b"interval_s", b"traceparent"))
+_OPTIONAL: Final = frozenset((b"time", b"seq", b"start", b"end", b"interval_s", b"traceparent", b"retry_of"))
+_KEPT_FIELDS: Final = (b"model", b"shape", *sorted(_OPTIONAL))  # of a refused entry, beside stream, kind and data
+_KEPT_BYTES: Final = 1024  # of each of them: a producer may have put anything there
 
 
 def entry_fields(
@@ -138,6 +144,7 @@ def entry_fields(
     shape: tuple[int, int] | None = None,
     interval_s: float | None = None,
     traceparent: str | None = None,
+    retry_of: str | None = None,
 ) -> dict[str, bytes]:
     """The fields of an XADD into the log; what `parse_entry` reads back."""
     fields: dict[str, bytes] = {"stream": stream.encode(), "kind": kind.encode(), "data": data}
@@ -157,7 +164,21 @@ def entry_fields(
         fields["interval_s"] = repr(float(interval_s)).encode()
     if traceparent is not None:
         fields["traceparent"] = traceparent.encode()
+    if retry_of is not None:
+        fields["retry_of"] = retry_of.encode()
     return fields
+
+
+def kept_fields(entry: Entry) -> tuple[tuple[bytes, bytes], ...]:
+    """What `dead` keeps of an entry beside its stream, kind and data: the known fields, as they came."""
+    if entry.raw is not None:
+        return tuple((name, entry.raw[name][:_KEPT_BYTES]) for name in _KEPT_FIELDS if name in entry.raw)
+    fields = entry_fields(
+        entry.stream, entry.kind, b"",
+        model=entry.model, time=entry.time, seq=entry.seq, start=entry.start, end=entry.end, shape=entry.shape,
+        interval_s=entry.interval_s, traceparent=entry.traceparent, retry_of=entry.retry_of,
+    )  # fmt: skip
+    return tuple((name.encode(), value) for name, value in fields.items() if name.encode() in _KEPT_FIELDS)
 
 
 @lru_cache(maxsize=1 << 14)  # a process meets the same streams again and again
@@ -274,7 +295,7 @@ class Position(NamedTuple):
     """Where a stream stands: `last record seq seq_id stepped`. Outside the state, so that it outlives it.
 
     `stepped` is the id of the last entry whose state is kept; `-`: there is none, the next one is `first`;
-    `reset`: a reset dropped it.
+    `reset`: a reset dropped it; `version`: another model did; `deleted`: the stream was, and nothing came since.
     """
 
     last: int  # last finished entry, as id_number
@@ -341,19 +362,3 @@ def encode_settings(settings: StreamSettings) -> bytes:
 
 def decode_settings(body: bytes) -> StreamSettings:
     return _settings_decoder.decode(body)
-
-
-class Control(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The `data` of a control entry, as JSON."""
-
-    action: str
-
-
-_control_decoder = msgspec.json.Decoder(Control)
-
-
-def decode_control(data: bytes) -> Control:
-    try:
-        return _control_decoder.decode(data)
-    except msgspec.DecodeError as error:
-        raise Malformed(f'control: {error}; expected JSON such as {{"action": "reset"}}') from None

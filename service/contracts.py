@@ -61,6 +61,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     interval_s: float | None = None  # between rows
     traceparent: str | None = None
     fault: EntryError | None = None
+    retry_of: str | None = None  # id of the refused entry that this one repeats
+    raw: dict[bytes, bytes] | None = None  # with a fault: the fields as they came, for the quarantine
 
 
 class Limits(NamedTuple):
@@ -110,6 +112,8 @@ class Prediction(msgspec.Struct, frozen=True, tag="prediction", tag_field="type"
     rolling: Rolling
     events: list[Event]
     restarted: Restart | None = None
+    missed: int | msgspec.UnsetType = msgspec.UNSET  # numbers between the stream's last `seq` and this one
+    retry_of: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused", tag_field="type", omit_defaults=True):
@@ -120,6 +124,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused", tag_field="type", omit
     reason: str
     detail: str
     model: str | None = None
+    retry_of: str | None = None
 
 
 class Dropped(msgspec.Struct, frozen=True, tag="dropped", tag_field="type", omit_defaults=True):
@@ -154,6 +159,7 @@ class Done(msgspec.Struct, frozen=True, tag="done", tag_field="type", omit_defau
     stream: str
     action: str
     events: list[Event] = []
+    retry_of: str | None = None
 
 
 Record = Prediction | Refused | Dropped | Duplicate | Done

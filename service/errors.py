@@ -9,6 +9,7 @@ RollcastError
 │   ├── ModelNeeded            422  several packages fit; names them
 │   ├── WrongKind              422  the model takes another kind of entry
 │   ├── OtherModel             409  the stream is bound to another model
+│   ├── OtherSchema            409  a state whose schema is not that of the package
 │   ├── WrongShape             422  columns, ragged rows, too many rows
 │   ├── NonFinite              422  NaN or infinity in the input, or in what a step would leave behind
 │   ├── BadImage               422  an image that cannot be decoded
@@ -17,7 +18,9 @@ RollcastError
 │   └── StepFailed             422  the model failed on this entry
 ├── RequestError           the call is at fault
 │   ├── BadCursor              400
-│   └── UnknownStream          404
+│   ├── UnknownStream          404
+│   ├── NoState                404  the stream has none
+│   └── NotInQuarantine        404
 ├── NotAnswered            what `wait` reports instead of a prediction
 │   ├── EntryRefused           422
 │   ├── EntryDropped           410
@@ -86,6 +89,10 @@ class OtherModel(EntryError):
     status, type, title, reason = 409, "other-model", "The stream is bound to another model", "other_model"
 
 
+class OtherSchema(EntryError):
+    status, type, title, reason = 409, "other-schema", "A state of another schema", "other_schema"
+
+
 class WrongShape(EntryError):
     status, type, title, reason = 422, "wrong-shape", "Input of the wrong shape", "wrong_shape"
 
@@ -122,6 +129,14 @@ class BadCursor(RequestError):
 
 class UnknownStream(RequestError):
     status, type, title, reason = 404, "unknown-stream", "Unknown stream", "unknown_stream"
+
+
+class NoState(RequestError):
+    status, type, title, reason = 404, "no-state", "The stream has no state", "no_state"
+
+
+class NotInQuarantine(RequestError):
+    status, type, title, reason = 404, "not-in-quarantine", "No such entry in quarantine", "not_in_quarantine"
 
 
 class NotAnswered(RollcastError):

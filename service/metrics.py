@@ -149,6 +149,7 @@ class WorkerMetrics:
         self.batch_entries = add.histograms("batch_entries", "Entries in one call of the model", ENTRIES, "model")
         self.dropped = add.counters("dropped", "Entries that came too late to be stepped", "reason")
         self.dead = add.counters("dead", "Entries put into quarantine", "reason")
+        self.dead_overflow = add.counter("dead_overflow", "Entries that left quarantine: it was full")
         self.duplicates = add.counter("duplicates", "Entries whose seq was finished before")
         self.restarts = add.counters("restarts", "States that started anew", "model", "reason")
         self.streams = add.gauges("streams", "Streams whose state is held", "where")

@@ -68,6 +68,7 @@ class DeadWrite(NamedTuple):
     reason: str
     detail: str
     data: bytes
+    more: tuple[tuple[bytes, bytes], ...] = ()  # the entry's other fields
 
 
 class Commit(NamedTuple):
@@ -87,6 +88,7 @@ class Commit(NamedTuple):
     settings: dict[str, bytes]
     touched: dict[str, int]  # stream -> ms of its last entry
     trim_below: bytes | None  # housekeeping is due: finished entries below this id may go
+    deleted: Sequence[str] = ()  # streams of which nothing may stay but position and the record written here
 
 
 class Committed(NamedTuple):
@@ -94,6 +96,7 @@ class Committed(NamedTuple):
 
     trimmed: int  # entries that left the log
     errors: list[str]  # elements that failed inside EXEC: foreign writes to our keys
+    dead_overflow: int = 0  # refused entries that left the quarantine: it is bounded
 
 
 class Log(Protocol):
@@ -217,6 +220,58 @@ class ShardStatus(NamedTuple):
     lag_s: float  # age of the oldest of them
 
 
+class StateRow(NamedTuple):
+    """A stream's state as one moment of the broker has it, with what belongs to it."""
+
+    state: bytes | None  # state record
+    position: bytes | None
+    settings: bytes | None
+    now_ms: int  # the broker's clock
+
+
+class Waiting(NamedTuple):
+    """Unfinished entries of one stream in its log; `complete` is false where there was too much to look through."""
+
+    entries: int
+    complete: bool
+
+
+class ShardBacklog(NamedTuple):
+    """What waits in a shard, and what is news of it."""
+
+    entries: int  # unfinished
+    bytes: int  # about what they take in the broker
+    revision: str  # id of the last control that changed a stream's settings; empty: none did
+
+
+class Pressure(NamedTuple):
+    """How full the broker is. `memory_limit` 0: it has none."""
+
+    shards: list[ShardBacklog]
+    memory_bytes: int
+    memory_limit: int
+
+
+class DeadRow(NamedTuple):
+    """One refused entry in quarantine, without its bytes."""
+
+    shard: int
+    at: str  # its place there
+    id: str  # the entry's
+    stream: str
+    kind: str
+    reason: str
+    detail: str
+    bytes: int
+
+
+class DeadEntry(NamedTuple):
+    """A refused entry with its bytes. `fields`: all that quarantine kept of the entry, `data` too."""
+
+    row: DeadRow
+    fields: dict[str, bytes]
+
+
 class Predictions(Protocol):
     """The api's side of the broker. Every call raises BrokerAway when the broker does not answer."""
 
@@ -271,6 +326,32 @@ class Predictions(Protocol):
 
     async def streams(self, after: str, limit: int) -> list[StreamRow]:
         """Streams whose name is above `after`, ascending by name, at most `limit`."""
+        ...
+
+    async def state(self, stream: str) -> StateRow:
+        """State, position and settings of one moment."""
+        ...
+
+    async def waiting(self, stream: str) -> Waiting:
+        """Unfinished entries of one stream, counted as far as that is cheap."""
+        ...
+
+    async def pressure(self) -> Pressure:
+        """How much waits in every shard, and how full the broker is."""
+        ...
+
+    async def dead(
+        self, shard: int, after: str, limit: int, stream: str | None = None, reason: str | None = None
+    ) -> list[DeadRow]:
+        """Refused entries of one shard whose place is above `after`, ascending, at most `limit`."""
+        ...
+
+    async def dead_entry(self, stream: str, entry_id: str) -> DeadEntry | None:
+        """One refused entry with its bytes, in whatever shard it was refused."""
+        ...
+
+    async def drop_dead(self, row: DeadRow) -> bool:
+        """Removes it from quarantine. Returns whether it was still there."""
         ...
 
     async def shard_status(self) -> list[ShardStatus]: ...

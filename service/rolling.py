@@ -65,6 +65,14 @@ def thresholds(rolling: RollingSettings, gap: GapPolicy) -> Thresholds:
     )
 
 
+def of_batch(each: Sequence[Thresholds]) -> Thresholds:
+    """Those of B streams as columns (B, 1). Thresholds are float32, as a plain number is when it meets the scores:
+    a stream decides the same whether its neighbours have settings of their own or not."""
+    columns = [np.array(column)[:, None] for column in zip(*each, strict=True)]
+    half_life, enter, leave, *rest = columns
+    return Thresholds(half_life, enter.astype(np.float32), leave.astype(np.float32), *rest)
+
+
 def fold(
     rows: np.ndarray,  # (B,) state rows, changed in place: the automaton's fields, `step`, `time_us`
     probabilities: np.ndarray,  # (B, T, K) float32

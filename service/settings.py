@@ -69,6 +69,14 @@ class Settings(BaseSettings):
     input_history_s: Seconds = Field(0.0, description="how long finished entries stay in the log")
     output_history_s: Seconds = Field(600.0, description="how long records are kept")
     records_kept: Positive = Field(1000, description="records kept of a stream, at most")
+    dead_kept: Positive = Field(1000, description="refused entries kept in quarantine, at most, a shard")
+    dead_bytes: Positive = Field(64 * 2**20, description="their bytes in the broker, at most, a shard")
+    backlog_bytes: Positive = Field(
+        64 * 2**20, description="unfinished entries' bytes in a shard beyond which POST answers 429"
+    )
+    backlog_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        30.0, description="POST answers 429 when a shard's unfinished entries take longer than this, as measured"
+    )
     batch_entries: Annotated[int, Field(ge=1, le=1024)] = Field(
         1024, description="entries in one batch and one commit, at most"
     )

@@ -26,6 +26,7 @@ class StateLayout:
     """Where things lie in a row of one model, and the record's header. Never changes once built."""
 
     def __init__(self, manifest: Manifest, schema: str) -> None:
+        self.model, self.version, self.schema = manifest.name, manifest.version, schema
         self.tensors = [tensor.name for tensor in manifest.states]
         eight: list[tuple[str, str, tuple[int, ...]]] = [("step", "<i8", ()), ("time_us", "<i8", ())]
         fields = rolling.row_fields(len(manifest.labels))
@@ -144,6 +145,15 @@ class StateTable:
             yield self._blocks[number], mine, places[mine]
 
 
+def label_of(record: bytes) -> tuple[str, int, str] | None:
+    """Model, version and schema (hex) that a stored record names; None when it is not one."""
+    if len(record) <= _HEADER.size:
+        return None
+    magic, schema, version = _HEADER.unpack_from(record)
+    name = record[_HEADER.size + 1 : _HEADER.size + 1 + record[_HEADER.size]]
+    return (name.decode(errors="replace"), version, schema.hex()) if magic == MAGIC else None
+
+
 def tensors_of(layout: StateLayout, rows: np.ndarray) -> dict[str, np.ndarray]:
     """The recurrent tensors of gathered rows: name -> (B, *shape), contiguous."""
     return {name: np.ascontiguousarray(rows[f"state:{name}"]) for name in layout.tensors}
@@ -159,12 +169,14 @@ def restart_on_load(position: Position | None, has_state: bool, fits: bool, boun
     """
     if position is None:
         return "ttl" if bound else "first"
-    if position.stepped == b"-":
+    if position.stepped in (b"-", b"deleted"):
         return "first"
     if position.stepped == b"reset":
         return "reset"
     if position.stepped == b"start":
         return "start"
+    if position.stepped == b"version":
+        return "version"
     if not has_state:
         return "lost"
     return None if fits else "version"

@@ -32,7 +32,7 @@ class MemoryShard:
     settings: dict[str, bytes] = field(default_factory=dict)
     streams: dict[str, int] = field(default_factory=dict)  # ms of the last entry
     feed: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
-    dead: list[tuple[str, str, bytes]] = field(default_factory=list)
+    dead: dict[int, dict[str, bytes]] = field(default_factory=dict)  # by place: fields
 
 
 class MemoryBroker:
@@ -74,6 +74,8 @@ class MemoryLog:
         self._asked: tuple[dict[int, int], int] | None = None
         self._fences: dict[int, bytes] = {}
         self._sent: dict[int, Commit] = {}
+        self._overflow: dict[int, int] = {}
+        self.dead_kept, self.dead_bytes = 1000, 64 << 20
 
     @property
     def shards(self) -> int:
@@ -121,7 +123,7 @@ class MemoryLog:
             cursors, count = self._asked
             for shard, cursor in cursors.items():
                 log = self.broker.shards[shard].log
-                if entries := [(number_id(n), fields) for n, fields in log.items() if n > cursor][:count]:
+                if entries := [(number_id(n), fields) for n, fields in list(log.items()) if n > cursor][:count]:
                     found.append((shard, entries))
         if not found:
             if wake is not None:
@@ -178,18 +180,23 @@ class MemoryLog:
         if it.head != self._fences[commit.shard] or it.head != commit.before:
             return
         it.head = self._fences[commit.shard] = commit.after
+        for stream in commit.deleted:
+            it.out.pop(stream, None)
         for record in commit.records:
             out = it.out.setdefault(record.stream, {})
             number = id_number(record.id)
             assert not out or number > max(out), "XADD: the id is equal or smaller"
             out[number] = (record.type, record.body, record.prev)
-        it.dead += [(d.reason, d.stream, d.data) for d in commit.dead]
+        overflow = self._quarantine(it, commit)
+        self._overflow[commit.shard] = overflow
         it.states |= commit.states
         for stream in commit.forgotten:
             it.states.pop(stream, None)
         it.pos |= commit.positions
         it.settings |= commit.settings
         it.streams |= commit.touched
+        for stream in commit.deleted:
+            it.settings.pop(stream, None)
         it.feed[commit.n] = [(r.stream, r.id.decode()) for r in commit.records]
 
     def result(self, shard: int) -> Committed:
@@ -208,7 +215,22 @@ class MemoryLog:
             trimmed = len(gone)
             for number in gone:
                 del it.log[number]
-        return Committed(trimmed, [])
+        return Committed(trimmed, [], self._overflow.pop(shard, 0))
+
+    def _quarantine(self, it: MemoryShard, commit: Commit) -> int:
+        for d in commit.dead:
+            words = {"id": d.id, "stream": d.stream, "kind": d.kind, "reason": d.reason, "detail": d.detail}
+            fields = {name: word if isinstance(word, bytes) else word.encode() for name, word in words.items()}
+            place = max(self.broker.clock_ms << 64, max(it.dead, default=0) + 1)
+            it.dead[place] = fields | {"data": d.data} | {name.decode(): value for name, value in d.more}
+        gone = 0
+        while it.dead and (
+            len(it.dead) > self.dead_kept
+            or sum(len(value) + 20 for fields in it.dead.values() for value in fields.values()) > self.dead_bytes
+        ):
+            del it.dead[min(it.dead)]
+            gone += 1
+        return gone
 
     def make_room(self, commit: Commit) -> None: ...
 

@@ -31,12 +31,13 @@ class World(Protocol):
     def state(self, stream: str) -> bytes | None: ...
     def forget_state(self, stream: str) -> None: ...
     def logged(self) -> int: ...
-    def new_log(self, worker: str = "w") -> Log: ...
+    def new_log(self, worker: str = "w", dead_kept: int = 1000, dead_bytes: int = 64 << 20) -> Log: ...
 
 
 class MemoryWorld(MemoryBroker):
     def dead(self) -> list[tuple[str, str, bytes]]:
-        return [item for shard in self.shards for item in shard.dead]
+        found = [fields for shard in self.shards for fields in shard.dead.values()]
+        return [(f["reason"].decode(), f["stream"].decode(), f["data"]) for f in found]
 
     def state(self, stream: str) -> bytes | None:
         return self.shards[shard_of(stream, SHARDS)].states.get(stream)
@@ -47,8 +48,10 @@ class MemoryWorld(MemoryBroker):
     def logged(self) -> int:
         return sum(len(shard.log) for shard in self.shards)
 
-    def new_log(self, worker: str = "w") -> MemoryLog:
-        return MemoryLog(self, worker)
+    def new_log(self, worker: str = "w", dead_kept: int = 1000, dead_bytes: int = 64 << 20) -> MemoryLog:
+        log = MemoryLog(self, worker)
+        log.dead_kept, log.dead_bytes = dead_kept, dead_bytes
+        return log
 
 
 class BrokerWorld:
@@ -83,7 +86,7 @@ class BrokerWorld:
     def logged(self) -> int:
         return sum(self.client.xlen(keys.inbox) for keys in self.keys)  # type: ignore[misc]
 
-    def new_log(self, worker: str = "w") -> RedisLog:
+    def new_log(self, worker: str = "w", dead_kept: int = 1000, dead_bytes: int = 64 << 20) -> RedisLog:
         return RedisLog(
             self.url,
             worker=worker,
@@ -91,6 +94,8 @@ class BrokerWorld:
             shards=SHARDS,
             lease_s=self.lease_s,
             records_kept=self.records_kept,
+            dead_kept=dead_kept,
+            dead_bytes=dead_bytes,
         )
 
 

@@ -7,7 +7,7 @@ holding the server up for its whole grace time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -17,7 +17,10 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from service.api import openapi
+from service.api.backlog import Backlog, Bounds
+from service.api.bindings import Bindings
 from service.api.context import Context
+from service.api.dead import dead_routes
 from service.api.follower import Follower
 from service.api.health import health_routes
 from service.api.ingest import ingest_routes
@@ -26,12 +29,19 @@ from service.api.monitor import Monitor
 from service.api.outermost import Outermost
 from service.api.problems import add_handlers
 from service.api.records import record_routes
+from service.api.settings import setting_routes
+from service.api.states import state_routes
 from service.api.streams import stream_routes
 from service.contracts import Limits, Manifest
 from service.metrics import ApiMetrics
 from service.ports import Predictions
+from service.state import StateLayout
 
-__all__ = ["create_app"]
+__all__ = ["Bounds", "create_app"]
+
+ROUTES = (
+    ingest_routes, record_routes, stream_routes, setting_routes, state_routes, dead_routes, model_routes, health_routes,
+)  # fmt: skip
 
 
 def create_app(
@@ -41,14 +51,20 @@ def create_app(
     *,
     parity: Mapping[str, Mapping[str, object]] | None = None,
     defaults: Mapping[str, str] | None = None,
+    schemas: Mapping[str, str] | None = None,
     limits: Limits | None = None,
+    bounds: Bounds | None = None,
     heartbeat_s: float = 15.0,
 ) -> FastAPI:
-    """`parity`: model -> figures of its certificate; `defaults`: kind -> model of new streams that name none.
+    """`parity`: model -> figures of its certificate; `defaults`: kind -> model of new streams that name none;
+    `schemas`: model -> its package's schema, without which its states are not read; `bounds`: of what may wait.
 
     The app closes `predictions` when it stops.
     """
     metrics = ApiMetrics(registry)
+    follower = Follower(predictions, metrics)
+    backlog = Backlog(predictions, follower, bounds or Bounds())
+    known = schemas or {}
     context = Context(
         predictions=predictions,
         models={manifest.name: manifest for manifest in models},
@@ -58,8 +74,13 @@ def create_app(
         heartbeat_s=heartbeat_s,
         metrics=metrics,
         registry=registry,
-        follower=Follower(predictions, metrics),
+        follower=follower,
         monitor=Monitor(predictions, metrics),
+        backlog=backlog,
+        bindings=Bindings(predictions, follower, backlog),
+        layouts={
+            manifest.name: StateLayout(manifest, known[manifest.name]) for manifest in models if manifest.name in known
+        },
         http=httpx.AsyncClient(trust_env=False, verify=False),  # plain HTTP on this machine
     )
     app = FastAPI(
@@ -71,7 +92,7 @@ def create_app(
     app.state.closing = context.closing
     app.add_middleware(Outermost, metrics=metrics)
     add_handlers(app)
-    for routes in (ingest_routes, record_routes, stream_routes, model_routes, health_routes):
+    for routes in ROUTES:
         app.include_router(routes(context))
 
     @app.get("/", include_in_schema=False)
@@ -90,17 +111,26 @@ async def _running(context: Context) -> AsyncIterator[None]:
         await context.closing.wait()
         context.follower.close()
 
-    tasks = [asyncio.create_task(work) for work in (context.follower.run(), context.monitor.run(), end_subscriptions())]
+    works = context.follower.run(), context.monitor.run(), context.backlog.run(), end_subscriptions()
+    tasks = [asyncio.create_task(work) for work in works]
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        await _end(tasks)
         await context.http.aclose()
         await context.predictions.close()
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancels until all have ended: a library that is just connecting or closing may lose one cancellation."""
+    rest = set(tasks)
+    while rest:
+        for task in rest:
+            task.cancel()
+        done, rest = await asyncio.wait(rest, timeout=0.1)
+        for task in done:
+            with suppress(asyncio.CancelledError):
+                task.result()
 
 
 def _described(app: FastAPI) -> dict[str, Any]:

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 import httpx
 from prometheus_client import CollectorRegistry
 
+from service.api.backlog import Backlog
+from service.api.bindings import Bindings
 from service.api.follower import Follower
 from service.api.monitor import Monitor
 from service.contracts import Limits, Manifest, ModelInfo
 from service.metrics import ApiMetrics
 from service.ports import Predictions
+from service.state import StateLayout
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class Context:
     registry: CollectorRegistry
     follower: Follower
     monitor: Monitor
+    backlog: Backlog
+    bindings: Bindings
+    layouts: Mapping[str, StateLayout]  # model -> how its states are stored
     http: httpx.AsyncClient  # to the workers' metrics
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 

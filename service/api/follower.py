@@ -148,6 +148,7 @@ class Follower:
 
     def __init__(self, predictions: Predictions, metrics: ApiMetrics, capacity: int = CAPACITY) -> None:
         self.away: str | None = "the broker has not answered yet"
+        self.finished = [0] * predictions.shards  # entries answered in each shard, as far as this process saw it
         self.connections = 0  # how often following began: what was cached of the broker before may be wrong after
         self._predictions = predictions
         self._capacity = capacity
@@ -216,6 +217,8 @@ class Follower:
         await self._answer([waiter for waiter in _all(self._waiters) if waiter.id])
 
     async def _deliver(self, items: list[FeedItem]) -> None:
+        for item in items:
+            self.finished[item.shard] += len(item.records)
         if not self._subscriptions and not self._waiters:
             return
         wanted: list[tuple[str, str]] = []

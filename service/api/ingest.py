@@ -11,28 +11,22 @@ from service.api import openapi
 from service.api.bodies import Block, check_image, media_type, read_block, read_body, read_frame, read_text, to_rows
 from service.api.context import Context
 from service.api.query import PostQuery, read_post_query
+from service.api.refusals import refusal
 from service.choosing import choose_model
-from service.codec import MAX_TIME_S, decode_record, decode_settings, entry_fields
-from service.contracts import Dropped, Duplicate, ModelInfo, Refused, check_stream_id
+from service.codec import MAX_TIME_S, entry_fields
+from service.contracts import ModelInfo, check_stream_id
 from service.errors import (
-    EntryDropped,
-    EntryDuplicate,
-    EntryRefused,
+    EntryError,
     Malformed,
     ModelNeeded,
     NoWorker,
-    RollcastError,
     UnknownModel,
 )
-from service.ports import OutRecord
-
-MAX_BINDINGS = 100_000  # streams whose model is remembered
 
 
 def ingest_routes(context: Context) -> APIRouter:
     router = APIRouter(tags=["entries"])
     models = context.infos()
-    bindings = Bindings(context)
 
     @router.post("/v1/streams/{stream}/frames", **openapi.POST_FRAME)
     async def post_frame(stream: str, request: Request) -> Response:
@@ -81,7 +75,14 @@ def ingest_routes(context: Context) -> APIRouter:
         return await append(stream, model, fields, query.wait_s)
 
     async def choose(stream: str, kind: str, asked: str | None, block: Block | None = None) -> str:
-        bound = await bindings.model(stream)
+        try:
+            return await choose_for(stream, kind, asked, block, await context.bindings.model(stream))
+        except EntryError:  # a refusal is not given on old news: the stream may have another model meanwhile
+            if not context.bindings.forget(stream):
+                raise
+            return await choose_for(stream, kind, asked, block, await context.bindings.model(stream))
+
+    async def choose_for(stream: str, kind: str, asked: str | None, block: Block | None, bound: str | None) -> str:
         named = asked or bound or context.defaults.get(kind)
         if named is None and block is not None and block.width is None:
             named = asked = _model_by_bytes(models, len(block.rows))
@@ -94,6 +95,7 @@ def ingest_routes(context: Context) -> APIRouter:
         return chosen
 
     async def append(stream: str, model: str, fields: Mapping[str, bytes], wait_s: float | None) -> Response:
+        context.backlog.admit(stream, len(fields["data"]))
         if wait_s is None:
             entry_id = await context.predictions.append(stream, fields)
             return _json(202, {"id": entry_id, "stream": stream, "model": model})
@@ -107,28 +109,6 @@ def ingest_routes(context: Context) -> APIRouter:
     return router
 
 
-class Bindings:
-    """The model each stream is bound to. Cached: only a control entry could change it, and none does yet."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._models: dict[str, str] = {}
-        self._connections = 0
-
-    async def model(self, stream: str) -> str | None:
-        follower = self._context.follower
-        if self._connections != follower.connections or len(self._models) > MAX_BINDINGS:
-            self._models.clear()  # the broker was away: it may have come back without its tail
-            self._connections = follower.connections
-        model = self._models.get(stream)
-        if model is None:
-            found = await self._context.predictions.settings(stream)
-            model = decode_settings(found).model if found else None
-            if model is not None and follower.away is None:
-                self._models[stream] = model
-        return model
-
-
 def event_time(query: PostQuery, said: float | None) -> float | None:
     """Of the last step, from the query or from what the body `said`."""
     if said is None:
@@ -138,19 +118,6 @@ def event_time(query: PostQuery, said: float | None) -> float | None:
     if not 0.0 <= said <= MAX_TIME_S:
         raise Malformed(f"time {said}: expected seconds from 0 to {MAX_TIME_S:g}")
     return said
-
-
-def refusal(record: OutRecord) -> RollcastError:
-    """The record of an entry that was not stepped, as the answer to a call that waited for it."""
-    found = decode_record(record.body)
-    members: dict[str, object] = {"id": found.id, "stream": found.stream}
-    if isinstance(found, Refused):
-        return EntryRefused(found.detail, members | {"reason": found.reason})
-    if isinstance(found, Dropped):
-        return EntryDropped(found.detail, members | {"reason": found.reason})
-    if isinstance(found, Duplicate):
-        return EntryDuplicate(f"seq {found.seq} was finished as entry {found.of}", members | {"of": found.of})
-    return RollcastError(f"entry {found.id} was answered by a record of type {record.type}")
 
 
 def _model_by_bytes(models: Mapping[str, ModelInfo], size: int) -> str:

@@ -2,99 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from service.api.problems import HTTP_TYPES, MEDIA_TYPE, TYPE_PREFIX
+from service.api.described import DeadSummary, StreamDetail, StreamSummary
+from service.api.problems import TYPE_PREFIX
 from service.api.query import MAX_RECORDS, MAX_WAIT_S
+from service.api.schemas import ID as _ID
+from service.api.schemas import RECORD as _RECORD
+from service.api.schemas import REF as _REF
+from service.api.schemas import Responses, Route, Schema, problem_types
+from service.api.schemas import array as _array
+from service.api.schemas import get as _get
+from service.api.schemas import json as _json
+from service.api.schemas import object_of as _object
+from service.api.schemas import problems as _problems
+from service.api.schemas import query as _query
+from service.api.schemas import ref as _ref
+from service.api.schemas import seconds as _seconds
 from service.codec import MAX_INTERVAL_S, MAX_SEQ, MAX_TIME_S
 from service.contracts import RECORD_TYPES, Done, Dropped, Duplicate, Manifest, Prediction, Refused
-from service.errors import RollcastError, StartError
+from service.controls import NewSettings
 from service.metrics import CONTENT_TYPE
 
-Route = dict[str, Any]  # keyword arguments of a route
-Responses = dict[int | str, dict[str, Any]]
-Schema = dict[str, Any]
-_REF: Final = "#/components/schemas/"
-
-
-class StreamSummary(msgspec.Struct, frozen=True):
-    """One stream, as listed. Its numbers are those of its last prediction; null where none is kept."""
-
-    stream: str
-    model: str | None
-    steps: int | None
-    label: str | None  # rolling
-    score: float | None  # rolling
-    last_entry: str | None  # id of the last finished entry
-    last_record: str | None
-    seq: int | None  # the producer's last counter
-    shard: int
-
-
-# --- small parts -------------------------------------------------------------------------------------------------
-
-
-def _ref(name: str) -> Schema:
-    return {"$ref": _REF + name}
-
-
-def _json(schema: Schema, example: Any = None) -> Schema:
-    content: Schema = {"schema": schema}
-    if example is not None:
-        content["example"] = example
-    return {"application/json": content}
-
-
-def _object(**properties: Schema) -> Schema:
-    return {"type": "object", "required": list(properties), "properties": properties}
-
-
-def _array(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def _query(name: str, schema: Schema, description: str) -> Schema:
-    return {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
-
-
-def _seconds(high: float) -> Schema:
-    return {"type": "number", "minimum": 0, "maximum": high}
-
-
-def problem_types() -> dict[int, list[str]]:
-    """Status -> the problem types that answer with it."""
-    types: dict[int, list[str]] = {status: [kind] for status, kind in HTTP_TYPES.items()}
-
-    def visit(error: type[RollcastError]) -> None:
-        if issubclass(error, StartError):
-            return  # said on the terminal, never over HTTP
-        if error.type not in types.setdefault(error.status, []):
-            types[error.status].append(error.type)
-        for below in error.__subclasses__():
-            visit(below)
-
-    visit(RollcastError)
-    return types
-
-
-def _problems(*statuses: int) -> Responses:
-    types = problem_types()
-    return {
-        status: {
-            "description": ", ".join(f"`{kind}`" for kind in types[status]),
-            "content": {MEDIA_TYPE: {"schema": _ref("Problem")}},
-        }
-        for status in statuses
-    }
-
-
-_ID: Final[Schema] = {"type": "string", "pattern": r"^\d+-\d+$", "examples": ["1763860000000-0"]}
 _FLAG: Final[Schema] = {"type": "integer", "enum": [0, 1]}
-_RECORD: Final[Schema] = {"oneOf": [_ref(t.__name__) for t in (Prediction, Refused, Dropped, Duplicate, Done)]}
 _MODEL: Final[Schema] = {
     "allOf": [
         _ref("Manifest"),
@@ -126,7 +60,7 @@ _ACCEPTED: Final[Responses] = {
             {"id": "1763860000000-0", "stream": "cam-1", "model": "digits-cnn"},
         ),
     },
-    **_problems(400, 404, 409, 410, 413, 415, 422, 503, 504),
+    **_problems(400, 404, 409, 410, 413, 415, 422, 429, 503, 504),
 }
 _BINARY: Final[Schema] = {"schema": {"type": "string", "format": "binary"}}
 
@@ -191,11 +125,6 @@ POST_TEXT: Final = _post(
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def _get(responses: Responses, parameters: list[Schema] | None = None) -> Route:
-    extra = {"parameters": parameters} if parameters else None
-    return {"response_model": None, "responses": responses, "openapi_extra": extra}
-
-
 GET_PREDICTIONS: Final = _get(
     {
         200: {
@@ -250,7 +179,7 @@ GET_STREAM: Final = _get(
     {
         200: {
             "description": "The stream.",
-            "content": _json({"allOf": [_ref("StreamSummary"), _object(last={"oneOf": [_RECORD, {"type": "null"}]})]}),
+            "content": _json({"allOf": [_ref("StreamDetail"), _object(last={"oneOf": [_RECORD, {"type": "null"}]})]}),
         },
         **_problems(400, 404, 503),
     }
@@ -273,7 +202,18 @@ def describe(app: FastAPI) -> Schema:
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
     )
-    types = (Prediction, Refused, Dropped, Duplicate, Done, Manifest, StreamSummary)
+    types = (
+        Prediction,
+        Refused,
+        Dropped,
+        Duplicate,
+        Done,
+        Manifest,
+        StreamSummary,
+        StreamDetail,
+        NewSettings,
+        DeadSummary,
+    )
     _, schemas = msgspec.json.schema_components(types, ref_template=_REF + "{name}")
     schemas["Problem"] = {
         "type": "object",

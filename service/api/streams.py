@@ -1,4 +1,4 @@
-"""GET of streams: what each is, how far it came, what was last seen in it."""
+"""GET of streams: what each is, how far it came, what it remembers, what was last seen in it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from fastapi import APIRouter, Request, Response
 
 from service.api import openapi
 from service.api.context import Context
-from service.api.openapi import StreamSummary
+from service.api.described import (
+    Backlog,
+    StreamDetail,
+    StreamSummary,
+    stepped_entry,
+    summarise_state,
+    summarise_stream,
+)
 from service.api.query import MAX_RECORDS, Query
-from service.codec import decode_record, decode_settings, number_id, parse_position
-from service.contracts import Prediction, check_stream_id
+from service.codec import decode_settings
+from service.contracts import StreamSettings, check_stream_id
 from service.errors import UnknownStream
-from service.ports import OutRecord, StreamRow
+from service.ports import StreamRow
 
 
 def stream_routes(context: Context) -> APIRouter:
@@ -32,46 +39,29 @@ def stream_routes(context: Context) -> APIRouter:
 
     @router.get("/v1/streams/{stream}", **openapi.GET_STREAM)
     async def get_stream(stream: str) -> Response:
-        """One stream, with its last record."""
+        """One stream: model, steps, cursors, last record, what waits, its state and its settings."""
         row = await context.predictions.stream(check_stream_id(stream))
         if row is None:
             raise UnknownStream(f"stream {stream!r}: no entry of it was ever answered")
         (summary,) = await summarise([row])
         newest = await context.predictions.newest(stream, 1)
+        waiting = await context.predictions.waiting(stream)
+        state = summarise_state(await context.predictions.state(stream), context.layouts)
+        # the state knows its steps, where the last prediction's record is not kept any more
+        summary = summary if state is None else msgspec.structs.replace(summary, steps=state.steps or summary.steps)
+        backlog = Backlog(waiting.entries, waiting.complete, context.backlog.entries(row.shard))
+        settings = decode_settings(row.settings) if row.settings else StreamSettings()
+        detail = StreamDetail(**msgspec.structs.asdict(summary), backlog=backlog, state=state, settings=settings)
         last = msgspec.Raw(newest[0].body) if newest else None
-        return _json(msgspec.structs.asdict(summary) | {"last": last})
+        return _json(msgspec.structs.asdict(detail) | {"last": last})
 
     async def summarise(rows: Sequence[StreamRow]) -> list[StreamSummary]:
         """The last prediction of each is fetched, all in one round trip."""
-        stepped = {row.stream: at for row in rows if (at := _stepped(row)) is not None}
+        stepped = {row.stream: at for row in rows if (at := stepped_entry(row.position)) is not None}
         found = dict(zip(stepped, await context.predictions.fetch(list(stepped.items())), strict=True))
-        return [_summary(row, found.get(row.stream)) for row in rows]
+        return [summarise_stream(row, found.get(row.stream)) for row in rows]
 
     return router
-
-
-def _stepped(row: StreamRow) -> str | None:
-    """Id of the last entry whose state is kept, if there is one."""
-    stepped = parse_position(row.position).stepped if row.position else b"-"
-    return stepped.decode() if stepped[:1].isdigit() else None
-
-
-def _summary(row: StreamRow, record: OutRecord | None) -> StreamSummary:
-    position = parse_position(row.position) if row.position else None
-    settings = decode_settings(row.settings) if row.settings else None
-    last = decode_record(record.body) if record is not None else None
-    predicted = last if isinstance(last, Prediction) else None
-    return StreamSummary(
-        stream=row.stream,
-        model=settings.model if settings else None,
-        steps=predicted.step if predicted else None,
-        label=predicted.rolling.label if predicted else None,
-        score=predicted.rolling.score if predicted else None,
-        last_entry=number_id(position.last).decode() if position else None,
-        last_record=position.record.decode() if position else None,
-        seq=position.seq if position else None,
-        shard=row.shard,
-    )
 
 
 def _json(value: object) -> Response:

@@ -48,6 +48,7 @@ class RedisLog(Housekeeping):
         state_ttl_s: float = 86_400.0,
         records_kept: int = 1000,
         dead_kept: int = 1000,
+        dead_bytes: int = 64 << 20,
         feed_commits: int = 10_000,
         trim_finished: bool = True,
     ) -> None:
@@ -57,7 +58,7 @@ class RedisLog(Housekeeping):
         self._timeout_s = max(1.0, lease_s)
         self._state_px = b"%d" % int((state_ttl_s + STATE_GRACE_S) * 1000)
         self._records_kept = b"%d" % records_kept
-        self._dead_kept = b"%d" % dead_kept
+        self._dead_kept, self._dead_bytes = b"%d" % dead_kept, b"%d" % dead_bytes
         self._feed_commits = b"%d" % feed_commits
         self._trim_finished = b"1" if trim_finished else b"0"
         self._keys = [ShardKeys(prefix, shard) for shard in range(shards)]
@@ -229,11 +230,15 @@ class RedisLog(Housekeeping):
             raise Fenced(f"shard {shard}: head is {_text(head)}, not what this worker wrote")
         errors = [str(element) for element in done if _is_error(element)]
         trimmed = 0
+        overflow = 0
+        if commit.dead:
+            bounded = done[-1 if commit.trim_below is None else -3]
+            overflow = bounded if isinstance(bounded, int) else 0
         if commit.trim_below is not None:
             trimmed = done[-2] if isinstance(done[-2], int) else 0
             if _is_error(done[-1]) and str(done[-1]).startswith(_GROUP_GONE):
                 errors.pop()  # the group is for display only: somebody removed it, and the next acquisition makes it
-        return Committed(trimmed, errors)
+        return Committed(trimmed, errors, overflow)
 
     def make_room(self, commit: Commit) -> None:
         """Trims what is finished, when a commit was refused for lack of memory. The fence stays armed."""
@@ -251,6 +256,8 @@ class RedisLog(Housekeeping):
         def append(command: tuple[Argument, ...]) -> None:
             commands.append(pack(command))
 
+        if commit.deleted:
+            append((b"DEL", *(out + stream.encode() for stream in commit.deleted)))
         for stream, entry_id, kind, body, prev, cut in commit.records:
             key, limit = out + stream.encode(), cut or kept
             commands.append(
@@ -263,8 +270,9 @@ class RedisLog(Housekeeping):
         for dead in commit.dead:
             append(
                 (
-                    b"XADD", keys.dead, b"MAXLEN", b"~", self._dead_kept, b"*", b"id", dead.id, b"stream", dead.stream,
-                    b"kind", dead.kind, b"reason", dead.reason, b"detail", dead.detail, b"data", dead.data,
+                    b"XADD", keys.dead, b"*", b"id", dead.id, b"stream", dead.stream, b"kind", dead.kind,
+                    b"reason", dead.reason, b"detail", dead.detail, b"data", dead.data,
+                    *(part for field in dead.more for part in field),
                 )
             )  # fmt: skip
         for stream, record in commit.states.items():
@@ -276,6 +284,8 @@ class RedisLog(Housekeeping):
             append((b"HSET", keys.pos, *(part for item in commit.positions.items() for part in item)))
         if commit.settings:
             append((b"HSET", keys.settings, *(part for item in commit.settings.items() for part in item)))
+        if commit.deleted:
+            append((b"HDEL", keys.settings, *commit.deleted))
         if commit.touched:
             append((b"ZADD", keys.streams, *(part for stream, ms in commit.touched.items() for part in (ms, stream))))
         answered = encode_feed([part for record in commit.records for part in (record.stream.encode(), record.id)])
@@ -285,6 +295,8 @@ class RedisLog(Housekeeping):
                 b"token", commit.token, b"records", answered,
             )
         )  # fmt: skip
+        if commit.dead:
+            append((b"EVAL", scripts.BOUND_DEAD, 1, keys.dead, self._dead_kept, self._dead_bytes))
         if commit.trim_below is not None:
             append((b"XTRIM", keys.inbox, b"MINID", commit.trim_below))
             append((b"XGROUP", b"SETID", keys.inbox, GROUP, commit.low))

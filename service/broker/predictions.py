@@ -18,10 +18,22 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from service.broker.wire import safe_url
-from service.codec import Head, id_number, parse_feed, parse_head
+from service.codec import Head, id_number, number_id, parse_feed, parse_head, parse_position
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement
 from service.keys import FORMAT, ShardKeys, meta_key, shard_of, worker_key, workers_key
-from service.ports import FeedItem, OutRecord, ShardStatus, StreamRow, WorkerInfo
+from service.ports import (
+    DeadEntry,
+    DeadRow,
+    FeedItem,
+    OutRecord,
+    Pressure,
+    ShardBacklog,
+    ShardStatus,
+    StateRow,
+    StreamRow,
+    Waiting,
+    WorkerInfo,
+)
 
 _worker_decoder = msgspec.json.Decoder(WorkerInfo)
 Command = tuple[bytes | str | int, ...]
@@ -46,6 +58,71 @@ _LAST_GENERATED: Final = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return '0-0' end
 local info = redis.call('XINFO', 'STREAM', KEYS[1])
 for i = 1, #info, 2 do if info[i] == 'last-generated-id' then return info[i + 1] end end
+"""
+
+
+# KEYS in head.  ARGV stream, its position, how many entries and bytes to look through.
+# Entries above the position are counted without sending them. Returns how many are the stream's, and 1 when it saw all.
+_WAITING: Final = """
+local low = string.match(redis.call('GET', KEYS[2]) or '', '^%S+ %S+ %S+ (%S+)') or '0-0'
+local function above(one, other)
+  local a, b = string.match(one, '(%d+)-(%d+)')
+  local c, d = string.match(other, '(%d+)-(%d+)')
+  a, b, c, d = tonumber(a), tonumber(b), tonumber(c), tonumber(d)
+  return a > c or (a == c and b > d)
+end
+local from = above(low, ARGV[2]) and low or ARGV[2]
+local entries, bytes, mine = tonumber(ARGV[3]), tonumber(ARGV[4]), 0
+while entries > 0 and bytes > 0 do
+  local some = redis.call('XRANGE', KEYS[1], '(' .. from, '+', 'COUNT', 16)
+  for _, entry in ipairs(some) do
+    for i = 1, #entry[2], 2 do
+      bytes = bytes - #entry[2][i + 1]
+      if entry[2][i] == 'stream' and entry[2][i + 1] == ARGV[1] then mine = mine + 1 end
+    end
+  end
+  if #some < 16 then return {mine, 1} end
+  from, entries = some[#some][1], entries - 16
+end
+return {mine, 0}
+"""
+_LOOK_ENTRIES: Final = 2048
+_LOOK_BYTES: Final = 4 << 20
+
+# KEYS head in settings.  Returns the number of finished entries in the log, its length and bytes, and the last control
+# that changed settings. A commit that trims writes the count from before: a worker that stops right after it would
+# leave that in the head, so the log is asked whether any finished entry is still there.
+_BACKLOG: Final = """
+local length = redis.call('XLEN', KEYS[2])
+local bytes = length > 0 and redis.call('MEMORY', 'USAGE', KEYS[2]) or 0
+local low, kept = string.match(redis.call('GET', KEYS[1]) or '', '^%S+ %S+ %S+ (%S+) (%d+)')
+kept = tonumber(kept or '0')
+if kept > 0 and #redis.call('XRANGE', KEYS[2], '-', low, 'COUNT', 1) == 0 then kept = 0 end
+return {kept, length, bytes, redis.call('HGET', KEYS[3], '?') or ''}
+"""
+
+# KEYS dead.  ARGV place after which to begin, how many, stream or nothing, reason or nothing, entry id or nothing.
+# A script, so that an entry's bytes stay where they are. Returns place, id, stream, kind, reason, detail, size of each.
+_DEAD: Final = """
+local found, from, limit = {}, ARGV[1], tonumber(ARGV[2])
+while true do
+  local some = redis.call('XRANGE', KEYS[1], '(' .. from, '+', 'COUNT', 16)
+  for _, item in ipairs(some) do
+    local said, size = {}, 0
+    for i = 1, #item[2], 2 do
+      if item[2][i] == 'data' then size = #item[2][i + 1] else said[item[2][i]] = item[2][i + 1] end
+    end
+    local wanted = (ARGV[3] == '' or said.stream == ARGV[3]) and (ARGV[4] == '' or said.reason == ARGV[4])
+    if wanted and (ARGV[5] == '' or said.id == ARGV[5]) then
+      found[#found + 1] = {
+        item[1], said.id or '', said.stream or '', said.kind or '', said.reason or '', said.detail or '', size
+      }
+      if #found == limit then return found end
+    end
+  end
+  if #some < 16 then return found end
+  from = some[#some][1]
+end
 """
 
 
@@ -203,7 +280,7 @@ class RedisPredictions:
         score, position, settings = await self._ask(
             ("ZSCORE", keys.streams, stream), ("HGET", keys.pos, stream), ("HGET", keys.settings, stream)
         )
-        if position is None and settings is None:
+        if (position is None and settings is None) or _is_deleted(position):
             return None
         return StreamRow(stream, keys.shard, int(float(score or 0)), position, settings)
 
@@ -214,12 +291,60 @@ class RedisPredictions:
             for keys, reply in zip(self._keys, listed, strict=True)
             for name, score in zip(reply[::2], reply[1::2], strict=True)
         ]
-        page = sorted((row for row in found if row[0] > after), key=lambda row: row[0])[:limit]
-        if not page:
-            return []
-        commands = [("HGET", key, name) for name, keys, _ in page for key in (keys.pos, keys.settings)]
-        replies = iter(await self._ask(*commands))
-        return [StreamRow(name, keys.shard, ms, next(replies), next(replies)) for name, keys, ms in page]
+        rest = sorted((row for row in found if row[0] > after), key=lambda row: row[0])
+        rows: list[StreamRow] = []
+        while rest and len(rows) < limit:  # more than one turn only where streams were deleted
+            page, rest = rest[: limit - len(rows)], rest[limit - len(rows) :]
+            commands = [("HGET", key, name) for name, keys, _ in page for key in (keys.pos, keys.settings)]
+            replies = iter(await self._ask(*commands))
+            some = [StreamRow(name, keys.shard, ms, next(replies), next(replies)) for name, keys, ms in page]
+            rows += [row for row in some if not _is_deleted(row.position)]
+        return rows
+
+    async def state(self, stream: str) -> StateRow:
+        keys = self._of(stream)
+        commands: list[Command] = [
+            ("MULTI",), ("GET", keys.state(stream)), ("HGET", keys.pos, stream), ("HGET", keys.settings, stream),
+            ("TIME",), ("EXEC",),
+        ]  # fmt: skip
+        *_, (state, position, settings, (seconds, micros)) = await self._ask(*commands)
+        return StateRow(state, position, settings, int(seconds) * 1000 + int(micros) // 1000)
+
+    async def waiting(self, stream: str) -> Waiting:
+        keys, position = self._of(stream), await self.position(stream)
+        last = number_id(parse_position(position).last) if position else b"0-0"
+        command = ("EVAL", _WAITING, 2, keys.inbox, keys.head, stream, last, _LOOK_ENTRIES, _LOOK_BYTES)
+        ((entries, complete),) = await self._ask(command)
+        return Waiting(entries, complete == 1)
+
+    # --- quarantine ----------------------------------------------------------------------------------------------
+
+    async def dead(
+        self, shard: int, after: str, limit: int, stream: str | None = None, reason: str | None = None
+    ) -> list[DeadRow]:
+        command = ("EVAL", _DEAD, 1, self._keys[shard].dead, after, limit, stream or "", reason or "", "")
+        (found,) = await self._ask(command)
+        return [_dead_row(shard, item) for item in found]
+
+    async def dead_entry(self, stream: str, entry_id: str) -> DeadEntry | None:
+        """In any shard: an entry may have been refused because it was in a wrong one. It was refused after it came."""
+        home = shard_of(stream, self._shards)
+        shards = sorted(range(self._shards), key=lambda shard: shard != home)
+        after = f"{max(0, (id_number(entry_id) >> 64) - 1)}-0"
+        commands = [("EVAL", _DEAD, 1, self._keys[p].dead, after, 1, stream, "", entry_id) for p in shards]
+        for shard, found in zip(shards, await self._ask(*commands), strict=True):
+            if found:
+                row = _dead_row(shard, found[0])
+                (items,) = await self._ask(("XRANGE", self._keys[shard].dead, row.at, row.at))
+                if not items:
+                    return None
+                fields = items[0][1]
+                return DeadEntry(row, {k.decode(): v for k, v in zip(fields[::2], fields[1::2], strict=True)})
+        return None
+
+    async def drop_dead(self, row: DeadRow) -> bool:
+        (gone,) = await self._ask(("XDEL", self._keys[row.shard].dead, row.at))
+        return bool(gone)
 
     # --- shards and workers --------------------------------------------------------------------------------------
 
@@ -233,6 +358,17 @@ class RedisPredictions:
             lag_s = max(0.0, now_s - int(first.partition(b"-")[0]) / 1000) if first else 0.0
             status.append(ShardStatus(keys.shard, owned == 1, max(0, length - kept), lag_s))
         return status
+
+    async def pressure(self) -> Pressure:
+        commands: list[Command] = [("EVAL", _BACKLOG, 3, keys.head, keys.inbox, keys.settings) for keys in self._keys]
+        info, *replies = await self._ask(("INFO", "memory"), *commands)
+        shards = []
+        for kept, length, size, revision in replies:
+            unfinished = max(0, length - kept)
+            shards.append(ShardBacklog(unfinished, size * unfinished // max(1, length), revision.decode()))
+        memory = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+        used = int(memory.get("used_memory", 0)) - int(memory.get("mem_not_counted_for_evict", 0))
+        return Pressure(shards, used, int(memory.get("maxmemory", 0)))
 
     async def workers(self) -> list[WorkerInfo]:
         (names,) = await self._ask(("ZRANGE", workers_key(self._prefix), 0, -1))
@@ -288,9 +424,18 @@ class RedisPredictions:
         return replies
 
 
+def _is_deleted(position: bytes | None) -> bool:
+    return position is not None and parse_position(position).stepped == b"deleted"
+
+
 def _record(entry_id: bytes, fields: Sequence[bytes]) -> OutRecord:
     values = dict(zip(fields[::2], fields[1::2], strict=True))
     return OutRecord(entry_id.decode(), values[b"type"].decode(), values[b"body"], values[b"prev"].decode())
+
+
+def _dead_row(shard: int, item: Sequence[Any]) -> DeadRow:
+    at, entry_id, stream, kind, reason, detail = (word.decode(errors="replace") for word in item[:6])
+    return DeadRow(shard, at, entry_id, stream, kind, reason, detail, item[6])
 
 
 def _commit(shard: int, commit_id: bytes, fields: Sequence[bytes]) -> FeedItem:

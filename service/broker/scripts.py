@@ -59,3 +59,17 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('XTRIM', KEYS[2], 'MINID', ARGV[2])
 return 1
 """
+
+# KEYS dead.  ARGV entries, bytes.  Keeps quarantine within both, the newest ones. Returns how many left it.
+# Runs inside a commit's transaction. XTRIM by itself bounds the number only, and one refused image may have 8 MB.
+BOUND_DEAD: Final = """
+local gone = redis.call('XTRIM', KEYS[1], 'MAXLEN', ARGV[1])
+local limit = tonumber(ARGV[2])
+while true do
+  local entries = redis.call('XLEN', KEYS[1])
+  local used = redis.pcall('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', 0)
+  if entries == 0 or type(used) ~= 'number' or used <= limit then return gone end
+  local some = math.max(1, math.floor((used - limit) * entries / used / 2))
+  gone = gone + redis.call('XTRIM', KEYS[1], 'MAXLEN', entries - some)
+end
+"""

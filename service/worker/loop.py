@@ -74,7 +74,7 @@ class Worker:
             name: ServedModel(engine, schema, (tokenizers or {}).get(name))
             for name, (engine, schema) in engines.items()
         }
-        self._stepper = Stepper(self._models, defaults or {}, state_ttl_s)
+        self._stepper = Stepper(self._models, defaults or {}, state_ttl_s, (limits or Limits()).pixels)
         self._tally = Tally(metrics, self._models.values())
         self._lease_s = lease_s
         self._history_ms = int(input_history_s * 1000)
@@ -435,6 +435,7 @@ class Worker:
             shard.in_flight = None
             shard.kept = max(0, shard.kept - done.trimmed)
             self._tally.committed(shard.answered, time.perf_counter() - shard.sent_at, time.time())
+            self._tally.dead_overflow(done.dead_overflow)
             for text in done.errors:
                 self._tally.commit_error()
                 log.error("an element of a commit failed", extra={"shard": shard.number, "n": commit.n, "detail": text})

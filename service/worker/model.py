@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -58,6 +57,10 @@ class ServedModel:
         """Event time between two steps of an entry, us."""
         return self.interval_us if entry.interval_s is None else entry.interval_s * 1e6
 
+    def limits_of(self, settings: StreamSettings) -> rolling.Thresholds:
+        """The model's, with what a stream's settings say instead."""
+        return rolling.thresholds(settings.rolling or self.manifest.rolling, settings.gap or self.manifest.gap)
+
     def advance(
         self,
         x: np.ndarray,  # (B, T, …)
@@ -76,22 +79,14 @@ class ServedModel:
         rows: np.ndarray,  # (B,); their automaton, step and time are changed
         entries: Sequence[Entry],  # B
         last_us: Sequence[int],  # (B,) event time of each entry's last step
-        settings: Mapping[int, StreamSettings],  # of the places whose rolling or gap differ from the package's
+        limits: rolling.Thresholds,
     ) -> Stepped:
         """Folds the T steps of each stream into its automaton."""
         intervals = [self.interval_of(entry) for entry in entries]
         times = times_of_steps(last_us, intervals, scores.probabilities.shape[1])
         ids = [(e.ms, e.number & 0xFFFF_FFFF_FFFF_FFFF) for e in entries]
-        limits = self._limits(settings, len(rows)) if settings else self.limits
         events = rolling.fold(rows, scores.probabilities, times, ids, limits, self.labels, self.silent)
         return Stepped(rows, scores.probabilities[:, -1], events, scores.failed)
-
-    def _limits(self, settings: Mapping[int, StreamSettings], size: int) -> rolling.Thresholds:
-        """The thresholds of a batch whose streams differ: (B, 1) each."""
-        each = [self.limits] * size
-        for b, mine in settings.items():
-            each[b] = _thresholds(mine.rolling or self.manifest.rolling, mine.gap or self.manifest.gap)
-        return rolling.Thresholds(*(np.array(column)[:, None] for column in zip(*each, strict=True)))
 
     def _run(
         self, x: np.ndarray, rows: np.ndarray, failed: dict[int, NonFinite | StepFailed]
@@ -137,9 +132,6 @@ class ServedModel:
             one, states = self.engine.run(x[:, t : t + 1], states)
             scores.append(one)
         return np.concatenate(scores, axis=1), states
-
-
-_thresholds = lru_cache(maxsize=1024)(rolling.thresholds)
 
 
 def _finite(array: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from msgspec import UNSET
 
 from service.codec import encode_record
 from service.contracts import Done, Dropped, Duplicate, Event, Prediction, Refused, Rolling
@@ -41,6 +42,7 @@ def write_predictions(
             Prediction(
                 item.entry.id.decode(), item.key.name, name, version, item.time_us / 1e6, steps[b],
                 labels[k], mine[k], mine, Rolling(labels[r], smoothed[r], smoothed), told, item.reason,
+                item.missed or UNSET, item.entry.retry_of or UNSET,
             )
         )  # fmt: skip
         item.state = records[b]
@@ -49,7 +51,10 @@ def write_predictions(
 
 def write_refused(item: Item, error: EntryError, model: str | None) -> None:
     item.error, item.dead, item.type = error, True, b"refused"
-    item.body = encode_record(Refused(item.entry.id.decode(), item.key.name, error.reason, error.detail, model))
+    entry = item.entry
+    item.body = encode_record(
+        Refused(entry.id.decode(), item.key.name, error.reason, error.detail, model, entry.retry_of)
+    )
 
 
 def write_dropped(item: Item, reason: str, detail: str, events: list[Event]) -> None:
@@ -65,4 +70,4 @@ def write_duplicate(item: Item, of: bytes, seq: int) -> None:
 
 def write_done(item: Item, action: str, events: list[Event]) -> None:
     item.type = b"done"
-    item.body = encode_record(Done(item.entry.id.decode(), item.key.name, action, events))
+    item.body = encode_record(Done(item.entry.id.decode(), item.key.name, action, events, item.entry.retry_of))

@@ -43,10 +43,15 @@ class Run:
             return False
         if entry.kind != model.info.kind or (entry.shape is not None and entry.shape[1] != model.info.width):
             return False
-        if (item.decoding and item.model is not model) or entry.ms - before.entry.ms > self._ttl_ms:
+        if model.manifest.frames is not None and (item.x is None or item.model is not model):
+            return False
+        if entry.ms - before.entry.ms > self._ttl_ms:
             return False
         if entry.seq is not None and self._seq is not None and entry.seq <= self._seq:
             return False
+        missed = entry.seq - self._seq - 1 if entry.seq is not None and self._seq is not None else 0
+        if missed and self._gap_us < float("inf"):
+            return False  # a hole in seq follows the gap policy
         try:
             steps = steps_of(item, model)
         except EntryError:
@@ -55,7 +60,7 @@ class Run:
         begins_us = time_us - round((steps - 1) * model.interval_of(entry))
         if steps == 0 or steps > self._budget or begins_us - before.time_us > self._gap_us:
             return False
-        item.model, item.served, item.steps, item.time_us = model, model.name, steps, time_us
+        item.model, item.served, item.steps, item.time_us, item.missed = model, model.name, steps, time_us, missed
         self._budget -= steps
         self._before, self._seq = item, entry.seq if entry.seq is not None else self._seq
         return True

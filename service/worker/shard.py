@@ -6,8 +6,17 @@ from collections import deque
 
 import numpy as np
 
-from service.codec import Head, Position, encode_position, number_id, parse_head, predecessor
-from service.contracts import Entry, Event, Freshness, Restart, StreamSettings
+from service.codec import (
+    Head,
+    Position,
+    encode_position,
+    encode_settings,
+    kept_fields,
+    number_id,
+    parse_head,
+    predecessor,
+)
+from service.contracts import NO_STREAM, Entry, Event, Freshness, Restart, StreamSettings
 from service.errors import EntryError
 from service.ports import Commit, DeadWrite, OutWrite
 from service.worker.model import ServedModel
@@ -47,8 +56,9 @@ class Item:
     """One entry on its way through the worker, and what became of it."""
 
     __slots__ = (
-        "arrived", "body", "dead", "decode_s", "decoding", "done", "drop", "entry", "error", "events", "forget",
-        "fresh_until_ms", "k", "key", "kind", "model", "number", "ready", "reason", "served", "size", "state", "steps",
+        "arrived", "body", "dead", "decode_s", "decoding", "deleted", "done", "drop", "entry", "error", "events",
+        "forget", "fresh_until_ms", "k", "key", "kind", "missed", "model", "number", "ready", "reason", "served",
+        "settings", "size", "state", "steps",
         "time_us", "type", "x",
     )  # fmt: skip
 
@@ -69,11 +79,14 @@ class Item:
         self.model: ServedModel | None = None  # chosen before decoding
         self.time_us = 0
         self.reason: Restart | None = None
+        self.missed = 0  # numbers between the stream's last `seq` and this one's
         # what is committed
         self.type = b""
         self.body = b""
         self.state: bytes | None = None
         self.forget = False
+        self.settings: StreamSettings | None = None  # of the stream, after a control
+        self.deleted = False
         self.dead = False
         # what is counted
         self.kind = entry.kind
@@ -170,6 +183,7 @@ class Shard:
         forgotten: dict[str, None] = {}
         positions: dict[str, bytes] = {}
         touched: dict[str, int] = {}
+        deleted: list[str] = []
         for item in items:
             entry, stream = item.entry, item.key
             name = stream.name
@@ -188,7 +202,16 @@ class Shard:
                 forgotten[name] = None
             if item.dead and item.error is not None:
                 error = item.error
-                dead.append(DeadWrite(entry.id, name, entry.kind, error.reason, error.detail, entry.data))
+                kind = entry.kind or (entry.raw or {}).get(b"kind", b"")[:60].decode(errors="replace")
+                more = kept_fields(entry)
+                dead.append(DeadWrite(entry.id, name, kind, error.reason, error.detail, entry.data, more))
+            if item.deleted:
+                deleted.append(name)
+                settings.pop(name, None)
+            elif item.settings is not None:
+                settings[name] = encode_settings(item.settings)
+            if item.deleted or item.settings is not None:
+                settings[NO_STREAM] = entry.id  # what api processes remember of this shard's streams is old news
             positions[name] = stream.position()
             touched[name] = entry.ms
             item.done = True
@@ -213,5 +236,6 @@ class Shard:
             settings=settings,
             touched=touched,
             trim_below=None if trim is None else number_id(min(trim, low + 1)),
+            deleted=deleted,
         )
         return self.in_flight

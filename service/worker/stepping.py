@@ -16,10 +16,13 @@ import numpy as np
 from service import rolling
 from service.batching import Scheduler
 from service.choosing import choose_model
-from service.codec import decode_control, encode_settings
-from service.contracts import Event, ModelInfo, Restart, StreamSettings
-from service.errors import EntryError, Malformed, NonFinite, WrongShard
+from service.codec import encode_settings
+from service.contracts import Event, FrameInput, ModelInfo, Restart, StreamSettings
+from service.controls import decode_control
+from service.decode import decode_frame
+from service.errors import EntryError, NonFinite, WrongShard
 from service.worker import records
+from service.worker.controls import Controls
 from service.worker.model import GROUP_STEPS, Scores, ServedModel, Stepped
 from service.worker.runs import (
     CATCH_UP_ENTRIES,
@@ -49,12 +52,18 @@ class Stepper:
     """Steps batches. Owns the served models; changes streams and tables. Used by Worker.run only."""
 
     def __init__(
-        self, models: Mapping[str, ServedModel], defaults: Mapping[str, str | None], state_ttl_s: float
+        self,
+        models: Mapping[str, ServedModel],
+        defaults: Mapping[str, str | None],
+        state_ttl_s: float,
+        max_pixels: int,
     ) -> None:
         self.models = models
         self._infos: dict[str, ModelInfo] = {name: model.info for name, model in models.items()}
         self._defaults = defaults
         self._ttl_ms = int(state_ttl_s * 1000)
+        self._controls = Controls(models, state_ttl_s, self.forget)
+        self._max_pixels = max_pixels
 
     def choose(self, item: Item) -> ServedModel:
         """The model of an item: what its entry says, else its stream's, else the default. Raises EntryError."""
@@ -119,6 +128,8 @@ class Stepper:
     def _prepare(self, item: Item, now_ms: float) -> int:
         """Decides what happens to an item. Returns the steps it takes: 0 when it is answered already."""
         entry, stream = item.entry, item.key
+        if stream.stepped == b"deleted":
+            stream.stepped = b"-"  # whatever becomes of this entry, the stream is there again
         if entry.fault is not None:
             raise entry.fault
         if entry.seq is not None and stream.seq is not None and entry.seq <= stream.seq:
@@ -139,26 +150,30 @@ class Stepper:
         model = self.choose(item)
         if item.error is not None:
             raise item.error
-        if item.decoding and item.model is not model:  # an entry between bound the stream to another model
-            raise Malformed(f"frame was decoded for model {item.model and item.model.name!r}, now it is {model.name!r}")
+        if model.manifest.frames is not None and (item.x is None or item.model is not model):
+            # a control between gave the stream another model than it had when the frame was read
+            item.x = self._decode(entry.data, model.manifest.frames)
         item.model = model
         item.time_us = event_time_us(entry)
         item.served = model.name
+        if entry.seq is not None and stream.seq is not None:
+            item.missed = entry.seq - stream.seq - 1
         item.steps = steps_of(item, model)
         return item.steps
 
+    def _decode(self, data: bytes, form: FrameInput) -> np.ndarray:
+        try:
+            return decode_frame(data, form, max_pixels=self._max_pixels)
+        except EntryError:
+            raise
+        except Exception as error:  # whatever a decoder does to itself, it is this entry's fault alone
+            raise EntryError(f"decoding failed: {error}") from error
+
     def _control(self, item: Item) -> None:
-        control = decode_control(item.entry.data)
-        if control.action != "reset":
-            raise Malformed(f"control action {control.action!r}: expected reset")
-        stream = item.key
-        events = self._exits(stream)
-        self.forget(stream)
-        if stream.stepped != b"-":  # a stream that never stepped has nothing to reset: its next step is its first
-            stream.restart, stream.stepped = "reset", b"reset"
-        item.forget = True
-        item.events = events
-        records.write_done(item, control.action, events)
+        control, exits = decode_control(item.entry.data), self._exits(item.key)
+        ended = self._controls.carry_out(item, control)
+        item.events = exits if ended else []
+        records.write_done(item, control.action, item.events)
 
     def _drop(self, item: Item, now_ms: float) -> None:
         """Answers an entry that is no longer fresh. What it says of the state's life (`start`, `end`) still holds."""
@@ -231,17 +246,19 @@ class Stepper:
             for b in failed:
                 for item in runs[b]:
                     item.reason = None
+                    seq, last = item.entry.seq, item.key.seq  # one before it may have been refused
+                    item.missed = seq - last - 1 if seq is not None and last is not None else 0
                     self._step_group(model, [item], item.steps, bound, calls)
             if good := [run for b, run in enumerate(runs) if b not in failed]:
                 self._step_runs(model, good, steps, bound, calls)
             return
         called = time.perf_counter()
-        settings = _settings_apart(firsts)
+        limits = _limits(model, firsts)
         at, last = 0, len(steps) - 1
         for place, wide in enumerate(steps):
             group = [run[place] for run in runs]
             part = Scores(scores.probabilities[:, at : at + wide], {})
-            stepped = model.roll(part, rows, [i.entry for i in group], [i.time_us for i in group], settings)
+            stepped = model.roll(part, rows, [i.entry for i in group], [i.time_us for i in group], limits)
             at += wide
             if place == last:
                 _exits_at_end(model, group, rows, stepped)
@@ -266,9 +283,8 @@ class Stepper:
         rows, slots, closed = self._gather(model, group, steps)
         scores = model.advance(x, rows)
         called = time.perf_counter()
-        settings = _settings_apart(group)
         entries, last_us = [item.entry for item in group], [item.time_us for item in group]
-        stepped = model.roll(scores, rows, entries, last_us, settings)
+        stepped = model.roll(scores, rows, entries, last_us, _limits(model, group))
         if stepped.failed:
             good = [b for b in range(len(group)) if b not in stepped.failed]
             model.table.scatter(slots[good], rows[good])
@@ -338,6 +354,8 @@ class Stepper:
             return stream.restart
         gap = stream.settings.gap or model.manifest.gap
         if gap.policy == "reset":
+            if item.missed:
+                return "gap"
             first_us = item.time_us - round((steps - 1) * model.interval_of(entry))
             if first_us - int(model.table.row(stream.slot)["time_us"]) > gap.gap_s * 1e6:
                 return "gap"
@@ -377,13 +395,11 @@ def _exits_at_end(model: ServedModel, group: Sequence[Item], rows: np.ndarray, s
             stepped.events.setdefault(b, []).extend(rolling.close(rows[b], model.labels))
 
 
-def _settings_apart(group: Sequence[Item]) -> dict[int, StreamSettings]:
-    """The settings of those streams that are not rolled as their package says."""
-    return {
-        b: settings
-        for b, item in enumerate(group)
-        if (settings := item.key.settings).rolling is not None or settings.gap is not None
-    }
+def _limits(model: ServedModel, group: Sequence[Item]) -> rolling.Thresholds:
+    """The model's, unless a stream has settings of its own."""
+    if all(item.key.settings.rolling is None and item.key.settings.gap is None for item in group):
+        return model.limits
+    return rolling.of_batch([model.limits_of(item.key.settings) for item in group])
 
 
 @lru_cache(maxsize=1024)

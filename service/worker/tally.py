@@ -82,5 +82,8 @@ class Tally:
     def fenced(self) -> None:
         self._metrics.fenced.inc()
 
+    def dead_overflow(self, entries: int) -> None:
+        self._metrics.dead_overflow.inc(entries)
+
     def commit_error(self) -> None:
         self._metrics.commit_errors.inc()

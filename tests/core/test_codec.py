@@ -12,7 +12,6 @@ from service.codec import (
     NOWHERE,
     Head,
     Position,
-    decode_control,
     decode_record,
     encode_feed,
     encode_record,
@@ -25,6 +24,7 @@ from service.codec import (
     parse_position,
 )
 from service.contracts import Event, Prediction, Refused, Rolling
+from service.controls import decode_control
 from service.errors import Malformed
 
 ids = st.builds("{}-{}".format, st.integers(0, 2**53), st.integers(0, 2**64 - 1))

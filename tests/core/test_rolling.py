@@ -109,6 +109,22 @@ def test_a_long_silence_moves_the_score_no_further_than_the_gap_says() -> None:
     np.testing.assert_allclose(rows["smooth"][0], [0, 0.5, 0.5], atol=1e-6)
 
 
+def test_a_stream_decides_the_same_whether_its_neighbours_have_settings_of_their_own_or_not() -> None:
+    plain = rolling.thresholds(RollingSettings(0.0, 0.7, 0.3, 0.0, 0.0, 99.0), GapPolicy("carry", 1.0))
+    other = rolling.thresholds(RollingSettings(0.2, 0.9, 0.1, 0.3, 0.1, 0.1), GapPolicy("carry", 9.0))
+    made = manifest()
+    on_the_edge = np.float32(0.7)  # less than 0.7 as a float64
+    scores = np.array([[[0, on_the_edge, 0.3]]] * 2, np.float32).repeat(3, axis=1)
+    scores[:, 2] = np.float32(0.3) - np.float32(1e-7)
+    times = np.array([[1, 2, 3]] * 2) * 100_000
+    told = []
+    for limits in (plain, rolling.of_batch([plain, plain]), rolling.of_batch([plain, other])):
+        rows = fresh(made, 2)
+        events = rolling.fold(rows, scores, times, [(17, 0), (17, 1)], limits, LABELS, np.zeros(3, bool))
+        told.append([(event.type, event.label, event.step) for event in events[0]])
+    assert told[0] == told[1] == told[2] == [("enter", "walk", 1), ("exit", "walk", 3)]
+
+
 def test_closing_a_state_exits_what_is_inside() -> None:
     made = manifest(rolling=RollingSettings(0.0, 0.5, 0.4, 0.0, 0.0, 1.0))
     rows = fresh(made, 2)

@@ -5,10 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
-from service.codec import id_number, number_id, parse_head
+from service.codec import id_number, number_id, parse_head, parse_position
 from service.errors import AppendUnknown, BrokerAway, BrokerFull
 from service.keys import shard_of
-from service.ports import FeedItem, OutRecord, ShardStatus, StreamRow, WorkerInfo
+from service.ports import (
+    DeadEntry,
+    DeadRow,
+    FeedItem,
+    OutRecord,
+    Pressure,
+    ShardBacklog,
+    ShardStatus,
+    StateRow,
+    StreamRow,
+    Waiting,
+    WorkerInfo,
+)
 from tests.doubles import MemoryBroker, MemoryShard
 
 LOOK_S = 0.002  # how often `follow` looks for commits
@@ -23,6 +35,7 @@ class FakePredictions:
         self.live: list[WorkerInfo] = []
         self.lose_reply = False
         self.full = False
+        self.memory = 0, 0  # used, limit
 
     @property
     def shards(self) -> int:
@@ -85,14 +98,57 @@ class FakePredictions:
 
     async def stream(self, stream: str) -> StreamRow | None:
         it = self._shard(stream)
-        if stream not in it.pos:
+        if stream not in it.pos or parse_position(it.pos[stream]).stepped == b"deleted":
             return None
         return StreamRow(stream, shard_of(stream, self.shards), 0, it.pos[stream], it.settings.get(stream))
 
     async def streams(self, after: str, limit: int) -> list[StreamRow]:
-        names = sorted(name for it in self.broker.shards for name in it.pos if name > after)[:limit]
+        names = sorted(name for it in self.broker.shards for name in it.pos if name > after)
         rows = [await self.stream(name) for name in names]
-        return [row for row in rows if row is not None]
+        return [row for row in rows if row is not None][:limit]
+
+    async def state(self, stream: str) -> StateRow:
+        it = self._shard(stream)
+        return StateRow(it.states.get(stream), it.pos.get(stream), it.settings.get(stream), self.broker.clock_ms)
+
+    async def waiting(self, stream: str) -> Waiting:
+        it = self._shard(stream)
+        last = parse_position(it.pos[stream]).last if stream in it.pos else 0
+        mine = [
+            n for n, fields in it.log.items() if n > last and fields[fields.index(b"stream") + 1] == stream.encode()
+        ]
+        return Waiting(len(mine), True)
+
+    async def pressure(self) -> Pressure:
+        self._check()
+        shards = []
+        for it in self.broker.shards:
+            low = parse_head(it.head).low if it.head else 0
+            waiting = [fields for number, fields in it.log.items() if number > low]
+            size = sum(len(part) for fields in waiting for part in fields)
+            shards.append(ShardBacklog(len(waiting), size, it.settings.get("?", b"").decode()))
+        return Pressure(shards, *self.memory)
+
+    async def dead(
+        self, shard: int, after: str, limit: int, stream: str | None = None, reason: str | None = None
+    ) -> list[DeadRow]:
+        self._check()
+        found = [(at, fields) for at, fields in sorted(self.broker.shards[shard].dead.items()) if at > id_number(after)]
+        rows = [_dead_row(shard, at, fields) for at, fields in found]
+        return [row for row in rows if stream in (None, row.stream) and reason in (None, row.reason)][:limit]
+
+    async def dead_entry(self, stream: str, entry_id: str) -> DeadEntry | None:
+        self._check()
+        for shard, it in enumerate(self.broker.shards):
+            for at, fields in it.dead.items():
+                row = _dead_row(shard, at, fields)
+                if (row.stream, row.id) == (stream, entry_id):
+                    return DeadEntry(row, fields)
+        return None
+
+    async def drop_dead(self, row: DeadRow) -> bool:
+        self._check()
+        return self.broker.shards[row.shard].dead.pop(id_number(row.at), None) is not None
 
     async def shard_status(self) -> list[ShardStatus]:
         self._check()
@@ -127,6 +183,13 @@ class FakePredictions:
     def _out(self, stream: str) -> list[OutRecord]:
         self._check()
         return [_record(n, found) for n, found in sorted(self._shard(stream).out.get(stream, {}).items())]
+
+
+def _dead_row(shard: int, at: int, fields: dict[str, bytes]) -> DeadRow:
+    entry_id, stream, kind, reason, detail = (
+        fields[name].decode() for name in ("id", "stream", "kind", "reason", "detail")
+    )
+    return DeadRow(shard, number_id(at).decode(), entry_id, stream, kind, reason, detail, len(fields["data"]))
 
 
 def _record(number: int, found: tuple[bytes, bytes, bytes]) -> OutRecord:

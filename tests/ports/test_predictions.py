@@ -237,6 +237,34 @@ async def test_a_worker_that_speaks_another_language_is_not_counted(real: OnBrok
     assert [worker.id for worker in await real.predictions.workers()] == ["w"]
 
 
+async def test_a_count_of_finished_entries_that_were_trimmed_meanwhile_is_not_believed(real: OnBroker) -> None:
+    """The commit that trims writes the count from before; a worker that stops right after it leaves that behind."""
+    shard, keys = shard_of("cam-1", 4), real.keys("cam-1")
+    finished = await real.predictions.append("cam-1", rows("cam-1"))
+    for _ in range(3):
+        await real.predictions.append("cam-1", rows("cam-1"))
+    real.redis.set(keys.head, f"life token 1 {finished} 1 0")
+    assert (await real.predictions.pressure()).shards[shard].entries == 3
+    real.redis.xtrim(keys.inbox, minid=f"{int(finished.partition('-')[0])}-999", approximate=False)
+    found = (await real.predictions.pressure()).shards[shard]
+    assert found.entries == real.redis.xlen(keys.inbox)
+    assert found.bytes > 100
+
+
+async def test_quarantine_is_looked_through_without_carrying_bytes(real: OnBroker) -> None:
+    keys = real.keys("cam-1")
+    words = {"stream": "cam-1", "kind": "frame", "reason": "bad_image", "detail": "no", "data": b"\xff" * 1_000_000}
+    for n in range(20):
+        real.redis.xadd(keys.dead, {"id": f"{n}-0", **words})
+    before = real.redis.info("stats")["total_net_output_bytes"]
+    rows_found = await real.predictions.dead(shard_of("cam-1", 4), "0-0", 100)
+    assert [(row.id, row.bytes) for row in rows_found] == [(f"{n}-0", 1_000_000) for n in range(20)]
+    assert real.redis.info("stats")["total_net_output_bytes"] - before < 50_000
+    found = await real.predictions.dead_entry("cam-1", "7-0")
+    assert found is not None
+    assert (found.row, len(found.fields["data"])) == (rows_found[7], 1_000_000)
+
+
 async def test_the_status_of_a_shard_never_carries_the_bytes_of_an_entry(real: OnBroker) -> None:
     frame = entry_fields("cam-1", "frame", b"\xff" * 1_000_000, model="brightness")
     await real.predictions.append("cam-1", frame)

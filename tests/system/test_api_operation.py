@@ -204,6 +204,10 @@ def test_the_openapi_document_is_complete(api: Serving) -> None:
         "/v1/streams/{stream}/predictions",
         "/v1/streams",
         "/v1/streams/{stream}",
+        "/v1/streams/{stream}/state",
+        "/v1/dead",
+        "/v1/dead/{stream}/{id}",
+        "/v1/dead/{stream}/{id}/retry",
         "/v1/models",
         "/v1/models/{name}",
         "/metrics",
@@ -215,7 +219,8 @@ def test_the_openapi_document_is_complete(api: Serving) -> None:
     assert {p["name"] for p in post["parameters"]} == {
         "stream", "model", "seq", "time", "start", "end", "wait", "interval_s",
     }  # fmt: skip
-    assert set(post["responses"]) == {"200", "202", "400", "404", "409", "410", "413", "415", "422", "503", "504"}
+    statuses = {"200", "202", "400", "404", "409", "410", "413", "415", "422", "429", "503", "504"}
+    assert set(post["responses"]) == statuses
     for path in document["paths"].values():
         for call in path.values():
             assert call["summary"]

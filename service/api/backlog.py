@@ -1,0 +1,159 @@
+"""Pressure returns through here: what waits in each shard, how fast it drains, how full the broker is.
+
+Measured from the broker ten times a second, own appends added meanwhile. A shard that has too much waiting refuses its
+own entries only. Nothing is ever dropped here: an entry that was taken stays in the log until it is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from typing import Final, NamedTuple
+
+from service.api.follower import Follower
+from service.errors import BacklogFull, BrokerFull, RollcastError
+from service.keys import shard_of
+from service.ports import Predictions
+
+POLL_S: Final = 0.1
+MEMORY_SHARE: Final = 0.85  # of the broker's limit: the rest is for commits, which free what they finish
+RESUME_SHARE: Final = 0.9  # of a bound: Retry-After aims there, so that not everybody comes back to a full shard
+ENTRY_BYTES: Final = 200  # what an entry takes in the broker beside its data
+WINDOW_S: Final = 5.0  # of busy time, over which a rate is measured
+STALE_S: Final = 60.0  # a rate measured longer ago says nothing
+LONGEST_RETRY_S: Final = 60.0
+UNKNOWN_RETRY_S: Final = 5.0
+log = logging.getLogger("rollcast.api")
+
+
+class Bounds(NamedTuple):
+    """Of what may wait in one shard."""
+
+    bytes: int = 64 << 20
+    seconds: float = 30.0
+
+
+class Drain:
+    """How fast one shard drains: entries finished a second, while there was always something to do.
+
+    A worker that keeps up shows how much comes, not how much it could do: such times are not counted. Time without
+    any progress counts as soon as there is some again; until then it is `stalled_s`.
+    """
+
+    def __init__(self) -> None:
+        self.stalled_s = 0.0
+        self._samples: deque[tuple[float, float, int]] = deque()  # (when, s it took, entries finished)
+        self._waited = 0  # entries, at the last sample
+
+    @property
+    def rate(self) -> float | None:
+        """Entries a second; None when it was never measured, or too long ago."""
+        seconds = sum(took for _, took, _ in self._samples)
+        return sum(finished for _, _, finished in self._samples) / seconds if seconds else None
+
+    def sample(self, now: float, took_s: float, finished: int, waiting: int) -> None:
+        """`finished` entries in the last `took_s`; now `waiting` wait."""
+        busy = self._waited > finished  # some of those that waited at its beginning still wait at its end
+        self._waited = waiting
+        while self._samples and now - self._samples[0][0] > STALE_S:
+            self._samples.popleft()
+        if finished == 0 and busy:
+            self.stalled_s += took_s
+            return
+        if busy:
+            self._samples.append((now, took_s + min(self.stalled_s, WINDOW_S), finished))
+            while len(self._samples) > 1 and sum(took for _, took, _ in self._samples) > WINDOW_S:
+                self._samples.popleft()
+        self.stalled_s = 0.0
+
+    def seconds(self, entries: int) -> float:
+        """How long these entries would take, and how long nothing has moved."""
+        rate = self.rate
+        return self.stalled_s + (entries / rate if rate else 0.0)
+
+
+class Backlog:
+    """Written by its own task, `run`, and by `admit`; all on one event loop."""
+
+    def __init__(self, predictions: Predictions, follower: Follower, bounds: Bounds) -> None:
+        self._predictions, self._follower, self._bounds = predictions, follower, bounds
+        shards = predictions.shards
+        self._entries, self._bytes = [0] * shards, [0] * shards
+        self._added: list[tuple[int, int]] = [(0, 0)] * shards  # own appends since the last poll was sent
+        self._drains = [Drain() for _ in range(shards)]
+        self._revisions = [""] * shards
+        self._memory = 0, 0
+        self._finished: list[int] | None = None
+        self._polled_at = 0.0
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.poll()
+            except RollcastError:
+                self._finished = None  # what was finished meanwhile is not known: the next sample is no sample
+            except Exception:
+                log.exception("measuring the backlog failed")
+            await asyncio.sleep(POLL_S)
+
+    async def poll(self) -> None:
+        before, self._added = self._added, [(0, 0)] * len(self._added)
+        finished, now = list(self._follower.finished), time.monotonic()
+        try:
+            pressure = await self._predictions.pressure()
+        except BaseException:
+            self._added = [(a + c, b + d) for (a, b), (c, d) in zip(before, self._added, strict=True)]
+            raise
+        self._memory = pressure.memory_bytes, pressure.memory_limit
+        was, took_s = self._finished, now - self._polled_at
+        self._finished, self._polled_at = finished, now
+        for p, shard in enumerate(pressure.shards):
+            self._entries[p], self._bytes[p], self._revisions[p] = shard.entries, shard.bytes, shard.revision
+            if was is not None:
+                self._drains[p].sample(now, took_s, finished[p] - was[p], shard.entries)
+
+    def admit(self, stream: str, size: int) -> None:
+        """Counts an entry of `size` bytes that is about to be appended. Raises BacklogFull and BrokerFull."""
+        used, limit = self._memory
+        if limit and used + size > MEMORY_SHARE * limit:
+            raise BrokerFull(
+                f"nothing was appended: the broker uses {used:,} of {limit:,} bytes, "
+                f"and the last {1 - MEMORY_SHARE:.0%} are kept for answers",
+                retry_after_s=UNKNOWN_RETRY_S,
+            )
+        p = shard_of(stream, len(self._entries))
+        entries, waiting = self.entries(p), self._bytes[p] + self._added[p][1]
+        drain, (most_bytes, most_s) = self._drains[p], self._bounds
+        size += ENTRY_BYTES
+        if entries and waiting + size > most_bytes:
+            over = entries * (1 - RESUME_SHARE * most_bytes / (waiting + size))
+            raise BacklogFull(
+                f"shard {p}: {entries:,} unfinished entries of about {waiting:,} bytes, "
+                f"and at most {most_bytes:,} bytes may wait",
+                retry_after_s=_retry_after(over, drain.rate, drain.stalled_s),
+            )
+        if (seconds := drain.seconds(entries + 1)) > most_s:
+            over = entries - RESUME_SHARE * most_s * (drain.rate or 0.0)
+            raise BacklogFull(
+                f"shard {p}: {entries:,} unfinished entries, {seconds:.0f} s of work; at most {most_s:g} s may wait",
+                retry_after_s=_retry_after(over, drain.rate, drain.stalled_s),
+            )
+        added, its_bytes = self._added[p]
+        self._added[p] = added + 1, its_bytes + size
+
+    def entries(self, shard: int) -> int:
+        """Unfinished entries of a shard, own appends of the last moment with them."""
+        return self._entries[shard] + self._added[shard][0]
+
+    def revision(self, stream: str) -> str:
+        """Changes when the settings of some stream of this one's shard were changed by a control."""
+        return self._revisions[shard_of(stream, len(self._revisions))]
+
+
+def _retry_after(over: float, rate: float | None, stalled_s: float) -> float:
+    """How long `over` entries take, s; nobody knows while nothing moves."""
+    if not rate or stalled_s > WINDOW_S:
+        return UNKNOWN_RETRY_S
+    return min(LONGEST_RETRY_S, max(1.0, over / rate))

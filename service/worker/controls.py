@@ -1,0 +1,93 @@
+"""What a control entry does to its stream: reset, settings, restore, delete. In its turn in the log, like a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+import numpy as np
+
+from service.contracts import StreamSettings
+from service.controls import Control, NewSettings
+from service.errors import Malformed, OtherModel, UnknownModel
+from service.portable import read_state, restore_row
+from service.worker.model import ServedModel
+from service.worker.shard import Item, Stream
+
+
+class Controls:
+    """Carries out controls. Changes streams and tables; used by Stepper only. `forget` frees a stream's row."""
+
+    def __init__(self, models: Mapping[str, ServedModel], state_ttl_s: float, forget: Callable[[Stream], None]) -> None:
+        self._models = models
+        self._state_ttl_s = state_ttl_s
+        self._forget = forget
+
+    def carry_out(self, item: Item, control: Control) -> bool:
+        """Returns whether the state that was there has ended. Raises EntryError, and has then changed nothing."""
+        if control.settings is not None:
+            return self._settings(item, control.settings)
+        if control.state is not None:
+            return self._restore(item, control.state)
+        stream = item.key
+        if control.action == "delete":
+            self._begin(stream, b"deleted")
+            stream.seq, stream.seq_id, stream.settings = None, b"-", StreamSettings()
+            stream.usual, item.deleted = None, True
+        elif stream.stepped != b"-":  # a stream that never stepped has nothing to reset: its next step is its first
+            self._begin(stream, b"reset")
+        self._forget(stream)
+        item.forget = True
+        return True
+
+    def _settings(self, item: Item, given: NewSettings) -> bool:
+        """All of the settings are as given; only the model stays when none is named."""
+        stream, bound = item.key, item.key.settings.model
+        if given.model is not None:
+            self._model(given.model)
+        if given.state_ttl_s is not None and given.state_ttl_s > self._state_ttl_s:
+            raise Malformed(
+                f"settings: state_ttl_s is {given.state_ttl_s:g}, expected at most the deployment's state_ttl_s, "
+                f"{self._state_ttl_s:g}: states are not kept for longer"
+            )
+        model = given.model or bound
+        stream.settings = StreamSettings(model, given.rolling, given.gap, given.freshness, given.state_ttl_s)
+        item.settings = stream.settings
+        served = self._models.get(model or "")
+        stream.usual = served.freshness if served is not None else None
+        if bound is None or model == bound:
+            return False
+        if stream.stepped != b"-":  # another model cannot go on from this one's state
+            self._begin(stream, b"version")
+        self._forget(stream)
+        item.forget = True
+        return True
+
+    def _restore(self, item: Item, data: bytes) -> bool:
+        """The state becomes that of the object; it is held as of this entry, whatever position it once had."""
+        stream, state = item.key, read_state(data)
+        bound = stream.settings.model
+        if bound is not None and state.model != bound:
+            raise OtherModel(f"the state is of model {state.model!r}, stream {stream.name!r} is bound to {bound!r}")
+        model = self._model(state.model)
+        row = restore_row(model.layout, state)
+        self._forget(stream)
+        stream.usual = model.freshness
+        stream.model, stream.slot, stream.restart = model, model.table.put(row), None
+        stream.stepped, stream.stepped_ms = item.entry.id, item.entry.ms
+        if bound is None:
+            stream.settings = item.settings = msgspec.structs.replace(stream.settings, model=model.name)
+        (item.state,) = model.layout.encode(model.table.gather(np.array([stream.slot])))
+        return True
+
+    def _begin(self, stream: Stream, stepped: bytes) -> None:
+        """`stepped` says in the position why there is no state any more."""
+        stream.stepped, stream.stepped_ms = stepped, 0
+        stream.restart = {b"reset": "reset", b"version": "version", b"deleted": "first"}[stepped]  # type: ignore[assignment]
+
+    def _model(self, name: str) -> ServedModel:
+        model = self._models.get(name)
+        if model is None:
+            known = ", ".join(sorted(self._models)) or "none"
+            raise UnknownModel(f"unknown model {name[:100]!r}; known are: {known}")
+        return model

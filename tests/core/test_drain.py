@@ -1,0 +1,84 @@
+"""How fast a shard drains, and how long what waits in it will take."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.api.backlog import STALE_S, WINDOW_S, Drain
+
+
+class Shard:
+    """A worker that finishes `rate` entries a second of what is there, looked at ten times a second."""
+
+    def __init__(self) -> None:
+        self.drain, self.now, self.waiting = Drain(), 0.0, 0.0
+
+    def run(self, seconds: float, rate: float, arriving: float = 0.0) -> None:
+        for _ in range(round(seconds * 10)):
+            self.now += 0.1
+            done = min(rate * 0.1, self.waiting)
+            self.waiting += arriving * 0.1 - done
+            self.drain.sample(self.now, 0.1, round(done), round(self.waiting))
+
+
+@pytest.fixture
+def shard() -> Shard:
+    return Shard()
+
+
+def test_nothing_is_known_before_anything_was_busy(shard: Shard) -> None:
+    assert shard.drain.rate is None
+    assert shard.drain.seconds(1000) == 0.0
+
+
+def test_a_busy_shard_shows_its_rate(shard: Shard) -> None:
+    shard.waiting = 10_000
+    shard.run(2, rate=500)
+    assert shard.drain.rate == pytest.approx(500)
+    assert shard.drain.seconds(1000) == pytest.approx(2.0)
+
+
+def test_a_shard_that_keeps_up_does_not_look_slow(shard: Shard) -> None:
+    shard.run(20, rate=100_000, arriving=10)
+    assert shard.drain.rate is None, "ten a second is what came, not what it can do"
+    assert shard.drain.seconds(400) == 0.0
+
+
+def test_a_rate_follows_a_worker_that_became_slower(shard: Shard) -> None:
+    shard.waiting = 1e6
+    shard.run(5, rate=1000)
+    shard.run(2 * WINDOW_S, rate=100)
+    assert shard.drain.rate == pytest.approx(100)
+
+
+def test_while_nothing_moves_the_time_that_passes_counts(shard: Shard) -> None:
+    shard.waiting = 1e5
+    shard.run(5, rate=1000)
+    left = round(shard.waiting)
+    shard.run(7, rate=0)
+    assert shard.drain.stalled_s == pytest.approx(7.0)
+    assert shard.drain.seconds(left) == pytest.approx(7 + left / 1000)
+
+
+def test_a_shard_that_never_moved_is_as_slow_as_it_has_waited(shard: Shard) -> None:
+    shard.waiting = 1
+    shard.run(31, rate=0)
+    assert shard.drain.seconds(1) > 30
+
+
+def test_progress_ends_a_stall(shard: Shard) -> None:
+    shard.waiting = 1e5
+    shard.run(5, rate=1000)
+    shard.run(40, rate=0)
+    shard.run(WINDOW_S + 1, rate=1000)
+    assert shard.drain.stalled_s == 0.0
+    assert shard.drain.rate == pytest.approx(1000)
+
+
+def test_an_old_rate_is_forgotten(shard: Shard) -> None:
+    shard.waiting = 1000
+    shard.run(5, rate=100)
+    assert shard.drain.rate is not None
+    shard.waiting = 0
+    shard.run(STALE_S + 1, rate=100)
+    assert shard.drain.rate is None

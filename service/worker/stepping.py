@@ -254,7 +254,11 @@ class Stepper:
 
 def _limits(model: ServedModel, group: Sequence[Item]) -> rolling.Thresholds:
     """The model's, unless a stream has settings of its own."""
-    if all(item.key.settings.rolling is None and item.key.settings.gap is None for item in group):
+    for item in group:
+        settings = item.key.settings
+        if settings.rolling is not None or settings.gap is not None:
+            break
+    else:
         return model.limits
     return rolling.of_batch([model.limits_of(item.key.settings) for item in group])
 

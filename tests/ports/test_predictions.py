@@ -14,7 +14,7 @@ import redis
 from redis.retry import Retry
 
 from service.broker.predictions import RedisPredictions
-from service.codec import entry_fields, id_number
+from service.codec import entry_fields, id_number, number_id
 from service.embedded import EmbeddedBroker
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement
 from service.keys import ShardKeys, shard_of, worker_key, workers_key
@@ -245,9 +245,9 @@ async def test_a_count_of_finished_entries_that_were_trimmed_meanwhile_is_not_be
         await real.predictions.append("cam-1", rows("cam-1"))
     real.redis.set(keys.head, f"life token 1 {finished} 1 0")
     assert (await real.predictions.pressure()).shards[shard].entries == 3
-    real.redis.xtrim(keys.inbox, minid=f"{int(finished.partition('-')[0])}-999", approximate=False)
+    real.redis.xtrim(keys.inbox, minid=number_id(id_number(finished) + 1), approximate=False)
     found = (await real.predictions.pressure()).shards[shard]
-    assert found.entries == real.redis.xlen(keys.inbox)
+    assert found.entries == real.redis.xlen(keys.inbox) == 3
     assert found.bytes > 100
 
 

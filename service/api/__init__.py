@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -27,6 +27,7 @@ from service.api.outermost import Outermost
 from service.api.problems import add_handlers
 from service.api.records import record_routes
 from service.api.streams import stream_routes
+from service.api.tasks import end
 from service.contracts import Limits, Manifest
 from service.metrics import ApiMetrics
 from service.ports import Predictions
@@ -94,11 +95,7 @@ async def _running(context: Context) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        await end(tasks)
         await context.http.aclose()
         await context.predictions.close()
 

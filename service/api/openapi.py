@@ -8,6 +8,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from service.api.follower import WHEN_FULL
 from service.api.problems import HTTP_TYPES, MEDIA_TYPE, TYPE_PREFIX
 from service.api.query import MAX_RECORDS, MAX_WAIT_S
 from service.codec import MAX_INTERVAL_S, MAX_SEQ, MAX_TIME_S
@@ -196,6 +197,19 @@ def _get(responses: Responses, parameters: list[Schema] | None = None) -> Route:
     return {"response_model": None, "responses": responses, "openapi_extra": extra}
 
 
+_WHEN_FULL: Final = _query(
+    "when_full",
+    {"type": "string", "enum": list(WHEN_FULL), "default": "catch_up"},
+    "Events, when this subscriber reads too slowly: read what it missed from the broker, drop the oldest records and "
+    "say `gap`, or say `bye` and end.",
+)
+_LAST_EVENT_ID: Final[Schema] = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "Events: the last one seen; goes before `after`.",
+}
 GET_PREDICTIONS: Final = _get(
     {
         200: {
@@ -224,13 +238,35 @@ GET_PREDICTIONS: Final = _get(
         _query(
             "type", {"type": "string", "enum": ["all", *RECORD_TYPES], "default": "prediction"}, "JSON: which records."
         ),
-        {
-            "name": "Last-Event-ID",
-            "in": "header",
-            "required": False,
-            "schema": {"type": "string"},
-            "description": "Events: the last one seen; goes before `after`.",
+        _WHEN_FULL,
+        _LAST_EVENT_ID,
+    ],
+)
+GET_MANY_PREDICTIONS: Final = _get(
+    {
+        200: {
+            "description": (
+                "Every record of the streams that fit, as it comes; in order within a stream. Events are named as of "
+                "one stream; each `id` is an opaque cursor, a record's own id stands in its JSON."
+            ),
+            "content": {
+                "text/event-stream": {
+                    "schema": {"type": "string"},
+                    "example": 'data: {"type":"prediction","id":"1763860000000-0", …}\nid: AQIArAICqxIAAAAA\n\n',
+                },
+            },
         },
+        **_problems(400, 503),
+    },
+    [
+        _query(
+            "stream",
+            {"type": "array", "items": {"type": "string"}, "default": ["*"]},
+            "A stream's name, in which `*` stands for any characters and `?` for one. May be given several times.",
+        ),
+        _query("after", {"type": "string"}, "Cursor: an event's id; 0: all that is kept. None: from now."),
+        _WHEN_FULL,
+        _LAST_EVENT_ID,
     ],
 )
 GET_STREAMS: Final = _get(

@@ -145,10 +145,10 @@ class RedisPredictions:
         try:
             await connection.connect()
             heads = await self._heads(connection)
-            cursors = {
-                keys.feed: b"%d-0" % (head.n if head else 0) for keys, head in zip(self._keys, heads, strict=True)
-            }
-            yield []
+            newest = await self.last_commits()
+            cursors = {keys.feed: b"0-0" for keys in self._keys}
+            cursors |= {self._keys[item.shard].feed: b"%d-0" % item.n for item in newest}
+            yield newest
             checked = time.monotonic()
             while True:
                 block_ms = int(_CHECK_S * 1000)
@@ -180,6 +180,18 @@ class RedisPredictions:
             n = id_number(cursors[keys.feed]) >> 64
             if (new is None and n > 0) or (new and n > new.n) or (old and new and old.life != new.life):
                 raise BrokerAway(f"broker {self._where}: the log of shard {keys.shard} began anew")
+
+    async def feeds(self, since: Mapping[int, int], limit: int) -> list[list[FeedItem]]:
+        if not since:
+            return []
+        found = await self._ask(
+            *(("XRANGE", self._keys[shard].feed, b"%d-0" % n, "+", "COUNT", limit) for shard, n in since.items())
+        )
+        return [[_commit(shard, *commit) for commit in commits] for shard, commits in zip(since, found, strict=True)]
+
+    async def last_commits(self) -> list[FeedItem]:
+        found = await self._ask(*(("XREVRANGE", keys.feed, "+", "-", "COUNT", 1) for keys in self._keys))
+        return [_commit(keys.shard, *commits[0]) for keys, commits in zip(self._keys, found, strict=True) if commits]
 
     # --- positions, settings, streams ----------------------------------------------------------------------------
 

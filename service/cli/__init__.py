@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from rollcast import Problem, ServerAway
-from service.cli import ask, serve
+from service.cli import ask, serve, watching
 from service.errors import RollcastError, StartError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 serve.add_to(app)
 ask.add_to(app)
+watching.add_to(app)
 
 
 def _show_version(wanted: bool) -> None:

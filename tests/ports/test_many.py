@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rollcast.client import StreamRecord, parse_events
+from rollcast.events import ServerEvent, parse_events
 from service.api.follower import Follower, WhenFull, read_pattern
 from service.api.many import ManyTail
 from service.api.records import send_events
@@ -116,9 +116,9 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def take(events: AsyncGenerator[bytes], count: int) -> list[StreamRecord]:
+async def take(events: AsyncGenerator[bytes], count: int) -> list[ServerEvent]:
     """So many events; what only moves the cursor is left out."""
-    found: list[StreamRecord] = []
+    found: list[ServerEvent] = []
     async with asyncio.timeout(LIMIT_S):
         while len(found) < count:
             text = (await anext(events)).decode()
@@ -136,12 +136,12 @@ async def standing(events: AsyncGenerator[bytes]) -> str:
                 return lines[0].removeprefix("id: ")
 
 
-def ids(events: list[StreamRecord]) -> list[str]:
+def ids(events: list[ServerEvent]) -> list[str]:
     assert {event.event for event in events} <= {"prediction"}
     return [event.body["id"] for event in events]
 
 
-def ordered(events: list[StreamRecord]) -> bool:
+def ordered(events: list[ServerEvent]) -> bool:
     """Within each stream."""
     last: dict[str, int] = {}
     for event in events:
@@ -200,7 +200,7 @@ async def test_resuming_after_every_single_event_gives_the_same_records(scene: S
 async def test_live_cursors_resume_as_well_as_those_of_catching_up(scene: Scene) -> None:
     async with aclosing(scene.subscribe("*", after=None, heartbeat_s=0.02)) as events:
         await standing(events)
-        seen: list[StreamRecord] = []
+        seen: list[ServerEvent] = []
         for _ in range(4):
             await scene.record(*STREAMS[:4])
             seen += await take(events, 4)

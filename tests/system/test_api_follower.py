@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from rollcast.client import StreamRecord, parse_events
+from rollcast.events import ServerEvent, parse_events
 from service.api.follower import Follower
 from service.api.records import send_events
 from service.api.tails import Tail
@@ -61,9 +61,9 @@ async def until(condition: object) -> None:
             await asyncio.sleep(0.001)
 
 
-async def take(events: AsyncGenerator[bytes], count: int) -> list[StreamRecord]:
+async def take(events: AsyncGenerator[bytes], count: int) -> list[ServerEvent]:
     """So many events, comments left out."""
-    found: list[StreamRecord] = []
+    found: list[ServerEvent] = []
     async with asyncio.timeout(LIMIT_S):
         while len(found) < count:
             text = (await anext(events)).decode()

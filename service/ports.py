@@ -13,6 +13,7 @@ import numpy as np
 
 from service.contracts import Manifest
 from service.cursors import Place
+from service.errors import AppendUnknown, BrokerAway, BrokerFull
 
 
 class Engine(Protocol):
@@ -216,6 +217,12 @@ class Predictions(Protocol):
 
         Raises BrokerAway and BrokerFull when nothing was appended, AppendUnknown when the reply was lost.
         """
+        ...
+
+    async def append_many(
+        self, entries: Sequence[tuple[str, Mapping[str, bytes]]]
+    ) -> list[str | BrokerFull | BrokerAway | AppendUnknown]:
+        """One XADD each, (stream, fields), in order and in one round trip; of each its id, or as `append` raises."""
         ...
 
     async def records(self, stream: str, after: str, limit: int) -> list[OutRecord]:

@@ -1,7 +1,7 @@
 """The front door: HTTP in, records out. `create_app` builds it around the broker's port.
 
 The caller sets `app.state.closing` before it stops the server: open subscriptions then say `bye` and end, instead of
-holding the server up for its whole grace time.
+holding the server up for its whole grace time. `await app.state.said_bye(limit_s)` waits for them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from service.api import openapi
+from service.api.bindings import Bindings
 from service.api.context import Context
 from service.api.follower import Follower
 from service.api.health import health_routes
@@ -26,6 +27,7 @@ from service.api.monitor import Monitor
 from service.api.outermost import Outermost
 from service.api.problems import add_handlers
 from service.api.records import record_routes
+from service.api.sockets import socket_routes
 from service.api.streams import stream_routes
 from service.api.tasks import end
 from service.contracts import Limits, Manifest
@@ -50,6 +52,7 @@ def create_app(
     The app closes `predictions` when it stops.
     """
     metrics = ApiMetrics(registry)
+    follower = Follower(predictions, metrics)
     context = Context(
         predictions=predictions,
         models={manifest.name: manifest for manifest in models},
@@ -59,8 +62,9 @@ def create_app(
         heartbeat_s=heartbeat_s,
         metrics=metrics,
         registry=registry,
-        follower=Follower(predictions, metrics),
+        follower=follower,
         monitor=Monitor(predictions, metrics),
+        bindings=Bindings(predictions, follower),
         http=httpx.AsyncClient(trust_env=False, verify=False),  # plain HTTP on this machine
     )
     app = FastAPI(
@@ -70,9 +74,10 @@ def create_app(
         lifespan=lambda _: _running(context),
     )
     app.state.closing = context.closing
+    app.state.said_bye = follower.ended
     app.add_middleware(Outermost, metrics=metrics)
     add_handlers(app)
-    for routes in (ingest_routes, record_routes, stream_routes, model_routes, health_routes):
+    for routes in (ingest_routes, record_routes, socket_routes, stream_routes, model_routes, health_routes):
         app.include_router(routes(context))
 
     @app.get("/", include_in_schema=False)

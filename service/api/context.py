@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import httpx
 from prometheus_client import CollectorRegistry
 
+from service.api.bindings import Bindings
 from service.api.follower import Follower
 from service.api.monitor import Monitor
 from service.contracts import Limits, Manifest, ModelInfo
@@ -30,6 +31,7 @@ class Context:
     registry: CollectorRegistry
     follower: Follower
     monitor: Monitor
+    bindings: Bindings
     http: httpx.AsyncClient  # to the workers' metrics
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 

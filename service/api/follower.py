@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from typing import Final, Literal, NamedTuple, TypeVar
 
@@ -57,8 +57,12 @@ def read_pattern(globs: Iterable[str]) -> Pattern:
 class Subscription:
     """One subscriber's buffer. Filled by Follower, emptied by the subscriber."""
 
-    def __init__(self, wants: str | Pattern, capacity: int, when_full: WhenFull = "catch_up") -> None:
+    def __init__(self, wants: str | Pattern | None, capacity: int, when_full: WhenFull = "catch_up") -> None:
         self.wants = wants
+        self.chosen: set[str] | None = set() if wants is None else None  # streams, one after another
+        self.many = not isinstance(wants, str)  # its cursor is one over many streams
+        matcher = wants.matcher() if isinstance(wants, Pattern) else None
+        self.fits: Callable[[str], object] = self._is_wanted if matcher is None else matcher.fullmatch
         self.behind = True  # what it missed must be read from the broker
         self.overflowed = False  # because it read too slowly
         self.dropped = 0  # records that it lost thereby, not yet said
@@ -69,6 +73,9 @@ class Subscription:
         self._capacity = capacity
         self._waiting: deque[Delivery] = deque()
         self._wake = asyncio.Event()
+
+    def _is_wanted(self, stream: str) -> bool:
+        return stream == self.wants if self.chosen is None else stream in self.chosen
 
     def push(self, delivery: Delivery) -> None:
         if len(self._waiting) >= self._capacity:
@@ -188,15 +195,16 @@ class Follower:
         self._subscribers = metrics.subscribers
         self._counts: dict[str, int] = {}
         self._subscriptions: dict[str, set[Subscription]] = {}
+        self._choosers: set[Subscription] = set()
         self._patterns: dict[Pattern, _Group] = {}
         self._wanted_by: dict[str, list[set[Subscription]]] = {}  # stream -> those whose pattern it fits
         self._waiters: dict[str, set[Waiter]] = {}
         self._closing = False
 
     def subscribe(
-        self, wants: str | Pattern, *, transport: str = "sse", when_full: WhenFull = "catch_up"
+        self, wants: str | Pattern | None, *, transport: str = "sse", when_full: WhenFull = "catch_up"
     ) -> Subscription:
-        """To one stream, or to those that fit a pattern."""
+        """To one stream, to those that fit a pattern, or (None) to those that it will choose."""
         subscription = Subscription(wants, self._capacity, when_full)
         subscription.closing = self._closing
         if isinstance(wants, Pattern):
@@ -204,8 +212,10 @@ class Follower:
                 self._patterns[wants] = _Group(wants.matcher(), set())
                 self._wanted_by.clear()
             self._patterns[wants].members.add(subscription)
-        else:
+        elif wants is not None:
             self._subscriptions.setdefault(wants, set()).add(subscription)
+        else:
+            self._choosers.add(subscription)
         self._count(transport, 1)
         return subscription
 
@@ -217,9 +227,20 @@ class Follower:
             if not members:
                 del self._patterns[wants]
                 self._wanted_by.clear()
-        else:
+        elif wants is not None:
             _discard(self._subscriptions, wants, subscription)
+        else:
+            self._choosers.discard(subscription)
+            for stream in subscription.chosen or ():
+                _discard(self._subscriptions, stream, subscription)
         self._count(transport, -1)
+
+    def choose(self, subscription: Subscription, stream: str) -> None:
+        """One stream more for a subscription that chooses."""
+        assert subscription.chosen is not None
+        if stream not in subscription.chosen:
+            subscription.chosen.add(stream)
+            self._subscriptions.setdefault(stream, set()).add(subscription)
 
     def cursor(self) -> str:
         """Over many streams, of who was given everything so far."""
@@ -241,6 +262,13 @@ class Follower:
             subscription.close()
         for waiter in _all(self._waiters):
             waiter.give(None)
+
+    async def ended(self, limit_s: float) -> None:
+        """Waits until nobody is subscribed any more, but no longer than `limit_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while self._everybody():
+                    await asyncio.sleep(0.01)
 
     async def run(self) -> None:
         """Follows for ever; every doubt ends in following anew."""
@@ -299,19 +327,21 @@ class Follower:
                 continue
             record = found[stream, record_id]
             place = Place(item.n, i, item.mark)
-            many = self._fitting(stream)
-            if many:
+            few, many = self._subscriptions.get(stream, ()), self._fitting(stream)
+            shared = bool(many) or any(subscription.many for subscription in few)
+            if shared:
                 self._encoded[item.shard] = encode_place(place)
             delivery = Delivery(
                 stream,
                 record or OutRecord(record_id, "", b"", "0-0"),
                 item.shard,
                 place,
-                self.cursor() if many else "",
+                self.cursor() if shared else "",
                 missing=record is None,
             )
-            for subscription in self._subscriptions.get(stream, ()) if record is not None else ():
-                subscription.push(delivery)
+            for subscription in few:
+                if record is not None or subscription.many:
+                    subscription.push(delivery)
             for members in many:
                 for subscription in members:
                     subscription.push(delivery)
@@ -341,8 +371,9 @@ class Follower:
         self.away = reason
 
     def _everybody(self) -> list[Subscription]:
+        alone = [one for one in _all(self._subscriptions) if one.chosen is None]
         many = [one for group in self._patterns.values() for one in group.members]
-        return _all(self._subscriptions) + many
+        return [*alone, *many, *self._choosers]
 
     def _count(self, transport: str, more: int) -> None:
         self._counts[transport] = self._counts.get(transport, 0) + more

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from service.api.delivery import Delivery, Notice, Outgoing
-from service.api.follower import Follower, Pattern
+from service.api.follower import Follower
 from service.api.tails import Batch
 from service.cursors import BEGINNING, Place, decode_cursor, encode_place, join_places
 from service.errors import BrokerAway
@@ -18,18 +18,22 @@ FETCHED: Final = 512  # records read at once
 
 
 class ManyTail:
-    """As Tail, for the streams that fit a pattern.
+    """As Tail, for the streams that fit.
 
     While it catches up it keeps places of its own. Once the follower has handed on all that it has seen, its cursor is
     the one that everybody shares, which is encoded once.
     """
 
     def __init__(
-        self, predictions: Predictions, follower: Follower, pattern: Pattern, places: list[Place] | None
+        self,
+        predictions: Predictions,
+        follower: Follower,
+        fits: Callable[[str], object],
+        places: list[Place] | None,
     ) -> None:
         self.on_gap: Callable[[], None] = lambda: None
         self._predictions, self._follower = predictions, follower
-        self._fits = pattern.matcher().fullmatch
+        self._fits = fits  # of a stream's name
         self._places = places  # None: now
         self._encoded: list[bytes] = []
         self._shared: str | None = None  # the cursor, once it is everybody's

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.api.follower import WHEN_FULL
+from service.api.posted import PostedEntry
 from service.api.problems import HTTP_TYPES, MEDIA_TYPE, TYPE_PREFIX
 from service.api.query import MAX_RECORDS, MAX_WAIT_S
 from service.codec import MAX_INTERVAL_S, MAX_SEQ, MAX_TIME_S
@@ -189,6 +190,33 @@ POST_TEXT: Final = _post(
     _POST_QUERY,
 )
 
+POST_ENTRIES: Final[Route] = {
+    "response_model": None,
+    "responses": {
+        200: {
+            "description": 'One line an entry, in order: `{"id", "stream"}`, or a problem.',
+            "content": {
+                "application/x-ndjson": {
+                    "schema": {"type": "string"},
+                    "example": '{"id":"1763860000000-0","stream":"belt-1"}\n{"type":"problem","status":422, …}\n',
+                }
+            },
+        },
+        **_problems(400, 415),
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/x-ndjson": {
+                    "schema": _ref("PostedEntry"),
+                    "example": '{"stream":"belt-1","kind":"samples","samples":[[39.25,0.43,22.75,0.43,33.75,1.3]]}\n',
+                }
+            },
+        }
+    },
+}
+
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
@@ -309,7 +337,7 @@ def describe(app: FastAPI) -> Schema:
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
     )
-    types = (Prediction, Refused, Dropped, Duplicate, Done, Manifest, StreamSummary)
+    types = (Prediction, Refused, Dropped, Duplicate, Done, Manifest, StreamSummary, PostedEntry)
     _, schemas = msgspec.json.schema_components(types, ref_template=_REF + "{name}")
     schemas["Problem"] = {
         "type": "object",

@@ -52,7 +52,7 @@ def record_routes(context: Context) -> APIRouter:
         pattern = read_pattern(query.texts("stream") or ["*"])
         text, where = _cursor_text(query, request)
         places = None if text is None else decode_cursor(text, predictions.shards, where)
-        return send(pattern, ManyTail(predictions, follower, pattern, places), query)
+        return send(pattern, ManyTail(predictions, follower, pattern.matcher().fullmatch, places), query)
 
     def subscribe(stream: str, request: Request) -> Response:
         query = Query(request.query_params, ("after", "when_full"))

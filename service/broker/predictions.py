@@ -19,7 +19,7 @@ from redis.retry import Retry
 
 from service.broker.wire import safe_url
 from service.codec import Head, id_number, parse_feed, parse_head
-from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement
+from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement, RollcastError
 from service.keys import FORMAT, ShardKeys, meta_key, shard_of, worker_key, workers_key
 from service.ports import FeedItem, OutRecord, ShardStatus, StreamRow, WorkerInfo
 
@@ -97,29 +97,46 @@ class RedisPredictions:
     # --- appending -----------------------------------------------------------------------------------------------
 
     async def append(self, stream: str, fields: Mapping[str, bytes]) -> str:
-        command: list[bytes | str] = ["XADD", self._of(stream).inbox, "*"]
-        for field in fields.items():
-            command += field
-        connection = await self._connect()
+        (found,) = await self.append_many([(stream, fields)])
+        if isinstance(found, RollcastError):
+            raise found
+        return found
+
+    async def append_many(
+        self, entries: Sequence[tuple[str, Mapping[str, bytes]]]
+    ) -> list[str | BrokerFull | BrokerAway | AppendUnknown]:
+        if not entries:
+            return []
+        commands = [
+            ("XADD", self._of(stream).inbox, "*", *(part for field in fields.items() for part in field))
+            for stream, fields in entries
+        ]
         try:
-            await connection.send_command(*command)
-            reply = await connection.read_response()
-        except redis.exceptions.OutOfMemoryError as error:
-            raise BrokerFull(f"nothing was appended: {error}", retry_after_s=5.0) from None
-        except _REFUSED as error:
-            raise BrokerAway(f"nothing was appended: the broker answered {error}") from None
+            connection = await self._connect()
+        except BrokerAway as error:
+            return [BrokerAway(f"nothing was appended: {error.detail}")] * len(entries)
+        found: list[str | BrokerFull | BrokerAway | AppendUnknown] = []
+        try:
+            await connection.send_packed_command(connection.pack_commands(commands))
+            for _ in entries:
+                try:
+                    found.append((await connection.read_response()).decode())
+                except redis.exceptions.OutOfMemoryError as error:
+                    found.append(BrokerFull(f"nothing was appended: {error}", retry_after_s=5.0))
+                except _REFUSED as error:
+                    found.append(BrokerAway(f"nothing was appended: the broker answered {error}"))
         except _LOST as error:
-            raise AppendUnknown(
+            lost = AppendUnknown(
                 "the connection to the broker was lost before it answered: the entry may be in the log or not; "
                 f"repeat it with the same seq ({error})"
-            ) from None
+            )
+            found += [lost] * (len(entries) - len(found))
         except BaseException:
             await connection.disconnect(nowait=True)  # an unread reply must not become the next caller's
             raise
         finally:
             await self.pool.release(connection)
-        entry_id: str = reply.decode()
-        return entry_id
+        return found
 
     # --- records -------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,17 @@ class FakePredictions:
             raise AppendUnknown("the reply was lost")
         return entry_id
 
+    async def append_many(
+        self, entries: Sequence[tuple[str, Mapping[str, bytes]]]
+    ) -> list[str | BrokerFull | BrokerAway | AppendUnknown]:
+        found: list[str | BrokerFull | BrokerAway | AppendUnknown] = []
+        for stream, fields in entries:
+            try:
+                found.append(await self.append(stream, fields))
+            except (BrokerFull, BrokerAway, AppendUnknown) as error:
+                found.append(error)
+        return found
+
     async def records(self, stream: str, after: str, limit: int) -> list[OutRecord]:
         return [record for record in self._out(stream) if id_number(record.id) > id_number(after)][:limit]
 

@@ -84,8 +84,8 @@ class Scene:
     ) -> AsyncGenerator[bytes]:
         pattern = read_pattern(globs)
         places = None if after is None else decode_cursor(after, self.predictions.shards, "after")
-        tail = ManyTail(self.predictions, self.follower, pattern, places)
         subscription = self.follower.subscribe(pattern, when_full=when_full)
+        tail = ManyTail(self.predictions, self.follower, subscription.fits, places)
 
         def count() -> None:
             self.gaps += 1

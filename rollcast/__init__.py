@@ -2,12 +2,44 @@
 
 from rollcast import Client
 
-with Client("http://127.0.0.1:8000") as client:
-    client.post_frame("cam-1", Path("seven.png").read_bytes())
-    for record in client.follow("cam-1", after="0"):
-        print(record.body["label"])
+client = Client("http://127.0.0.1:8000")
+client.post_frame("cam-1", "seven.png")
+for prediction in client.predictions("cam-*", after="0"):
+    print(prediction.stream, prediction.rolling.label)
 """
 
-from rollcast.client import Client, Problem, ServerAway, StreamRecord
+from rollcast.aio import AsyncClient
+from rollcast.client import Client
+from rollcast.errors import Problem, RollcastError, ServerAway
+from rollcast.results import (
+    Accepted,
+    Done,
+    Dropped,
+    Duplicate,
+    Event,
+    Gap,
+    History,
+    Prediction,
+    Record,
+    Refused,
+    Rolling,
+)
 
-__all__ = ["Client", "Problem", "ServerAway", "StreamRecord"]
+__all__ = [
+    "Accepted",
+    "AsyncClient",
+    "Client",
+    "Done",
+    "Dropped",
+    "Duplicate",
+    "Event",
+    "Gap",
+    "History",
+    "Prediction",
+    "Problem",
+    "Record",
+    "Refused",
+    "RollcastError",
+    "Rolling",
+    "ServerAway",
+]

@@ -39,6 +39,8 @@ from service.supervisor import Child, Interrupts, Supervisor, listen
 from service.worker import Worker
 
 GRACE_S = 5  # how long open answers may take when the api stops
+BYE_S = 1.0  # how long subscribers may take to hear that it stops
+MESSAGE_BYTES = 64 << 20  # of one WebSocket message
 READY_S = 60.0  # how long `up --demo` waits for the api and the workers
 TURN_S = 0.05  # how often the supervisor looks after its children
 log = logging.getLogger("rollcast.app")
@@ -68,7 +70,8 @@ def run_api(settings: Settings, fd: int | None) -> None:
         log_config=None,
         log_level="warning",
         access_log=False,
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MESSAGE_BYTES,
         timeout_graceful_shutdown=GRACE_S,
     )
     calm_collector()
@@ -80,10 +83,13 @@ def run_api(settings: Settings, fd: int | None) -> None:
 
 
 class Server(uvicorn.Server):
-    """Tells the app that it is closing before it waits for open answers: subscriptions end by themselves."""
+    """Tells the app that it is closing before it waits for open answers, and cuts WebSockets: subscriptions end by
+    themselves."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.config.app.state.closing.set()  # type: ignore[union-attr]
+        state = self.config.app.state  # type: ignore[union-attr]
+        state.closing.set()
+        await state.said_bye(BYE_S)
         await super().shutdown(sockets)
 
 

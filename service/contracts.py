@@ -20,7 +20,8 @@ Restart = Literal["first", "start", "ttl", "gap", "reset", "version", "lost"]
 KINDS: Final[tuple[Kind, ...]] = ("frame", "samples", "text", "control")
 RECORD_TYPES: Final[tuple[RecordType, ...]] = ("prediction", "refused", "dropped", "duplicate", "done")
 
-STREAM_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+STREAM_CHARACTERS: Final = "A-Za-z0-9._:-"
+STREAM_ID: Final = re.compile(rf"[A-Za-z0-9][{STREAM_CHARACTERS}]{{0,127}}")
 NO_STREAM: Final = "?"  # the stream under which entries without a legal stream id are answered; never a legal id
 
 MAX_ROWS: Final = 4096  # rows of one block; longer recordings are cut by the producer

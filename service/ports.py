@@ -12,6 +12,8 @@ import msgspec
 import numpy as np
 
 from service.contracts import Manifest
+from service.cursors import Place
+from service.errors import AppendUnknown, BrokerAway, BrokerFull
 
 
 class Engine(Protocol):
@@ -224,6 +226,16 @@ class FeedItem(NamedTuple):
     token: str
     records: list[tuple[str, str]]  # (stream, id)
 
+    @property
+    def mark(self) -> str:
+        """What a cursor keeps of the token."""
+        return self.token[:4]
+
+    @property
+    def end(self) -> Place:
+        """The place after it."""
+        return Place(self.n, len(self.records), self.mark)
+
 
 class WorkerInfo(msgspec.Struct, frozen=True):
     """What a live worker says of itself: JSON, in the broker."""
@@ -325,6 +337,12 @@ class Predictions(Protocol):
         """
         ...
 
+    async def append_many(
+        self, entries: Sequence[tuple[str, Mapping[str, bytes]]]
+    ) -> list[str | BrokerFull | BrokerAway | AppendUnknown]:
+        """One XADD each, (stream, fields), in order and in one round trip; of each its id, or as `append` raises."""
+        ...
+
     async def records(self, stream: str, after: str, limit: int) -> list[OutRecord]:
         """Records with id > after, ascending, at most `limit`."""
         ...
@@ -338,10 +356,19 @@ class Predictions(Protocol):
         ...
 
     def follow(self) -> AsyncGenerator[list[FeedItem]]:
-        """What every shard commits from now on. The first item is empty: it says that "now" is fixed.
+        """What every shard commits from now on. The first list says where "now" is: the last commit of each shard
+        that has one.
 
         Ends with BrokerAway, also when a log began anew; the caller follows again, and reads what it missed.
         """
+        ...
+
+    async def feeds(self, since: Mapping[int, int], limit: int) -> list[list[FeedItem]]:
+        """Of each shard named its commits from number `since` on, ascending, at most `limit`, in the order asked."""
+        ...
+
+    async def last_commits(self) -> list[FeedItem]:
+        """The newest commit of each shard that has one."""
         ...
 
     async def last_generated(self, stream: str) -> str:

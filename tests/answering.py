@@ -156,7 +156,7 @@ def make_record(kind: str, stream: str, entry_id: str, *, model: str = "tiny", s
 
 
 def _after(head: bytes | None, was: Position, entry_id: str, kind: str, life: int) -> tuple[Head, Position]:
-    old = parse_head(head) if head else Head(f"life{life}", "token", 0, 0, 0, 0)
+    old = parse_head(head) if head else Head(f"life{life}", f"{life:04x}", 0, 0, 0, 0)
     number = id_number(entry_id)
     stepped = entry_id.encode() if kind == "prediction" else was.stepped
     return old._replace(n=old.n + 1, low=max(old.low, number)), Position(

@@ -97,7 +97,7 @@ class MemoryLog:
         old = parse_head(it.head) if it.head else Head("life", "", 0, 0, 0, 0)
         for number in [n for n in it.log if n <= old.low]:
             del it.log[number]
-        it.head = Head(old.life, f"token{self.broker.acquisitions}", old.n, old.low, 0, old.tries + 1).encode()
+        it.head = Head(old.life, f"{self.broker.acquisitions:04x}", old.n, old.low, 0, old.tries + 1).encode()
         self._fences[shard] = it.head
         return it.head
 

@@ -14,7 +14,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from rollcast.client import StreamRecord, parse_events
+from rollcast.events import ServerEvent, parse_events
 
 LIMIT_S = 5.0
 
@@ -55,9 +55,7 @@ class Serving:
         return time.monotonic() - begun
 
     @contextmanager
-    def follow(
-        self, stream: str, after: str | None = None, last: str | None = None
-    ) -> Iterator[Iterator[StreamRecord]]:
+    def follow(self, stream: str, after: str | None = None, last: str | None = None) -> Iterator[Iterator[ServerEvent]]:
         """The events of a subscription."""
         with self.open(stream, after, last) as response:
             yield parse_events(response.iter_lines())

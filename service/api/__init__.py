@@ -1,14 +1,14 @@
 """The front door: HTTP in, records out. `create_app` builds it around the broker's port.
 
 The caller sets `app.state.closing` before it stops the server: open subscriptions then say `bye` and end, instead of
-holding the server up for its whole grace time.
+holding the server up for its whole grace time. `await app.state.said_bye(limit_s)` waits for them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -30,8 +30,10 @@ from service.api.outermost import Outermost
 from service.api.problems import add_handlers
 from service.api.records import record_routes
 from service.api.settings import setting_routes
+from service.api.sockets import socket_routes
 from service.api.states import state_routes
 from service.api.streams import stream_routes
+from service.api.tasks import end
 from service.contracts import Limits, Manifest
 from service.metrics import ApiMetrics
 from service.ports import Predictions
@@ -40,7 +42,8 @@ from service.state import StateLayout
 __all__ = ["Bounds", "create_app"]
 
 ROUTES = (
-    ingest_routes, record_routes, stream_routes, setting_routes, state_routes, dead_routes, model_routes, health_routes,
+    ingest_routes, record_routes, socket_routes, stream_routes, setting_routes, state_routes, dead_routes, model_routes,
+    health_routes,
 )  # fmt: skip
 
 
@@ -90,6 +93,7 @@ def create_app(
         lifespan=lambda _: _running(context),
     )
     app.state.closing = context.closing
+    app.state.said_bye = follower.ended
     app.add_middleware(Outermost, metrics=metrics)
     add_handlers(app)
     for routes in ROUTES:
@@ -116,21 +120,9 @@ async def _running(context: Context) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await _end(tasks)
+        await end(tasks)
         await context.http.aclose()
         await context.predictions.close()
-
-
-async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancels until all have ended: a library that is just connecting or closing may lose one cancellation."""
-    rest = set(tasks)
-    while rest:
-        for task in rest:
-            task.cancel()
-        done, rest = await asyncio.wait(rest, timeout=0.1)
-        for task in done:
-            with suppress(asyncio.CancelledError):
-                task.result()
 
 
 def _described(app: FastAPI) -> dict[str, Any]:

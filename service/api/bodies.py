@@ -130,9 +130,14 @@ def read_text(media: str, body: bytes) -> Text:
             raise Malformed(f"text: byte {error.start} is {body[error.start]:#04x}; expected UTF-8") from None
     else:
         raise UnsupportedMedia(f"Content-Type {media or 'is missing'}: expected {TEXT_TYPES}")
-    if not found.text.strip():
-        raise WrongShape("text without a word: expected at least one")
+    check_text(found)
     return found
+
+
+def check_text(text: Text) -> None:
+    """Raises WrongShape."""
+    if not text.text.strip():
+        raise WrongShape("text without a word: expected at least one")
 
 
 # --- rows --------------------------------------------------------------------------------------------------------
@@ -256,3 +261,32 @@ def _columns(header: list[str], features: Sequence[str]) -> list[int]:
 def _expected(features: Sequence[str]) -> str:
     more = "" if len(features) <= _SHOWN_FEATURES else ", …"
     return f"{len(features)}: {', '.join(features[:_SHOWN_FEATURES])}{more}"
+
+
+# --- lines -------------------------------------------------------------------------------------------------------
+
+
+async def read_lines(request: Request, limit: int) -> AsyncGenerator[bytes | TooLarge | None]:
+    """The lines of a body as they come, blank ones left out; TooLarge instead of one of more than `limit` bytes; None
+    at the end of each piece that came."""
+    rest, skipping = b"", False
+    async for chunk in request.stream():
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            if skipping:
+                skipping = False
+            elif len(line) > limit:
+                yield _long_line(limit)
+            elif line.strip():
+                yield line
+        if len(rest) > limit:
+            if not skipping:
+                yield _long_line(limit)
+            rest, skipping = b"", True
+        yield None
+    if rest.strip() and not skipping:
+        yield rest
+
+
+def _long_line(limit: int) -> TooLarge:
+    return TooLarge(f"line of more than {limit} bytes")

@@ -1,64 +1,85 @@
 """What the shards commit, brought to those who wait for it: once a process, however many subscribers.
 
 One task follows every feed, fetches the records that somebody here wants, encodes each once and hands it on. It never
-waits for a subscriber: who reads too slowly is told to read again from the broker (`behind`), where records are kept.
-After a doubt (broker away, log begun anew) everybody reads again; nothing is remembered across it.
+waits for a subscriber: who reads too slowly reads again from the broker, loses the oldest, or is sent away, as it
+chose. After a doubt (broker away, log begun anew) everybody reads again; nothing is remembered across it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, Literal, NamedTuple, TypeVar
 
-from fastapi.sse import format_sse_event
-
-from service.codec import id_number
-from service.errors import BrokerAway, RollcastError, WaitTimeout
+from service.api.delivery import Delivery
+from service.contracts import STREAM_CHARACTERS
+from service.cursors import BEGINNING, Place, encode_place, join_places
+from service.errors import BrokerAway, Malformed, RollcastError, WaitTimeout
 from service.metrics import ApiMetrics
 from service.ports import FeedItem, OutRecord, Predictions
 
 CAPACITY: Final = 1024  # records that may wait for one subscriber
+FETCHED: Final = 1024  # records fetched in one round trip
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 1.0
+_REMEMBERED: Final = 100_000  # streams of which it is known who wants them
 log = logging.getLogger("rollcast.api")
 One = TypeVar("One")
+WhenFull = Literal["catch_up", "drop_oldest", "disconnect"]
+WHEN_FULL: Final[tuple[WhenFull, ...]] = ("catch_up", "drop_oldest", "disconnect")
 
 
-class Delivery(NamedTuple):
-    """One record on its way to subscribers."""
+class Pattern(NamedTuple):
+    """Streams by name: each glob is a name in which `*` stands for any characters and `?` for one."""
 
-    number: int  # its id
-    prev: int  # id of the stream's record before it
-    event: bytes  # as a server-sent event
+    globs: tuple[str, ...]
+
+    def matcher(self) -> re.Pattern[str]:
+        parts = (re.escape(glob).replace(r"\*", ".*").replace(r"\?", ".") for glob in self.globs)
+        return re.compile("|".join(parts))
 
 
-def to_delivery(record: OutRecord) -> Delivery:
-    """A prediction becomes an unnamed event, so that `EventSource.onmessage` just works; others are named."""
-    name = None if record.type == "prediction" else record.type
-    event = format_sse_event(data_str=record.body.decode(), event=name, id=record.id)
-    return Delivery(id_number(record.id), id_number(record.prev), event)
+def read_pattern(globs: Iterable[str]) -> Pattern:
+    """Raises Malformed."""
+    found = tuple(sorted(set(globs)))
+    for glob in found:
+        if not re.fullmatch(rf"[*?{STREAM_CHARACTERS}]{{1,128}}", glob):
+            raise Malformed(
+                f"stream={glob[:60]!r}: expected a stream's name, in which * stands for any characters and ? for one"
+            )
+    return Pattern(found)
 
 
 class Subscription:
     """One subscriber's buffer. Filled by Follower, emptied by the subscriber."""
 
-    def __init__(self, stream: str, capacity: int) -> None:
-        self.stream = stream
+    def __init__(self, wants: str | Pattern | None, capacity: int, when_full: WhenFull = "catch_up") -> None:
+        self.wants = wants
+        self.chosen: set[str] | None = set() if wants is None else None  # streams, one after another
+        self.many = not isinstance(wants, str)  # its cursor is one over many streams
+        matcher = wants.matcher() if isinstance(wants, Pattern) else None
+        self.fits: Callable[[str], object] = self._is_wanted if matcher is None else matcher.fullmatch
         self.behind = True  # what it missed must be read from the broker
         self.overflowed = False  # because it read too slowly
+        self.dropped = 0  # records that it lost thereby, not yet said
         self.closing = False
+        self.too_slow = False  # it is sent away
+        self._reading = False  # from the broker
+        self._when_full = when_full
         self._capacity = capacity
         self._waiting: deque[Delivery] = deque()
         self._wake = asyncio.Event()
 
+    def _is_wanted(self, stream: str) -> bool:
+        return stream == self.wants if self.chosen is None else stream in self.chosen
+
     def push(self, delivery: Delivery) -> None:
         if len(self._waiting) >= self._capacity:
-            self._waiting.clear()
-            self.behind = self.overflowed = True
+            self._overflow()
         self._waiting.append(delivery)
         self._wake.set()
 
@@ -73,15 +94,21 @@ class Subscription:
     def begin_reading(self) -> None:
         """Before reading from the broker: what is pushed from now on is newer than what the read will find."""
         self._waiting.clear()
-        self.behind = False
+        self.behind, self._reading = False, True
+        self.dropped = 0
 
     def caught_up(self) -> None:
+        self._reading = False
         self.overflowed = self.overflowed and self.behind  # it may have happened again meanwhile
 
     def take(self) -> list[Delivery]:
         taken = list(self._waiting)
         self._waiting.clear()
         return taken
+
+    def take_dropped(self) -> int:
+        dropped, self.dropped = self.dropped, 0
+        return dropped
 
     async def wait(self, limit_s: float) -> bool:
         """Returns False when nothing happened within `limit_s`."""
@@ -101,6 +128,18 @@ class Subscription:
             with suppress(TimeoutError):
                 async with asyncio.timeout(limit_s):
                     await self._wake.wait()
+
+    def _overflow(self) -> None:
+        """While it reads what it missed it cannot take what is live: that is read, too, whatever it chose."""
+        self.overflowed = True
+        if self._when_full == "drop_oldest" and not self._reading:
+            self._waiting.popleft()
+            self.dropped += 1
+            return
+        self._waiting.clear()
+        self.behind = True
+        if self._when_full == "disconnect" and not self._reading:
+            self.too_slow = self.closing = True
 
 
 class Waiter:
@@ -150,23 +189,63 @@ class Follower:
         self.away: str | None = "the broker has not answered yet"
         self.finished = [0] * predictions.shards  # entries answered in each shard, as far as this process saw it
         self.connections = 0  # how often following began: what was cached of the broker before may be wrong after
+        self.places: list[Place] = [BEGINNING] * predictions.shards  # what was handed on, of every feed
+        self._encoded = [encode_place(place) for place in self.places]
         self._predictions = predictions
         self._capacity = capacity
-        self._count = metrics.subscribers.labels("sse")
+        self._subscribers = metrics.subscribers
+        self._counts: dict[str, int] = {}
         self._subscriptions: dict[str, set[Subscription]] = {}
+        self._choosers: set[Subscription] = set()
+        self._patterns: dict[Pattern, _Group] = {}
+        self._wanted_by: dict[str, list[set[Subscription]]] = {}  # stream -> those whose pattern it fits
         self._waiters: dict[str, set[Waiter]] = {}
         self._closing = False
 
-    def subscribe(self, stream: str) -> Subscription:
-        subscription = Subscription(stream, self._capacity)
+    def subscribe(
+        self, wants: str | Pattern | None, *, transport: str = "sse", when_full: WhenFull = "catch_up"
+    ) -> Subscription:
+        """To one stream, to those that fit a pattern, or (None) to those that it will choose."""
+        subscription = Subscription(wants, self._capacity, when_full)
         subscription.closing = self._closing
-        self._subscriptions.setdefault(stream, set()).add(subscription)
-        self._show_count()
+        if isinstance(wants, Pattern):
+            if wants not in self._patterns:
+                self._patterns[wants] = _Group(wants.matcher(), set())
+                self._wanted_by.clear()
+            self._patterns[wants].members.add(subscription)
+        elif wants is not None:
+            self._subscriptions.setdefault(wants, set()).add(subscription)
+        else:
+            self._choosers.add(subscription)
+        self._count(transport, 1)
         return subscription
 
-    def unsubscribe(self, subscription: Subscription) -> None:
-        _discard(self._subscriptions, subscription.stream, subscription)
-        self._show_count()
+    def unsubscribe(self, subscription: Subscription, *, transport: str = "sse") -> None:
+        wants = subscription.wants
+        if isinstance(wants, Pattern):
+            members = self._patterns[wants].members
+            members.discard(subscription)
+            if not members:
+                del self._patterns[wants]
+                self._wanted_by.clear()
+        elif wants is not None:
+            _discard(self._subscriptions, wants, subscription)
+        else:
+            self._choosers.discard(subscription)
+            for stream in subscription.chosen or ():
+                _discard(self._subscriptions, stream, subscription)
+        self._count(transport, -1)
+
+    def choose(self, subscription: Subscription, stream: str) -> None:
+        """One stream more for a subscription that chooses."""
+        assert subscription.chosen is not None
+        if stream not in subscription.chosen:
+            subscription.chosen.add(stream)
+            self._subscriptions.setdefault(stream, set()).add(subscription)
+
+    def cursor(self) -> str:
+        """Over many streams, of who was given everything so far."""
+        return join_places(self._encoded)
 
     @contextmanager
     def waiting(self, stream: str) -> Iterator[Waiter]:
@@ -180,10 +259,17 @@ class Follower:
     def close(self) -> None:
         """Ends every subscription and every wait, at once: they would hold up the server's stop."""
         self._closing = True
-        for subscription in _all(self._subscriptions):
+        for subscription in self._everybody():
             subscription.close()
         for waiter in _all(self._waiters):
             waiter.give(None)
+
+    async def ended(self, limit_s: float) -> None:
+        """Waits until nobody is subscribed any more, but no longer than `limit_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while self._everybody():
+                    await asyncio.sleep(0.01)
 
     async def run(self) -> None:
         """Follows for ever; every doubt ends in following anew."""
@@ -191,12 +277,10 @@ class Follower:
         while True:
             try:
                 async with aclosing(self._predictions.follow()) as commits:
+                    await self._begin(await anext(commits))
+                    pause_s = FIRST_PAUSE_S
                     async for items in commits:
-                        if items:
-                            await self._deliver(items)
-                        else:
-                            await self._begin()
-                            pause_s = FIRST_PAUSE_S
+                        await self._deliver(items)
             except RollcastError as error:
                 self._lost(error.detail)
             except Exception as error:
@@ -207,34 +291,76 @@ class Follower:
 
     # --- the task ------------------------------------------------------------------------------------------------
 
-    async def _begin(self) -> None:
+    async def _begin(self, newest: list[FeedItem]) -> None:
         """From here on nothing is missed; what came before is read by those who want it."""
+        self.places = [BEGINNING] * self._predictions.shards
+        for item in newest:
+            self.places[item.shard] = item.end
+        self._encoded = [encode_place(place) for place in self.places]
         self.away = None
         self.connections += 1
         log.info("following the shards")
-        for subscription in _all(self._subscriptions):
+        for subscription in self._everybody():
             subscription.read_again()
         await self._answer([waiter for waiter in _all(self._waiters) if waiter.id])
 
     async def _deliver(self, items: list[FeedItem]) -> None:
+        """Fetches what is wanted first; then hands it on without a pause, so that the places are always true."""
         for item in items:
             self.finished[item.shard] += len(item.records)
-        if not self._subscriptions and not self._waiters:
-            return
         wanted: list[tuple[str, str]] = []
         awaited: list[Waiter] = []
         for item in items:
             for stream, record_id in item.records:
-                awaited += [waiter for waiter in self._waiters.get(stream, ()) if waiter.wants(record_id)]
-                if stream in self._subscriptions:
+                if stream in self._waiters:
+                    awaited += [waiter for waiter in self._waiters[stream] if waiter.wants(record_id)]
+                if stream in self._subscriptions or self._fitting(stream):
                     wanted.append((stream, record_id))
         await self._answer(awaited)
-        for (stream, _), record in zip(wanted, await self._predictions.fetch(wanted), strict=True):
-            subscriptions = self._subscriptions.get(stream)
-            if subscriptions and record is not None:
-                delivery = to_delivery(record)
-                for subscription in subscriptions:
+        found: dict[tuple[str, str], OutRecord | None] = {}
+        for start in range(0, len(wanted), FETCHED):
+            part = wanted[start : start + FETCHED]
+            found.update(zip(part, await self._predictions.fetch(part), strict=True))
+        for item in items:
+            self._hand_on(item, found)
+
+    def _hand_on(self, item: FeedItem, found: Mapping[tuple[str, str], OutRecord | None]) -> None:
+        for i, (stream, record_id) in enumerate(item.records, 1):
+            if (stream, record_id) not in found:
+                continue
+            record = found[stream, record_id]
+            place = Place(item.n, i, item.mark)
+            few, many = self._subscriptions.get(stream, ()), self._fitting(stream)
+            shared = bool(many) or any(subscription.many for subscription in few)
+            if shared:
+                self._encoded[item.shard] = encode_place(place)
+            delivery = Delivery(
+                stream,
+                record or OutRecord(record_id, "", b"", "0-0"),
+                item.shard,
+                place,
+                self.cursor() if shared else "",
+                missing=record is None,
+            )
+            for subscription in few:
+                if record is not None or subscription.many:
                     subscription.push(delivery)
+            for members in many:
+                for subscription in members:
+                    subscription.push(delivery)
+        self.places[item.shard] = item.end
+        self._encoded[item.shard] = encode_place(item.end)
+
+    def _fitting(self, stream: str) -> list[set[Subscription]]:
+        if not self._patterns:
+            return []
+        found = self._wanted_by.get(stream)
+        if found is None:
+            if len(self._wanted_by) >= _REMEMBERED:
+                self._wanted_by.clear()
+            found = [group.members for group in self._patterns.values() if group.matcher.fullmatch(stream)]
+            self._wanted_by[stream] = found
+        return found
 
     async def _answer(self, waiters: list[Waiter]) -> None:
         found = await self._predictions.fetch([(waiter.stream, waiter.id) for waiter in waiters])
@@ -247,8 +373,21 @@ class Follower:
             log.warning("broker away", extra={"detail": reason})
         self.away = reason
 
-    def _show_count(self) -> None:
-        self._count.set(sum(map(len, self._subscriptions.values())))
+    def _everybody(self) -> list[Subscription]:
+        alone = [one for one in _all(self._subscriptions) if one.chosen is None]
+        many = [one for group in self._patterns.values() for one in group.members]
+        return [*alone, *many, *self._choosers]
+
+    def _count(self, transport: str, more: int) -> None:
+        self._counts[transport] = self._counts.get(transport, 0) + more
+        self._subscribers.labels(transport).set(self._counts[transport])
+
+
+class _Group(NamedTuple):
+    """Subscribers of one pattern."""
+
+    matcher: re.Pattern[str]
+    members: set[Subscription]
 
 
 def _discard(of_stream: dict[str, set[One]], stream: str, one: One) -> None:

@@ -1,32 +1,30 @@
-"""POST of entries: the body is checked, the model chosen, one XADD made. 202 with the id, or `wait` for the record."""
+"""POST of entries: one of a stream, answered 202 with its id or, with `wait`, by its record; or many, a line each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 
 from service.api import openapi
-from service.api.bodies import Block, check_image, media_type, read_block, read_body, read_frame, read_text, to_rows
+from service.api.bodies import media_type, read_block, read_body, read_frame, read_lines, read_text
 from service.api.context import Context
+from service.api.intake import Intake, More, Ready
+from service.api.messages import problem_of, read_entry
 from service.api.query import PostQuery, read_post_query
 from service.api.refusals import refusal
-from service.choosing import choose_model
-from service.codec import MAX_TIME_S, entry_fields
-from service.contracts import ModelInfo, check_stream_id
-from service.errors import (
-    EntryError,
-    Malformed,
-    ModelNeeded,
-    NoWorker,
-    UnknownModel,
-)
+from service.contracts import check_stream_id
+from service.errors import RollcastError, TooLarge, UnsupportedMedia
+
+MAX_LINES = 100_000  # of one request
+AT_ONCE = 256  # lines appended in one round trip
+NDJSON = "application/x-ndjson"
 
 
 def ingest_routes(context: Context) -> APIRouter:
     router = APIRouter(tags=["entries"])
-    models = context.infos()
+    intake = Intake(context)
 
     @router.post("/v1/streams/{stream}/frames", **openapi.POST_FRAME)
     async def post_frame(stream: str, request: Request) -> Response:
@@ -34,13 +32,7 @@ def ingest_routes(context: Context) -> APIRouter:
         check_stream_id(stream)
         query = read_post_query(request.query_params, rows=False)
         image = await read_frame(request, context.limits.frame_bytes)
-        check_image(image, context.limits.pixels)
-        model = await choose(stream, "frame", query.model)
-        fields = entry_fields(
-            stream, "frame", image,
-            model=model, time=query.time, seq=query.seq, start=query.start, end=query.end,
-        )  # fmt: skip
-        return await append(stream, model, fields, query)
+        return await append(await intake.frame(stream, image, _more(query)), query)
 
     @router.post("/v1/streams/{stream}/samples", **openapi.POST_SAMPLES)
     async def post_samples(stream: str, request: Request) -> Response:
@@ -49,17 +41,7 @@ def ingest_routes(context: Context) -> APIRouter:
         query = read_post_query(request.query_params, rows=True)
         media = media_type(request)
         block = read_block(media, await read_body(request, context.limits.entry_bytes))
-        model = await choose(stream, "samples", query.model, block)
-        spec = context.models[model].rows
-        if spec is None:
-            raise UnknownModel(f"model {model!r} does not describe its rows")
-        rows = to_rows(block, spec)
-        fields = entry_fields(
-            stream, "samples", rows.tobytes(),
-            model=model, time=event_time(query, block.time), seq=query.seq, start=query.start, end=query.end,
-            shape=(rows.shape[0], rows.shape[1]), interval_s=query.interval_s,
-        )  # fmt: skip
-        return await append(stream, model, fields, query)
+        return await append(await intake.samples(stream, block, _more(query)), query)
 
     @router.post("/v1/streams/{stream}/text", **openapi.POST_TEXT)
     async def post_text(stream: str, request: Request) -> Response:
@@ -67,40 +49,46 @@ def ingest_routes(context: Context) -> APIRouter:
         check_stream_id(stream)
         query = read_post_query(request.query_params, rows=False)
         text = read_text(media_type(request), await read_body(request, context.limits.entry_bytes))
-        model = await choose(stream, "text", query.model)
-        fields = entry_fields(
-            stream, "text", text.text.encode(),
-            model=model, time=event_time(query, text.time), seq=query.seq, start=query.start, end=query.end,
-        )  # fmt: skip
-        return await append(stream, model, fields, query)
+        return await append(await intake.text(stream, text, _more(query)), query)
 
-    async def choose(stream: str, kind: str, asked: str | None, block: Block | None = None) -> str:
-        try:
-            return await choose_for(stream, kind, asked, block, await context.bindings.model(stream))
-        except EntryError:  # a refusal is not given on old news: the stream may have another model meanwhile
-            if not context.bindings.forget(stream):
-                raise
-            return await choose_for(stream, kind, asked, block, await context.bindings.model(stream))
+    @router.post("/v1/entries", **openapi.POST_ENTRIES)
+    async def post_entries(request: Request) -> Response:
+        """Post many entries of any streams, one a line. Each line is answered by one, in order; a refused line stops
+        nothing. Lines are appended as they come; the answer follows the last one."""
+        if media_type(request) != NDJSON:
+            raise UnsupportedMedia(f"Content-Type {media_type(request) or 'is missing'}: expected {NDJSON}")
+        answers: list[bytes] = []
+        async for lines in _in_groups(read_lines(request, 2 * context.limits.entry_bytes)):
+            if len(answers) + len(lines) > MAX_LINES:
+                error = TooLarge(f"request of more than {MAX_LINES} lines: nothing was appended from here on")
+                answers.append(msgspec.json.encode(problem_of(error)))
+                break
+            answers += await append_lines(lines)
+        return Response(b"".join(answer + b"\n" for answer in answers), media_type=NDJSON)
 
-    async def choose_for(stream: str, kind: str, asked: str | None, block: Block | None, bound: str | None) -> str:
-        named = asked or bound or context.defaults.get(kind)
-        if named is None and block is not None and block.width is None:
-            named = asked = _model_by_bytes(models, len(block.rows))
-        width = None if named is not None or block is None else block.width  # with a model, `to_rows` says more
-        chosen = choose_model(
-            models, kind, asked=asked, bound=bound, default=context.defaults.get(kind), width=width
-        ).name
-        if not await context.monitor.serves(chosen):
-            raise NoWorker(f"no live worker serves model {chosen!r}", retry_after_s=2.0)
-        return chosen
+    async def append_lines(lines: list[bytes | RollcastError]) -> list[bytes]:
+        ready: list[Ready | RollcastError] = []
+        for line in lines:
+            try:
+                if isinstance(line, RollcastError):
+                    raise line
+                ready.append(await intake.posted(read_entry(line, packed=False)))
+            except RollcastError as error:
+                ready.append(error)
+        found = iter(await intake.append_many([one for one in ready if isinstance(one, Ready)]))
+        answers = []
+        for one in ready:
+            told = next(found) if isinstance(one, Ready) else one
+            answer = problem_of(told) if isinstance(told, RollcastError) else {"id": told, "stream": _stream(one)}
+            answers.append(msgspec.json.encode(answer))
+        return answers
 
-    async def append(stream: str, model: str, fields: Mapping[str, bytes], query: PostQuery) -> Response:
-        context.backlog.admit(stream, len(fields["data"]))
+    async def append(ready: Ready, query: PostQuery) -> Response:
         if query.wait_s is None:
-            entry_id = await context.predictions.append(stream, fields, query.fsync)
-            return _json(202, {"id": entry_id, "stream": stream, "model": model})
-        with context.follower.waiting(stream) as waiter:
-            entry_id = await context.predictions.append(stream, fields, query.fsync)
+            entry_id = await intake.append(ready, query.fsync)
+            return _json(202, {"id": entry_id, "stream": ready.stream, "model": ready.model})
+        with context.follower.waiting(ready.stream) as waiter:
+            entry_id = await intake.append(ready, query.fsync)
             record = await waiter.record(entry_id, query.wait_s)
         if record.type == "prediction":
             return Response(record.body, 200, media_type="application/json")
@@ -109,26 +97,25 @@ def ingest_routes(context: Context) -> APIRouter:
     return router
 
 
-def event_time(query: PostQuery, said: float | None) -> float | None:
-    """Of the last step, from the query or from what the body `said`."""
-    if said is None:
-        return query.time
-    if query.time is not None:
-        raise Malformed("time is given in the query and in the body: expected one of them")
-    if not 0.0 <= said <= MAX_TIME_S:
-        raise Malformed(f"time {said}: expected seconds from 0 to {MAX_TIME_S:g}")
-    return said
+def _more(query: PostQuery) -> More:
+    return More(query.model, query.seq, query.time, query.start, query.end, query.interval_s)
 
 
-def _model_by_bytes(models: Mapping[str, ModelInfo], size: int) -> str:
-    """Raw float32 does not say its width: the only model whose rows would divide it."""
-    fitting = [m.name for m in models.values() if m.kind == "samples" and m.width and size % (4 * m.width) == 0]
-    if size == 0 or len(fitting) != 1:
-        widths = ", ".join(f"{m.name} ({m.width} columns)" for m in models.values() if m.kind == "samples")
-        raise ModelNeeded(
-            f"{size} bytes of float32 rows do not tell the model: name one with model; there are: {widths}"
-        )
-    return fitting[0]
+def _stream(ready: Ready | RollcastError) -> str:
+    return ready.stream if isinstance(ready, Ready) else ""
+
+
+async def _in_groups(lines: AsyncIterator[bytes | RollcastError | None]) -> AsyncIterator[list[bytes | RollcastError]]:
+    """Up to AT_ONCE lines; fewer where nothing more has come yet (None)."""
+    group: list[bytes | RollcastError] = []
+    async for line in lines:
+        if line is not None:
+            group.append(line)
+        if group and (line is None or len(group) == AT_ONCE):
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _json(status: int, value: object) -> Response:

@@ -9,6 +9,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.api.described import DeadSummary, StreamDetail, StreamSummary
+from service.api.follower import WHEN_FULL
+from service.api.posted import PostedEntry
 from service.api.problems import TYPE_PREFIX
 from service.api.query import MAX_RECORDS, MAX_WAIT_S
 from service.api.schemas import ID as _ID
@@ -127,9 +129,49 @@ POST_TEXT: Final = _post(
     _POST_QUERY,
 )
 
+POST_ENTRIES: Final[Route] = {
+    "response_model": None,
+    "responses": {
+        200: {
+            "description": 'One line an entry, in order: `{"id", "stream"}`, or a problem.',
+            "content": {
+                "application/x-ndjson": {
+                    "schema": {"type": "string"},
+                    "example": '{"id":"1763860000000-0","stream":"belt-1"}\n{"type":"problem","status":422, …}\n',
+                }
+            },
+        },
+        **_problems(400, 415),
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/x-ndjson": {
+                    "schema": _ref("PostedEntry"),
+                    "example": '{"stream":"belt-1","kind":"samples","samples":[[39.25,0.43,22.75,0.43,33.75,1.3]]}\n',
+                }
+            },
+        }
+    },
+}
+
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
+_WHEN_FULL: Final = _query(
+    "when_full",
+    {"type": "string", "enum": list(WHEN_FULL), "default": "catch_up"},
+    "Events, when this subscriber reads too slowly: read what it missed from the broker, drop the oldest records and "
+    "say `gap`, or say `bye` and end.",
+)
+_LAST_EVENT_ID: Final[Schema] = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "Events: the last one seen; goes before `after`.",
+}
 GET_PREDICTIONS: Final = _get(
     {
         200: {
@@ -159,13 +201,35 @@ GET_PREDICTIONS: Final = _get(
         _query(
             "type", {"type": "string", "enum": ["all", *RECORD_TYPES], "default": "prediction"}, "JSON: which records."
         ),
-        {
-            "name": "Last-Event-ID",
-            "in": "header",
-            "required": False,
-            "schema": {"type": "string"},
-            "description": "Events: the last one seen; goes before `after`.",
+        _WHEN_FULL,
+        _LAST_EVENT_ID,
+    ],
+)
+GET_MANY_PREDICTIONS: Final = _get(
+    {
+        200: {
+            "description": (
+                "Every record of the streams that fit, as it comes; in order within a stream. Events are named as of "
+                "one stream; each `id` is an opaque cursor, a record's own id stands in its JSON."
+            ),
+            "content": {
+                "text/event-stream": {
+                    "schema": {"type": "string"},
+                    "example": 'data: {"type":"prediction","id":"1763860000000-0", …}\nid: AQIArAICqxIAAAAA\n\n',
+                },
+            },
         },
+        **_problems(400, 503),
+    },
+    [
+        _query(
+            "stream",
+            {"type": "array", "items": {"type": "string"}, "default": ["*"]},
+            "A stream's name, in which `*` stands for any characters and `?` for one. May be given several times.",
+        ),
+        _query("after", {"type": "string"}, "Cursor: an event's id; 0: all that is kept. None: from now."),
+        _WHEN_FULL,
+        _LAST_EVENT_ID,
     ],
 )
 GET_STREAMS: Final = _get(
@@ -219,6 +283,7 @@ def describe(app: FastAPI) -> Schema:
         StreamDetail,
         NewSettings,
         DeadSummary,
+        PostedEntry,
     )
     _, schemas = msgspec.json.schema_components(types, ref_template=_REF + "{name}")
     schemas["Problem"] = {

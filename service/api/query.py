@@ -13,6 +13,7 @@ from service.errors import BadCursor, Malformed, RequestError
 MAX_WAIT_S: Final = 60.0
 MAX_RECORDS: Final = 1000  # in one JSON answer
 Value = TypeVar("Value")
+Choice = TypeVar("Choice", bound=str)
 
 
 class PostQuery(NamedTuple):
@@ -31,11 +32,15 @@ class PostQuery(NamedTuple):
 class Query:
     """The parameters of one request; `take_*` read one of them, or its default when it is absent or empty."""
 
-    def __init__(self, params: QueryParams, allowed: tuple[str, ...]) -> None:
+    def __init__(self, params: QueryParams, allowed: tuple[str, ...], repeated: tuple[str, ...] = ()) -> None:
         self._values: dict[str, str] = {}
+        self._lists: dict[str, list[str]] = {name: [] for name in repeated}
         for name, value in params.multi_items():
+            if name in repeated:
+                self._lists[name].append(value)
+                continue
             if name not in allowed:
-                known = ", ".join(allowed) or "none"
+                known = ", ".join((*repeated, *allowed)) or "none"
                 raise RequestError(f"query: unknown parameter {name[:60]!r}; known are: {known}")
             if name in self._values:
                 raise RequestError(f"query: {name} is given more than once")
@@ -43,6 +48,10 @@ class Query:
 
     def text(self, name: str) -> str | None:
         return self._values.get(name) or None
+
+    def texts(self, name: str) -> list[str]:
+        """Of a parameter that may be given more than once."""
+        return [value for value in self._lists[name] if value]
 
     def number(self, name: str, low: float, high: float) -> float | None:
         def read(text: str) -> float:
@@ -64,9 +73,11 @@ class Query:
     def flag(self, name: str) -> bool:
         return bool(self._read(name, lambda text: ("0", "1").index(text), "1 or 0"))
 
-    def one_of(self, name: str, choices: tuple[str, ...], default: str) -> str:
-        found = self._read(name, lambda text: choices[choices.index(text)], f"one of {', '.join(choices)}")
-        return found or default
+    def one_of(self, name: str, choices: tuple[Choice, ...], default: Choice) -> Choice:
+        def read(text: str) -> Choice:
+            return {str(choice): choice for choice in choices}[text]
+
+        return self._read(name, read, f"one of {', '.join(choices)}") or default
 
     def _read(self, name: str, read: Callable[[str], Value], expected: str) -> Value | None:
         text = self._values.get(name)
@@ -74,7 +85,7 @@ class Query:
             return None
         try:
             return read(text)
-        except ValueError:
+        except (ValueError, KeyError):
             raise Malformed(f"query: {name}={text[:60]!r}, expected {expected}") from None
 
 

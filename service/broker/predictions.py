@@ -19,7 +19,7 @@ from redis.retry import Retry
 
 from service.broker.wire import safe_url
 from service.codec import Head, id_number, number_id, parse_feed, parse_head, parse_position
-from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement, NoFsync
+from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement, NoFsync, RollcastError
 from service.keys import FORMAT, ShardKeys, meta_key, shard_of, worker_key, workers_key
 from service.ports import (
     DeadEntry,
@@ -178,29 +178,46 @@ class RedisPredictions:
     async def append(self, stream: str, fields: Mapping[str, bytes], fsync: bool = False) -> str:
         if fsync:
             await self._check_fsync()
-        command: list[bytes | str] = ["XADD", self._of(stream).inbox, "*"]
-        for field in fields.items():
-            command += field
-        connection = await self._connect()
+        (found,) = await self.append_many([(stream, fields)])
+        if isinstance(found, RollcastError):
+            raise found
+        return found
+
+    async def append_many(
+        self, entries: Sequence[tuple[str, Mapping[str, bytes]]]
+    ) -> list[str | BrokerFull | BrokerAway | AppendUnknown]:
+        if not entries:
+            return []
+        commands = [
+            ("XADD", self._of(stream).inbox, "*", *(part for field in fields.items() for part in field))
+            for stream, fields in entries
+        ]
         try:
-            await connection.send_command(*command)
-            reply = await connection.read_response()
-        except redis.exceptions.OutOfMemoryError as error:
-            raise BrokerFull(f"nothing was appended: {error}", retry_after_s=5.0) from None
-        except _REFUSED as error:
-            raise BrokerAway(f"nothing was appended: the broker answered {error}") from None
+            connection = await self._connect()
+        except BrokerAway as error:
+            return [BrokerAway(f"nothing was appended: {error.detail}")] * len(entries)
+        found: list[str | BrokerFull | BrokerAway | AppendUnknown] = []
+        try:
+            await connection.send_packed_command(connection.pack_commands(commands))
+            for _ in entries:
+                try:
+                    found.append((await connection.read_response()).decode())
+                except redis.exceptions.OutOfMemoryError as error:
+                    found.append(BrokerFull(f"nothing was appended: {error}", retry_after_s=5.0))
+                except _REFUSED as error:
+                    found.append(BrokerAway(f"nothing was appended: the broker answered {error}"))
         except _LOST as error:
-            raise AppendUnknown(
+            lost = AppendUnknown(
                 "the connection to the broker was lost before it answered: the entry may be in the log or not; "
                 f"repeat it with the same seq ({error})"
-            ) from None
+            )
+            found += [lost] * (len(entries) - len(found))
         except BaseException:
             await connection.disconnect(nowait=True)  # an unread reply must not become the next caller's
             raise
         finally:
             await self.pool.release(connection)
-        entry_id: str = reply.decode()
-        return entry_id
+        return found
 
     async def _check_fsync(self) -> None:
         """Raises NoFsync unless a write is on disk before it is answered. Only one configuration promises that, and
@@ -238,10 +255,10 @@ class RedisPredictions:
         try:
             await connection.connect()
             heads = await self._heads(connection)
-            cursors = {
-                keys.feed: b"%d-0" % (head.n if head else 0) for keys, head in zip(self._keys, heads, strict=True)
-            }
-            yield []
+            newest = await self.last_commits()
+            cursors = {keys.feed: b"0-0" for keys in self._keys}
+            cursors |= {self._keys[item.shard].feed: b"%d-0" % item.n for item in newest}
+            yield newest
             checked = time.monotonic()
             while True:
                 block_ms = int(_CHECK_S * 1000)
@@ -273,6 +290,18 @@ class RedisPredictions:
             n = id_number(cursors[keys.feed]) >> 64
             if (new is None and n > 0) or (new and n > new.n) or (old and new and old.life != new.life):
                 raise BrokerAway(f"broker {self._where}: the log of shard {keys.shard} began anew")
+
+    async def feeds(self, since: Mapping[int, int], limit: int) -> list[list[FeedItem]]:
+        if not since:
+            return []
+        found = await self._ask(
+            *(("XRANGE", self._keys[shard].feed, b"%d-0" % n, "+", "COUNT", limit) for shard, n in since.items())
+        )
+        return [[_commit(shard, *commit) for commit in commits] for shard, commits in zip(since, found, strict=True)]
+
+    async def last_commits(self) -> list[FeedItem]:
+        found = await self._ask(*(("XREVRANGE", keys.feed, "+", "-", "COUNT", 1) for keys in self._keys))
+        return [_commit(keys.shard, *commits[0]) for keys, commits in zip(self._keys, found, strict=True) if commits]
 
     # --- positions, settings, streams ----------------------------------------------------------------------------
 

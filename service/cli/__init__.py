@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from rollcast import Problem, ServerAway
-from service.cli import ask, manage, prove, serve
+from service.cli import ask, manage, prove, serve, watching
 from service.errors import RollcastError, StartError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ serve.add_to(app)
 ask.add_to(app)
 manage.add_to(app)
 prove.add_to(app)
+watching.add_to(app)
 
 
 def _show_version(wanted: bool) -> None:

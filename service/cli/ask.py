@@ -1,4 +1,4 @@
-"""Commands that talk to a running api over HTTP: post, watch, models, streams."""
+"""Commands that talk to a running api over HTTP: post, models, streams."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -16,8 +15,10 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from rollcast import Client, Problem, StreamRecord
-from rollcast.client import DEFAULT_URL, media_type
+from rollcast import Accepted, Client, Prediction
+from rollcast.calls import media_type
+from rollcast.client import DEFAULT_URL
+from service.cli.shown import line
 
 Url = Annotated[
     str, typer.Option("--url", envvar="ROLLCAST_URL", help="Where the api listens.", rich_help_panel="Connection")
@@ -25,11 +26,10 @@ Url = Annotated[
 Stream = Annotated[str, typer.Argument(help="A stream's id, such as cam-1.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 STREAM_COLUMNS = ("stream", "model", "steps", "label", "score", "last_entry")
-RETRIES_S = 30.0  # how long `post` tries again when the server asks it to wait
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (post, watch, models, streams):
+    for command in (post, models, streams):
         app.command(rich_help_panel="Use")(command)
 
 
@@ -65,34 +65,15 @@ def post(
                 _sleep_until(begun + posted / rate)
             more: dict[str, Any] = {"model": model, "start": start and posted == 0, "wait_s": 10.0 if wait else None}
             if isinstance(content, bytes):
-                answer = _patiently(lambda c=content, m=more: client.post_frame(stream, c, **m))
+                answer = client.post_frame(stream, content, **more)
                 posted += 1
             elif isinstance(content, str):
-                answer = _patiently(lambda c=content, m=more: client.post_text(stream, c, **m))
+                answer = client.post_text(stream, content, **more)
                 posted += 1
             else:
-                answer = _patiently(lambda c=content, m=more: client.post_samples(stream, c, **m))
+                answer = client.post_samples(stream, content, **more)
                 posted += len(content)
             _print_answer(answer, as_json)
-
-
-def watch(
-    stream: Stream,
-    after: Annotated[
-        str | None, typer.Option("--after", help="Begin after this entry's id; 0: with all that is kept; default: now.")
-    ] = None,
-    count: Annotated[int | None, typer.Option("--count", "-n", help="Stop after so many records.", min=1)] = None,
-    as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
-) -> None:
-    """Follow a stream's records live. A lost connection is taken up again where it stopped; Ctrl-C ends it."""
-    seen = 0
-    with Client(url) as client, _ended_by_ctrl_c():
-        for record in client.follow(stream, after=after):
-            print(json.dumps(record.body) if as_json else _line(record), flush=True)
-            seen += record.event != "gap"
-            if seen == count:
-                return
 
 
 def models(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
@@ -179,20 +160,6 @@ def _blocks(rows: Iterator[list[float]], size: int) -> Iterator[list[list[float]
         yield block
 
 
-def _patiently(post_one: Any) -> dict[str, Any]:
-    """Tries again while the server asks to wait: an unknown append excepted, which a repeat could double."""
-    deadline = time.monotonic() + RETRIES_S
-    while True:
-        try:
-            answer: dict[str, Any] = post_one()
-            return answer
-        except Problem as problem:
-            again = problem.status in (429, 503) and not problem.type.endswith("append-unknown")
-            if not again or time.monotonic() > deadline:
-                raise
-            time.sleep(problem.retry_after_s or 1.0)
-
-
 def _sleep_until(when: float) -> None:
     time.sleep(max(0.0, when - time.monotonic()))
 
@@ -200,37 +167,15 @@ def _sleep_until(when: float) -> None:
 # --- what is shown -----------------------------------------------------------------------------------------------
 
 
-def _print_answer(answer: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(answer), flush=True)
-    elif "label" in answer:
-        print(_line(StreamRecord("prediction", answer["id"], answer)), flush=True)
+def _print_answer(answer: Accepted | Prediction, as_json: bool) -> None:
+    if isinstance(answer, Prediction):
+        print(answer.json if as_json else line(answer), flush=True)
+    elif as_json:
+        print(json.dumps({"id": answer.id, "stream": answer.stream, "model": answer.model}), flush=True)
     else:
-        print(f"{answer['id']}  {answer['stream']}  {answer['model']}", flush=True)
-
-
-def _line(record: StreamRecord) -> str:
-    """One line a record, for people."""
-    body = record.body
-    if record.event != "prediction":
-        words = [str(body[name]) for name in ("reason", "detail", "action", "of") if body.get(name) is not None]
-        return f"{body.get('id') or record.id}  {record.event}: {', '.join(words) or json.dumps(body)}"
-    rolling = body["rolling"]
-    line = (
-        f"{body['id']}  step {body['step']:<6} {body['label']:<10} {body['score']:.3f}"
-        f"   rolling {rolling['label']:<10} {rolling['score']:.3f}"
-    )
-    if body["restarted"]:
-        line += f"   restarted: {body['restarted']}"
-    return line + "".join(f"   {event['type']} {event['label']}" for event in body["events"])
+        print(f"{answer.id}  {answer.stream}  {answer.model}", flush=True)
 
 
 def _print_json(items: Iterable[Any]) -> None:
     for item in items:
         print(json.dumps(item))
-
-
-@contextmanager
-def _ended_by_ctrl_c() -> Iterator[None]:
-    with suppress(KeyboardInterrupt):
-        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 import threading
 import time
@@ -11,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from rollcast import Client, Problem, ServerAway
+from rollcast import Client, Gap, Problem, ServerAway
 from service.demo.tally import Tally
 
 FRAMES_A_SECOND: Final = 4
@@ -99,7 +100,7 @@ class Producer(threading.Thread):
         self._stopped.set()
 
     def run(self) -> None:
-        with Client(self._url) as client:
+        with Client(self._url, retry_s=0.0) as client:
             due = time.monotonic()
             seq = int(time.time() * 1000)  # above all of an earlier run's: those grew slower than the clock
             for shown in self._feed.entries:
@@ -123,7 +124,7 @@ class Producer(threading.Thread):
                 self._tally.on_trouble()
                 self._stopped.wait(getattr(error, "retry_after_s", None) or RETRY_S)
             else:
-                self._tally.on_posted(stream, answer["id"], shown.label)
+                self._tally.on_posted(stream, answer.id, shown.label)
                 return
 
 
@@ -141,8 +142,8 @@ class Watcher(threading.Thread):
         self._stopped = True
 
     def run(self) -> None:
-        for record in self._client.follow(self._stream, after=self._after):
+        for record in self._client.records(self._stream, after=self._after):
             if self._stopped:
                 return
-            if record.event != "gap":
-                self._tally.on_record(self._stream, record.body)
+            if not isinstance(record, Gap):
+                self._tally.on_record(self._stream, json.loads(record.json))

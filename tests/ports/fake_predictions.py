@@ -55,6 +55,17 @@ class FakePredictions:
             raise AppendUnknown("the reply was lost")
         return entry_id
 
+    async def append_many(
+        self, entries: Sequence[tuple[str, Mapping[str, bytes]]]
+    ) -> list[str | BrokerFull | BrokerAway | AppendUnknown]:
+        found: list[str | BrokerFull | BrokerAway | AppendUnknown] = []
+        for stream, fields in entries:
+            try:
+                found.append(await self.append(stream, fields))
+            except (BrokerFull, BrokerAway, AppendUnknown) as error:
+                found.append(error)
+        return found
+
     async def records(self, stream: str, after: str, limit: int) -> list[OutRecord]:
         return [record for record in self._out(stream) if id_number(record.id) > id_number(after)][:limit]
 
@@ -72,8 +83,11 @@ class FakePredictions:
     async def follow(self) -> AsyncGenerator[list[FeedItem]]:
         self._check()
         lives = self._lives()
-        cursors = [max(it.feed, default=0) for it in self.broker.shards]
-        yield []
+        newest = await self.last_commits()
+        cursors = [0] * self.shards
+        for item in newest:
+            cursors[item.shard] = item.n
+        yield newest
         while True:
             self._check()
             now = self._lives()
@@ -81,13 +95,20 @@ class FakePredictions:
                 raise BrokerAway("a log began anew")
             lives = now
             items = []
-            for shard, it in enumerate(self.broker.shards):
-                token = parse_head(it.head).token if it.head else ""
-                items += [FeedItem(shard, n, token, pairs) for n, pairs in list(it.feed.items()) if n > cursors[shard]]
+            for shard in range(self.shards):
+                items += [item for item in self._feed(shard) if item.n > cursors[shard]]
                 cursors[shard] = max([cursors[shard], *(item.n for item in items if item.shard == shard)])
             if items:
                 yield items
             await asyncio.sleep(LOOK_S)
+
+    async def feeds(self, since: Mapping[int, int], limit: int) -> list[list[FeedItem]]:
+        self._check()
+        return [[item for item in self._feed(shard) if item.n >= n][:limit] for shard, n in since.items()]
+
+    async def last_commits(self) -> list[FeedItem]:
+        self._check()
+        return [feed[-1] for shard in range(self.shards) if (feed := self._feed(shard))]
 
     async def last_generated(self, stream: str) -> str:
         return number_id(self._shard(stream).last).decode()
@@ -174,6 +195,11 @@ class FakePredictions:
     def _check(self) -> None:
         if self.broker.away:
             raise BrokerAway("the broker is away")
+
+    def _feed(self, shard: int) -> list[FeedItem]:
+        it = self.broker.shards[shard]
+        token = parse_head(it.head).token if it.head else ""
+        return [FeedItem(shard, n, token, pairs) for n, pairs in list(it.feed.items())]
 
     def _lives(self) -> list[bytes]:
         return [it.head.split(b" ")[0] for it in self.broker.shards]

@@ -86,7 +86,7 @@ async def test_follow_says_when_now_is_fixed_then_gives_every_commit_once(world:
     old = await world.predictions.append("cam-1", rows("cam-1"))
     world.answer("cam-1", old)
     async with asyncio.timeout(LIMIT_S), aclosing(world.predictions.follow()) as commits:
-        assert await anext(commits) == []
+        assert [item.records for item in await anext(commits)] == [[("cam-1", old)]]
         new = [(s, await world.predictions.append(s, rows(s))) for s in ("cam-1", "cam-2", "cam-1")]
         for stream, entry_id in new:
             world.answer(stream, entry_id)
@@ -94,6 +94,23 @@ async def test_follow_says_when_now_is_fixed_then_gives_every_commit_once(world:
         while len(found) < 3:
             found += [pair for item in await anext(commits) for pair in item.records]
         assert sorted(found) == sorted(new)
+
+
+async def test_commits_are_read_again_from_any_of_them(world: Answering) -> None:
+    old = [await world.predictions.append("cam-1", rows("cam-1")) for _ in range(5)]
+    for entry_id in old:
+        world.answer("cam-1", entry_id)
+    home = shard_of("cam-1", world.predictions.shards)
+    other = (home + 1) % world.predictions.shards
+    of_other, mine = await world.predictions.feeds({other: 0, home: 3}, 2)
+    assert of_other == []
+    assert [(item.shard, item.n, item.records) for item in mine] == [
+        (home, 3, [("cam-1", old[2])]), (home, 4, [("cam-1", old[3])]),
+    ]  # fmt: skip
+    (newest,) = await world.predictions.last_commits()
+    assert (newest.shard, newest.n) == (home, 5)
+    assert (newest.end.n, newest.end.i, newest.end.token) == (5, 1, newest.token[:4])
+    assert await world.predictions.feeds({}, 2) == []
 
 
 async def test_following_ends_when_a_log_begins_anew(world: Answering) -> None:

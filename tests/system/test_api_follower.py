@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 
 import pytest
 
-from rollcast.client import StreamRecord, parse_events
+from rollcast.events import ServerEvent, parse_events
 from service.api.follower import Follower
-from service.api.records import Tail, send_events
+from service.api.records import send_events
+from service.api.tails import Tail
+from service.api.tasks import end
 from service.codec import entry_fields
 from service.errors import WaitTimeout
 from service.metrics import ApiMetrics, create_registry
@@ -50,9 +52,7 @@ async def scene() -> AsyncIterator[Scene]:
     task = asyncio.create_task(scene.follower.run())
     await until(lambda: scene.follower.away is None)
     yield scene
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+    await end([task])
 
 
 async def until(condition: object) -> None:
@@ -61,9 +61,9 @@ async def until(condition: object) -> None:
             await asyncio.sleep(0.001)
 
 
-async def take(events: AsyncGenerator[bytes], count: int) -> list[StreamRecord]:
+async def take(events: AsyncGenerator[bytes], count: int) -> list[ServerEvent]:
     """So many events, comments left out."""
-    found: list[StreamRecord] = []
+    found: list[ServerEvent] = []
     async with asyncio.timeout(LIMIT_S):
         while len(found) < count:
             text = (await anext(events)).decode()

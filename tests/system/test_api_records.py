@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from rollcast.client import StreamRecord
+from rollcast.events import ServerEvent
 from service.api import create_app
 from service.broker.predictions import RedisPredictions
 from service.codec import id_number
@@ -52,11 +52,11 @@ def record(api: Serving, world: OnBroker, stream: str, count: int = 1, kind: str
     return ids
 
 
-def take(events: Iterator[StreamRecord], count: int) -> list[StreamRecord]:
+def take(events: Iterator[ServerEvent], count: int) -> list[ServerEvent]:
     return [next(events) for _ in range(count)]
 
 
-def ids(events: list[StreamRecord]) -> list[str]:
+def ids(events: list[ServerEvent]) -> list[str]:
     return [event.id for event in events]
 
 

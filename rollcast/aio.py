@@ -1,0 +1,172 @@
+"""The client for asyncio: the same calls as Client, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import wraps
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+import httpx
+
+from rollcast import calls
+from rollcast.calls import Call
+from rollcast.client import DEFAULT_URL, RETRY_S, reasons_in, settings_of
+from rollcast.errors import Problem, away, to_problem
+from rollcast.events import Subscription, may_come_back
+from rollcast.flow import Flow
+from rollcast.results import Prediction, Record
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+def _awaited(make: Callable[P, Call[Result]]) -> Callable[Concatenate[AsyncClient, P], Awaitable[Result]]:
+    """The call as a coroutine method that sends it and returns its answer."""
+
+    @wraps(make)
+    async def method(self: AsyncClient, /, *args: P.args, **more: P.kwargs) -> Result:
+        return await self.send(make(*args, **more))
+
+    return method
+
+
+class AsyncClient:
+    """As Client, for one event loop; many calls may run at once, those of a numbered stream one after another."""
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        api_key: str | None = None,
+        *,
+        retry_s: float = RETRY_S,
+        numbered: bool = False,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.AsyncClient(**settings_of(self.url, api_key))
+        self._flow = Flow(self.url, retry_s=retry_s, numbered=numbered)
+        self._numbered = numbered
+        self._turns: dict[str, asyncio.Lock] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    post_frame = _awaited(calls.post_frame)
+    post_samples = _awaited(calls.post_samples)
+    post_text = _awaited(calls.post_text)
+    history = _awaited(calls.history)
+    stream = _awaited(calls.stream)
+    models = _awaited(calls.models)
+    configure = _awaited(calls.configure)
+    delete = _awaited(calls.delete)
+    state = _awaited(calls.state)
+    save_state = _awaited(calls.save_state)
+    restore = _awaited(calls.restore)
+    reset = _awaited(calls.reset)
+    dead_entry = _awaited(calls.dead_entry)
+    dead_bytes = _awaited(calls.dead_bytes)
+    retry_dead = _awaited(calls.retry_dead)
+    drop_dead = _awaited(calls.drop_dead)
+
+    async def predictions(
+        self, streams: str | Sequence[str], *, after: str | None = None, when_full: str | None = None
+    ) -> AsyncIterator[Prediction]:
+        """As Client.predictions."""
+        async for record in self.records(streams, after=after, when_full=when_full):
+            if isinstance(record, Prediction):
+                yield record
+
+    async def records(
+        self, streams: str | Sequence[str], *, after: str | None = None, when_full: str | None = None
+    ) -> AsyncIterator[Record]:
+        """As Client.records."""
+        subscription = Subscription(streams, after, when_full)
+        if after is None and not subscription.many:
+            subscription.cursor, subscription.begun = await self.newest(subscription.stream), True
+        while True:
+            try:
+                async with self._http.stream(**subscription.request()) as response:
+                    if response.status_code != 200:
+                        await response.aread()
+                        raise to_problem(response)
+                    async for line in response.aiter_lines():
+                        if record := subscription.feed(line):
+                            yield record
+            except Problem as problem:
+                if not may_come_back(problem):
+                    raise
+            except httpx.TransportError as error:
+                if not subscription.begun:
+                    raise away(self.url, error) from None
+            await asyncio.sleep(subscription.pause_s())
+
+    async def newest(self, stream: str) -> str:
+        """As Client.newest."""
+        return (await self.history(stream, limit=1)).next
+
+    async def streams(self, *, sort: str | None = None) -> AsyncIterator[dict[str, Any]]:
+        """Every stream, by name."""
+        async for found in self._pages("/v1/streams", "streams", sort=sort):
+            yield found
+
+    async def dead(self, *, stream: str | None = None, reason: str | None = None) -> AsyncIterator[dict[str, Any]]:
+        """Every refused entry that is kept, without its bytes."""
+        async for found in self._pages("/v1/dead", "dead", stream=stream, reason=reason):
+            yield found
+
+    async def reasons_not_ready(self) -> list[str]:
+        """Why an entry posted now would not be answered; empty when it would."""
+        try:
+            return reasons_in(await self._http.get("/readyz"))
+        except (httpx.TransportError, ValueError, KeyError) as error:
+            return [str(away(self.url, error))]
+
+    async def send(self, call: Call[Result]) -> Result:
+        """Carries out a call. Entries of a numbered stream wait for each other: their numbers must arrive in order."""
+        if not self._numbered or call.entry is None:
+            return await self._send(call)
+        async with self._turns.setdefault(call.entry, asyncio.Lock()):
+            return await self._send(call)
+
+    async def _send(self, call: Call[Result]) -> Result:
+        steps = self._flow.steps(call)
+        todo = next(steps)
+        try:
+            while True:
+                if isinstance(todo, float):
+                    await asyncio.sleep(todo)
+                    todo = next(steps)
+                    continue
+                try:
+                    response = await self._http.request(
+                        todo.method,
+                        todo.path,
+                        params=todo.query,
+                        content=todo.body,
+                        headers=todo.headers,
+                        timeout=todo.timeout,
+                    )
+                except httpx.TransportError as error:
+                    todo = steps.throw(error)
+                else:
+                    todo = steps.send(response)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+    async def _pages(self, path: str, name: str, **query: object) -> AsyncIterator[dict[str, Any]]:
+        after: str | None = ""
+        while after is not None:
+            page = await self.send(calls.get(path, after=after or None, limit=1000, **query))
+            for found in page[name]:
+                yield found
+            after = page["next"]

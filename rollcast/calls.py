@@ -1,0 +1,324 @@
+"""Every call of the interface as a value: what is sent, how its answer is read. Client and AsyncClient send them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Generic, Protocol, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from rollcast.results import Accepted, History, Prediction, Record, read_record
+
+JSON: Final = "application/json"
+ROWS: Final = "application/octet-stream"
+STATE: Final = "application/vnd.rollcast.state+msgpack"  # of a stream's saved state
+_MARGIN_S: Final = 30.0  # beyond what the server was asked to wait
+Result = TypeVar("Result", covariant=True)
+_accepted = msgspec.json.Decoder(Accepted)
+_prediction = msgspec.json.Decoder(Prediction)
+
+
+@dataclass(frozen=True)
+class Call(Generic[Result]):
+    """One request. `entry`: the stream it appends to, which a retry must not append to twice."""
+
+    method: str
+    path: str
+    read: Callable[[httpx.Response], Result]
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    wait_s: float = 0.0
+    entry: str | None = None
+
+    @property
+    def timeout(self) -> httpx.Timeout:
+        return httpx.Timeout(self.wait_s + _MARGIN_S, connect=5.0)
+
+
+class Frame(Protocol):
+    """An array of pixels: (H, W) or (H, W, 3) uint8, as numpy has it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class Table(Protocol):
+    """Rows and columns that numpy can make an array of: a DataFrame, a polars frame, an array."""
+
+    def __array__(self) -> Any: ...
+
+
+# --- entries -----------------------------------------------------------------------------------------------------
+
+
+def post_frame(
+    stream: str,
+    image: bytes | str | Path | Frame,
+    *,
+    model: str | None = None,
+    seq: int | None = None,
+    time: float | None = None,
+    start: bool = False,
+    end: bool = False,
+    ack: str | None = None,
+    wait_s: float | None = None,
+) -> Call[Accepted | Prediction]:
+    """Posts one frame: the bytes or the path of a JPEG, PNG or WebP, or an array (H, W) or (H, W, 3) uint8 in RGB,
+    which is sent as PNG (needs OpenCV).
+
+    Returns Accepted, or with `wait_s` the Prediction. Raises Problem, also when the entry was refused, and ServerAway.
+    """
+    data = _image(image)
+    query = _query(model=model, seq=seq, time=time, start=start, end=end, ack=ack, wait=wait_s)
+    return _post(stream, "frames", query, data, media_type(data), wait_s)
+
+
+def post_samples(
+    stream: str,
+    rows: Sequence[Sequence[float]] | Table,
+    *,
+    model: str | None = None,
+    seq: int | None = None,
+    time: float | None = None,
+    start: bool = False,
+    end: bool = False,
+    interval_s: float | None = None,
+    ack: str | None = None,
+    wait_s: float | None = None,
+) -> Call[Accepted | Prediction]:
+    """Posts one block of rows (T, F): an array, a DataFrame (columns by name, in any order) or lists. `time` is the
+    last row's, `interval_s` lies between rows (else the model's rate). Returns and raises as `post_frame`."""
+    query = _query(
+        model=model, seq=seq, time=time, start=start, end=end, interval_s=interval_s, ack=ack, wait=wait_s
+    )  # fmt: skip
+    body, media = _rows(rows)
+    return _post(stream, "samples", query, body, media, wait_s)
+
+
+def post_text(
+    stream: str,
+    text: str,
+    *,
+    model: str | None = None,
+    seq: int | None = None,
+    time: float | None = None,
+    start: bool = False,
+    end: bool = False,
+    ack: str | None = None,
+    wait_s: float | None = None,
+) -> Call[Accepted | Prediction]:
+    """Posts a piece of text, whole words. Returns and raises as `post_frame`."""
+    query = _query(model=model, seq=seq, time=time, start=start, end=end, ack=ack, wait=wait_s)
+    return _post(stream, "text", query, text.encode(), "text/plain", wait_s)
+
+
+def _post(
+    stream: str, kind: str, query: dict[str, str], body: bytes, media: str, wait_s: float | None
+) -> Call[Accepted | Prediction]:
+    def read(response: httpx.Response) -> Accepted | Prediction:
+        return _accepted.decode(response.content) if wait_s is None else _record_of(response)
+
+    path = f"/v1/streams/{quoted(stream)}/{kind}"
+    return Call("POST", path, read, query, body, {"Content-Type": media}, wait_s or 0.0, stream)
+
+
+def _record_of(response: httpx.Response) -> Prediction:
+    found = read_record(response.text)
+    assert isinstance(found, Prediction), "the server answers a wait with a prediction or a problem"
+    return msgspec.structs.replace(found, cursor=found.id)
+
+
+def _image(image: bytes | str | Path | Frame) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str | Path):
+        return Path(image).read_bytes()
+    import cv2
+    import numpy as np
+
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3))):
+        raise ValueError(f"frame of shape {pixels.shape}, {pixels.dtype}: expected (H, W) or (H, W, 3) uint8")
+    encoded = cv2.imencode(".png", pixels[..., ::-1] if pixels.ndim == 3 else pixels)[1]
+    return bytes(encoded.tobytes())
+
+
+def _rows(rows: Sequence[Sequence[float]] | Table) -> tuple[bytes, str]:
+    columns = getattr(rows, "columns", None)
+    if columns is not None:  # a DataFrame: its names say which column is which
+        header = ",".join(f'"{name}"' for name in columns)
+        lines = [",".join(repr(float(value)) for value in row) for row in _array(rows)]
+        return "\n".join([header, *lines, ""]).encode(), "text/csv"
+    if hasattr(rows, "__array__"):
+        return _array(rows).astype("<f4").tobytes(), ROWS
+    return msgspec.json.encode({"samples": [list(map(float, row)) for row in rows]}), JSON
+
+
+def _array(rows: Any) -> Any:
+    import numpy as np
+
+    found = np.asarray(rows, np.float64)
+    if found.ndim != 2:
+        raise ValueError(f"rows of shape {found.shape}: expected (T, F)")
+    return found
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+class _Page(msgspec.Struct):
+    predictions: list[msgspec.Raw]
+    next: str
+    gap: bool
+
+
+_page = msgspec.json.Decoder(_Page)
+
+
+def history(
+    stream: str, *, after: str | None = None, limit: int | None = None, every_type: bool = False
+) -> Call[History]:
+    """A page of what is kept of a stream, oldest first: after the cursor `after`, or the newest. Predictions only, or
+    every type of record."""
+
+    def read(response: httpx.Response) -> History:
+        page = _page.decode(response.content)
+        records: list[Record] = []
+        for raw in page.predictions:
+            record = read_record(bytes(raw).decode())
+            assert not isinstance(record, Prediction) or record.id
+            records.append(record)  # type: ignore[arg-type]
+        return History(records, page.next, page.gap)
+
+    query = _query(after=after, limit=limit, type="all" if every_type else None)
+    return Call("GET", f"/v1/streams/{quoted(stream)}/predictions", read, query, headers={"Accept": JSON})
+
+
+def get(path: str, **query: object) -> Call[dict[str, Any]]:
+    return Call("GET", path, _dict, _query(**query), headers={"Accept": JSON})
+
+
+def stream(stream: str) -> Call[dict[str, Any]]:
+    """One stream: model, steps, cursors, last record, what waits, its state, its settings."""
+    return get(f"/v1/streams/{quoted(stream)}")
+
+
+def models() -> Call[dict[str, Any]]:
+    """The model packages: `{"models": […]}`."""
+    return get("/v1/models")
+
+
+# --- a stream's life: each is carried out in its turn in the stream's log, and answered by its `done` record --------
+
+
+def configure(
+    stream: str,
+    *,
+    model: str | None = None,
+    rolling: Mapping[str, float] | None = None,
+    gap: Mapping[str, Any] | None = None,
+    freshness: Mapping[str, Any] | None = None,
+    state_ttl_s: float | None = None,
+) -> Call[dict[str, Any]]:
+    """Sets all of a stream's settings: what is None is as the package or the deployment says; the model stays."""
+    given = {"model": model, "rolling": rolling, "gap": gap, "freshness": freshness, "state_ttl_s": state_ttl_s}
+    body = msgspec.json.encode({name: value for name, value in given.items() if value is not None})
+    return Call("PUT", f"/v1/streams/{quoted(stream)}", _dict, body=body, headers={"Content-Type": JSON})
+
+
+def delete(stream: str) -> Call[dict[str, Any]]:
+    """Removes all that is kept of a stream."""
+    return Call("DELETE", f"/v1/streams/{quoted(stream)}", _dict)
+
+
+def state(stream: str) -> Call[dict[str, Any]]:
+    """What a stream remembers, in words: steps, age, norm, bytes, model, version, schema."""
+    return get(f"/v1/streams/{quoted(stream)}/state")
+
+
+def save_state(stream: str) -> Call[bytes]:
+    """The state itself, one object that describes itself; `restore` takes it."""
+    return Call("GET", f"/v1/streams/{quoted(stream)}/state", _content, headers={"Accept": STATE})
+
+
+def restore(stream: str, state: bytes) -> Call[dict[str, Any]]:
+    """Puts a saved state back, or into another stream of the same model."""
+    path = f"/v1/streams/{quoted(stream)}/state"
+    return Call("PUT", path, _dict, body=state, headers={"Content-Type": STATE})
+
+
+def reset(stream: str) -> Call[dict[str, Any]]:
+    """Drops the state; the next prediction says so."""
+    return Call("DELETE", f"/v1/streams/{quoted(stream)}/state", _dict)
+
+
+# --- quarantine --------------------------------------------------------------------------------------------------
+
+
+def dead_entry(stream: str, entry_id: str) -> Call[dict[str, Any]]:
+    """One refused entry: why, its fields, and its bytes in base64 (`data`)."""
+    return get(f"/v1/dead/{quoted(stream)}/{entry_id}")
+
+
+def dead_bytes(stream: str, entry_id: str) -> Call[bytes]:
+    """Its bytes alone, as they came."""
+    return Call("GET", f"/v1/dead/{quoted(stream)}/{entry_id}", _content, headers={"Accept": ROWS})
+
+
+def retry_dead(
+    stream: str, entry_id: str, *, model: str | None = None, drop: bool = False, wait_s: float | None = None
+) -> Call[dict[str, Any]]:
+    """Appends it again as a new entry; with `drop` the old one leaves quarantine."""
+    query = _query(model=model, drop=drop, wait=wait_s)
+    return Call("POST", f"/v1/dead/{quoted(stream)}/{entry_id}/retry", _dict, query, wait_s=wait_s or 0.0, entry=stream)
+
+
+def drop_dead(stream: str, entry_id: str) -> Call[dict[str, Any]]:
+    """Removes a refused entry for good."""
+    return Call("DELETE", f"/v1/dead/{quoted(stream)}/{entry_id}", _dict)
+
+
+# --- small parts -------------------------------------------------------------------------------------------------
+
+
+def media_type(image: bytes) -> str:
+    """By its first bytes; the server says what it makes of anything else.
+
+    >>> media_type(bytes([0xFF, 0xD8, 0xFF]))
+    'image/jpeg'
+    """
+    if image[:2] == b"\xff\xd8":
+        return "image/jpeg"
+    if image[:4] == b"\x89PNG":
+        return "image/png"
+    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
+        return "image/webp"
+    return "application/octet-stream"
+
+
+def quoted(stream: str) -> str:
+    """Entries without a legal stream are kept under `?`."""
+    return quote(stream, safe="")
+
+
+def _query(**values: object) -> dict[str, str]:
+    """What was given: None and False are left out, True is 1."""
+    return {
+        name: "1" if value is True else str(value)
+        for name, value in values.items()
+        if value is not None and value is not False
+    }
+
+
+def _dict(response: httpx.Response) -> dict[str, Any]:
+    found: dict[str, Any] = response.json()
+    return found
+
+
+def _content(response: httpx.Response) -> bytes:
+    return response.content

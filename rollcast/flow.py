@@ -1,0 +1,88 @@
+"""How a call is carried out: numbered, tried again where that is safe. It does no I/O: Client and AsyncClient do."""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Final, TypeVar
+
+import httpx
+
+from rollcast import calls
+from rollcast.calls import Call
+from rollcast.errors import Problem, RollcastError, away, to_problem
+
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 5.0
+_NOTHING_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+Result = TypeVar("Result")
+Steps = Generator[Call[object] | float, httpx.Response | None, Result]  # send this, or sleep so many seconds
+
+
+class Flow:
+    """What one client remembers between calls."""
+
+    def __init__(self, url: str, *, retry_s: float, numbered: bool) -> None:
+        self._url, self._retry_s, self._numbered = url, retry_s, numbered
+        self._next_seq: dict[str, int] = {}
+        self._reached = False  # a server has answered here before
+
+    def steps(self, call: Call[Result]) -> Steps[Result]:
+        """Raises Problem and ServerAway. What might append an entry twice is tried again only with a `seq`."""
+        if call.entry is not None and self._numbered and "seq" not in call.query and call.path[-6:] != "/retry":
+            seq = yield from self._number(call.entry)
+            call = replace(call, query={**call.query, "seq": str(seq)})
+        return (yield from self._tried(call))
+
+    def _tried(self, call: Call[Result]) -> Steps[Result]:
+        repeatable = call.entry is None or "seq" in call.query
+        give_up = clock.monotonic() + self._retry_s
+        pause_s, tries = _FIRST_PAUSE_S, 0
+        while True:
+            tries += 1
+            try:
+                response = yield call
+                assert response is not None
+            except httpx.TransportError as error:
+                failure: RollcastError = away(self._url, error)
+                again, wait_s = self._reached and (repeatable or isinstance(error, _NOTHING_SENT)), pause_s
+            else:
+                self._reached = True
+                if response.status_code < 400:
+                    return call.read(response)
+                problem = to_problem(response)
+                if tries > 1 and problem.is_a("duplicate") and call.entry is not None:
+                    return (yield from self._first_answer(call, problem))
+                known = not problem.is_a("append-unknown")
+                failure = problem
+                again, wait_s = problem.status in (429, 503) and (repeatable or known), problem.retry_after_s or pause_s
+            if not again or clock.monotonic() + wait_s > give_up:
+                raise failure
+            yield wait_s
+            pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
+
+    def _first_answer(self, call: Call[Result], problem: Problem) -> Steps[Result]:
+        """The entry was in the log after all, under another id: its record is the answer."""
+        ms, _, seq = str(problem.body["of"]).partition("-")
+        before = f"{ms}-{int(seq) - 1}" if int(seq) else f"{int(ms) - 1}-{2**64 - 1}"
+        assert call.entry is not None
+        page = yield from self._tried(calls.history(call.entry, after=before, limit=1))
+        if not page.records or page.records[0].id != problem.body["of"]:
+            raise problem
+        return page.records[0]  # type: ignore[return-value]
+
+    def _number(self, stream: str) -> Steps[int]:
+        """One above the stream's last: this client is the stream's only producer."""
+        if stream not in self._next_seq:
+            try:
+                found = yield from self._tried(calls.stream(stream))
+            except Problem as problem:
+                if problem.status != 404:
+                    raise
+                found = {}
+            last = found.get("seq")
+            self._next_seq[stream] = 0 if last is None else int(last) + 1
+        seq = self._next_seq[stream]
+        self._next_seq[stream] = seq + 1
+        return seq

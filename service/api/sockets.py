@@ -1,0 +1,195 @@
+"""WebSockets: entries in, acknowledgements and records out. docs/streams.md describes the messages.
+
+Two tasks a connection: one reads messages, appends their entries and acknowledges them; the other delivers records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+from fastapi import APIRouter, WebSocket
+from starlette.websockets import WebSocketDisconnect
+
+from service.api.context import Context
+from service.api.follower import Subscription, read_pattern
+from service.api.intake import Intake, Ready
+from service.api.many import ManyTail
+from service.api.messages import (
+    Ack,
+    Hello,
+    Message,
+    encode_answers,
+    encode_batch,
+    problem_of,
+    read_entry,
+    read_hello,
+    split_message,
+)
+from service.api.query import read_cursor
+from service.api.tails import Follows, Tail, deliver
+from service.api.tasks import end
+from service.contracts import check_stream_id
+from service.cursors import decode_cursor
+from service.errors import BadStreamId, Malformed, RequestError, RollcastError
+
+HELLO_S: Final = 10.0  # in which the first message must come
+GOING_AWAY: Final = 1001  # close codes of RFC 6455
+POLICY_VIOLATION: Final = 1008
+TRY_AGAIN_LATER: Final = 1013
+log = logging.getLogger("rollcast.api")
+
+
+def socket_routes(context: Context) -> APIRouter:
+    router = APIRouter()
+    intake = Intake(context)
+
+    @router.websocket("/v1/streams/{stream}/ws")
+    async def one_stream(socket: WebSocket, stream: str) -> None:
+        def follow(hello: Hello) -> tuple[Subscription, Follows]:
+            check_stream_id(stream)
+            if hello.streams is not None:
+                raise Malformed("hello: streams cannot be given on the WebSocket of one stream")
+            cursor = None if hello.after is None else read_cursor(hello.after, "hello: after")
+            subscription = context.follower.subscribe(stream, transport="websocket", when_full=hello.when_full)
+            return subscription, Tail(context.predictions, stream, cursor, exact=False)
+
+        await Connection(context, intake, socket, stream).run(follow)
+
+    @router.websocket("/v1/ws")
+    async def many_streams(socket: WebSocket) -> None:
+        def follow(hello: Hello) -> tuple[Subscription, Follows]:
+            places = None
+            if hello.after is not None:
+                places = decode_cursor(hello.after, context.predictions.shards, "hello: after")
+            wants = None if hello.streams is None else read_pattern(hello.streams)
+            subscription = context.follower.subscribe(wants, transport="websocket", when_full=hello.when_full)
+            return subscription, ManyTail(context.predictions, context.follower, subscription.fits, places)
+
+        await Connection(context, intake, socket, None).run(follow)
+
+    return router
+
+
+Follow = Callable[[Hello], tuple[Subscription, Follows]]
+
+
+class Connection:
+    """One WebSocket. `stream`: the one it is of, or None for a gateway."""
+
+    def __init__(self, context: Context, intake: Intake, socket: WebSocket, stream: str | None) -> None:
+        self._context, self._intake, self._socket, self._stream = context, intake, socket, stream
+        self._packed = False  # it speaks MessagePack, as its first message did
+        self._sending = asyncio.Lock()
+        self._subscription: Subscription | None = None
+
+    async def run(self, follow: Follow) -> None:
+        await self._socket.accept()
+        try:
+            async with asyncio.timeout(HELLO_S):
+                first = await self._receive()
+            self._packed = isinstance(first, bytes)
+            subscription, tail = follow(read_hello(first))
+        except TimeoutError:
+            return await self._refuse(RequestError(f"no message within {HELLO_S:g} s: expected hello"))
+        except RollcastError as error:
+            return await self._refuse(error)
+        except WebSocketDisconnect:
+            return None
+        self._subscription = subscription
+        tail.on_gap = lambda: self._context.metrics.subscriber_drops.inc() if subscription.overflowed else None
+        tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._deliver(tail))]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        except (WebSocketDisconnect, RuntimeError, OSError) as error:  # it went away, in whatever way that is told
+            log.debug("a WebSocket ended", extra={"detail": str(error)})
+        finally:
+            await end(tasks)
+            self._context.follower.unsubscribe(subscription, transport="websocket")
+        return None
+
+    # --- records out ---------------------------------------------------------------------------------------------
+
+    async def _deliver(self, tail: Follows) -> None:
+        assert self._subscription is not None
+        many = self._stream is None
+        await self._send(encode_answers([{"type": "hello"}], self._packed))
+        async for batch in deliver(self._subscription, tail, self._context.heartbeat_s):
+            message = encode_batch(batch, self._packed, many)
+            if message is not None:
+                await self._send(message)
+        code = TRY_AGAIN_LATER if self._subscription.too_slow else GOING_AWAY
+        await self._socket.close(code)
+
+    # --- entries in ----------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._receive()
+            try:
+                parts = split_message(message)
+            except Malformed as error:
+                await self._send(encode_answers([problem_of(error)], self._packed))
+                continue
+            await self._send(encode_answers(await self._append(parts, isinstance(message, bytes)), self._packed))
+
+    async def _append(self, parts: list[msgspec.Raw], packed: bool) -> list[Ack | dict[str, object]]:
+        """One answer an entry, in their order."""
+        prepared: list[tuple[Ready, int | None] | RollcastError] = []
+        for part in parts:
+            try:
+                prepared.append(await self._prepare(part, packed))
+            except RollcastError as error:
+                prepared.append(error)
+        ready = [one[0] for one in prepared if isinstance(one, tuple)]
+        found = iter(await self._intake.append_many(ready))
+        answers: list[Ack | dict[str, object]] = []
+        for index, one in enumerate(prepared):
+            told = next(found) if isinstance(one, tuple) else one
+            if isinstance(told, RollcastError):
+                answers.append(problem_of(told, index=index))
+            else:
+                assert isinstance(one, tuple)
+                answers.append(Ack(told, one[0].stream, one[0].model, one[1]))
+        return answers
+
+    async def _prepare(self, part: msgspec.Raw, packed: bool) -> tuple[Ready, int | None]:
+        entry = read_entry(part, packed)
+        if self._stream is not None:
+            if entry.stream not in ("", self._stream):
+                raise BadStreamId(f"stream {entry.stream!r} on the WebSocket of stream {self._stream!r}")
+            entry = msgspec.structs.replace(entry, stream=self._stream)
+        ready = await self._intake.posted(entry)
+        if self._subscription is not None and self._subscription.chosen is not None:
+            self._context.follower.choose(
+                self._subscription, ready.stream
+            )  # before it is in the log: no record is missed
+        return ready, entry.seq
+
+    # --- the socket ----------------------------------------------------------------------------------------------
+
+    async def _receive(self) -> Message:
+        message = await self._socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1000))
+        data = message.get("bytes")
+        found: Message = message["text"] if data is None else data
+        return found
+
+    async def _send(self, message: Message) -> None:
+        async with self._sending:
+            if isinstance(message, str):
+                await self._socket.send_text(message)
+            else:
+                await self._socket.send_bytes(message)
+
+    async def _refuse(self, error: RollcastError) -> None:
+        with suppress(WebSocketDisconnect, RuntimeError, OSError):
+            await self._send(encode_answers([problem_of(error)], self._packed))
+            await self._socket.close(POLICY_VIOLATION)

@@ -1,0 +1,154 @@
+"""Where a subscriber stands, and what it gets next: what it missed from the broker, then what is live. docs/protocol.md
+has the rules of cursors; many.py does the same for many streams."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Final, Protocol
+
+from service.api.delivery import Delivery, Notice, Outgoing
+from service.api.follower import Subscription
+from service.codec import id_number, number_id, parse_position
+from service.errors import BrokerAway
+from service.ports import Predictions
+
+PAGE: Final = 256  # records read from the broker at once
+RETRY_S: Final = 1.0  # after the broker did not answer
+Batch = list[Outgoing]
+
+
+class Follows(Protocol):
+    """Decides what one subscriber gets: Tail for one stream, ManyTail for many."""
+
+    on_gap: Callable[[], None]
+
+    def catch_up(self) -> AsyncIterator[Batch]:
+        """What lies between the cursor and now. Raises BrokerAway; what was yielded before stays delivered."""
+        ...
+
+    def advance(self, deliveries: Sequence[Delivery]) -> tuple[Batch, bool]:
+        """Live records, and whether they follow each other; if not, the rest must be read from the broker."""
+        ...
+
+    def skip(self, dropped: int, following: Delivery) -> Batch:
+        """Says that so many records before `following` were dropped because the subscriber read too slowly."""
+        ...
+
+    def standing(self) -> str | None:
+        """The cursor after everything so far; None where it has not moved."""
+        ...
+
+    def bye(self, reason: str) -> Outgoing: ...
+
+
+async def deliver(subscription: Subscription, tail: Follows, heartbeat_s: float) -> AsyncIterator[Batch]:
+    """What one subscriber gets, for ever; where there was silence its cursor, and `bye` at the end."""
+    while not subscription.closing:
+        if subscription.behind:
+            subscription.begin_reading()
+            try:
+                async for batch in tail.catch_up():
+                    yield batch
+                subscription.caught_up()
+            except BrokerAway as error:
+                subscription.read_again()
+                yield [Outgoing(Notice("wait", {"type": "wait", "detail": error.title}), None)]
+                await subscription.pause(RETRY_S)
+        elif waiting := subscription.take():
+            dropped = subscription.take_dropped()
+            batch = tail.skip(dropped, waiting[0]) if dropped else []
+            more, complete = tail.advance(waiting)
+            if not complete:
+                subscription.read_again()
+            yield batch + more
+        elif not await subscription.wait(heartbeat_s):
+            yield [Outgoing(Notice("cursor", {}), tail.standing())]
+    yield [tail.bye("too_slow" if subscription.too_slow else "closing")]
+
+
+class Tail:
+    """One subscriber of one stream. Its cursor is an id; records hold the id of the one before them."""
+
+    def __init__(self, predictions: Predictions, stream: str, cursor: int | None, *, exact: bool = False) -> None:
+        self.on_gap: Callable[[], None] = lambda: None
+        self._predictions = predictions
+        self._stream = stream
+        self._cursor = cursor  # None: now
+        self._exact = exact  # the cursor is a record's id, so the next one's `prev` must equal it
+
+    async def catch_up(self) -> AsyncIterator[Batch]:
+        if self._cursor is None:
+            await self._start_now()
+        newest = await newest_record(self._predictions, self._stream)  # first: a later one cannot be missing by chance
+        last = id_number(await self._predictions.last_generated(self._stream))
+        if (self._cursor or 0) > last:  # the log lost its tail: what it gives ids to from now on is new
+            yield [self._gap(newest, None, "lost")]
+        while records := await self._predictions.records(self._stream, self._id(), PAGE):
+            yield list(self._deliver(Delivery(self._stream, record) for record in records))
+            if len(records) < PAGE:
+                break
+        if newest > (self._cursor or 0):
+            yield [self._gap(newest, None, "trimmed")]
+
+    def advance(self, deliveries: Sequence[Delivery]) -> tuple[Batch, bool]:
+        batch: Batch = []
+        for delivery in deliveries:
+            cursor = self._cursor or 0
+            if delivery.number <= cursor:
+                continue
+            if delivery.prev > cursor or (self._exact and delivery.prev != cursor):
+                return batch, False
+            batch.append(self._record(delivery))
+        return batch, True
+
+    def skip(self, dropped: int, following: Delivery) -> Batch:
+        return [self._gap(following.prev, following.number, "slow")]
+
+    def standing(self) -> str | None:
+        return None  # every record moves it
+
+    def bye(self, reason: str) -> Outgoing:
+        body: dict[str, object] = {"type": "bye", "stream": self._stream, "reason": reason}
+        return Outgoing(Notice("bye", body), self._id() if self._exact else None)
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    async def _start_now(self) -> None:
+        """ "Now" is after the newest record: an entry that waits in the log is still to be answered."""
+        newest = await self._predictions.newest(self._stream, 1)
+        self._cursor = id_number(newest[0].id) if newest else await newest_record(self._predictions, self._stream)
+        self._exact = True
+
+    def _deliver(self, deliveries: Iterable[Delivery]) -> Iterable[Outgoing]:
+        for delivery in deliveries:
+            cursor = self._cursor or 0
+            if delivery.prev > cursor or (self._exact and delivery.prev != cursor):
+                yield self._gap(delivery.prev, delivery.number, "trimmed" if delivery.prev > cursor else "lost")
+            yield self._record(delivery)
+
+    def _record(self, delivery: Delivery) -> Outgoing:
+        self._cursor, self._exact = delivery.number, True
+        return Outgoing(delivery, delivery.record.id)
+
+    def _gap(self, to: int, following: int | None, reason: str) -> Outgoing:
+        """Says that records between the cursor and `to` cannot be delivered; its id is the cursor after it."""
+        body: dict[str, object] = {
+            "type": "gap",
+            "id": number_id(to).decode(),
+            "stream": self._stream,
+            "after": self._id(),
+            "next": number_id(following).decode() if following is not None else None,
+            "reason": reason,
+        }
+        self._cursor, self._exact = to, True
+        self.on_gap()
+        return Outgoing(Notice("gap", body), self._id())
+
+    def _id(self) -> str:
+        return number_id(self._cursor or 0).decode()
+
+
+async def newest_record(predictions: Predictions, stream: str) -> int:
+    """Id of the stream's last record, kept or not; 0: it never had one."""
+    position = await predictions.position(stream)
+    return id_number(parse_position(position).record) if position else 0

@@ -304,6 +304,7 @@ def test_a_shard_whose_worker_stopped_refuses_more_and_takes_it_again_when_there
         assert 1 <= int(answer.headers["retry-after"]) <= 60
         assert len(taken) > 5, "many fit"
         assert try_post(life, elsewhere("a")).status_code == 202, "other shards do not suffer"
+        list_it_no_more(life)
         with life.worker("w2"):
             await_true(lambda: try_post(life, "a").status_code == 202, "there is room again")
             await_true(lambda: set(taken) <= {record[0] for record in life.world.records("a")}, "nothing was dropped")
@@ -318,6 +319,13 @@ def keep_a_worker_listed(life: Living) -> None:
     about = WorkerInfo("idle", {engine.manifest.name: 1 for engine in ENGINES}, "idle")
     world.client.zadd(workers_key(world.prefix), {"idle": time.time() * 1000 + 60_000})
     world.client.set(worker_key(world.prefix, "idle"), msgspec.json.encode(about))
+
+
+def list_it_no_more(life: Living) -> None:
+    """It would be left its share of the shards."""
+    world: Any = life.world
+    if not hasattr(life.predictions, "live"):
+        world.client.zrem(workers_key(world.prefix), "idle")
 
 
 def test_what_takes_too_long_is_refused_with_the_time_it_takes(kind: str, url: str, prefix: str) -> None:

@@ -7,11 +7,12 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from rollcast import Client, Problem
+from rollcast import Client, Prediction, Problem
 from service.keys import shard_of
 from tests.deployment import Up, await_true, rollcast
 
@@ -32,17 +33,17 @@ def test_a_state_is_saved_restored_and_reset_by_the_client(client: Client) -> No
     client.post_samples("belt-b", ROWS, model=MODEL, time=100, wait_s=10)
     assert client.restore("belt-b", client.save_state("belt-a"))["action"] == "restore"
     one, other = (client.post_samples(stream, ROWS, time=103, wait_s=10) for stream in ("belt-a", "belt-b"))
-    assert (other["step"], other["probabilities"], other["rolling"]) == (8, one["probabilities"], one["rolling"])
+    assert (other.step, other.probabilities, other.rolling) == (8, one.probabilities, one.rolling)
     assert client.state("belt-b")["steps"] == 8
     assert client.reset("belt-b")["action"] == "reset"
-    assert client.post_samples("belt-b", ROWS, wait_s=10)["restarted"] == "reset"
+    assert client.post_samples("belt-b", ROWS, wait_s=10).restarted == "reset"
 
 
 def test_settings_and_deletion_by_the_client(client: Client) -> None:
     gap = {"policy": "reset", "gap_s": 1.0}
     client.configure("belt-c", model=MODEL, gap=gap, state_ttl_s=3600)
     client.post_samples("belt-c", ROWS, time=100, wait_s=10)
-    assert client.post_samples("belt-c", ROWS, time=110, wait_s=10)["restarted"] == "gap"
+    assert client.post_samples("belt-c", ROWS, time=110, wait_s=10).restarted == "gap"
     detail = client.stream("belt-c")
     assert detail["settings"] == {"model": MODEL, "gap": gap, "state_ttl_s": 3600.0}
     assert (detail["state"]["steps"], detail["backlog"]["entries"]) == (2, 0)
@@ -108,7 +109,7 @@ def suffering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 def fill(client: Client, stream: str, taken: list[str]) -> None:
     while len(taken) < 2000:
-        taken.append(client.post_samples(stream, ROWS * 10, model=MODEL)["id"])
+        taken.append(client.post_samples(stream, ROWS * 10, model=MODEL).id)
 
 
 def worker_pid(up: Up) -> int:
@@ -122,7 +123,7 @@ def worker_pid(up: Up) -> int:
 
 
 def test_while_a_worker_is_stopped_its_shards_fill_up_and_then_all_is_answered(suffering: Up) -> None:
-    with Client(suffering.url) as client:
+    with Client(suffering.url, retry_s=0) as client:
         client.post_samples("full", ROWS, model=MODEL, wait_s=30)
         other = next(f"o{n}" for n in range(99) if shard_of(f"o{n}", SHARDS) != shard_of("full", SHARDS))
         pid = worker_pid(suffering)
@@ -134,7 +135,7 @@ def test_while_a_worker_is_stopped_its_shards_fill_up_and_then_all_is_answered(s
             assert (caught.value.status, caught.value.type) == (429, "urn:rollcast:problem:backlog-full")
             assert caught.value.retry_after_s is not None
             assert 1 <= caught.value.retry_after_s <= 60
-            taken.append(client.post_samples(other, ROWS, model=MODEL)["id"])
+            taken.append(client.post_samples(other, ROWS, model=MODEL).id)
         finally:
             os.kill(pid, signal.SIGCONT)
 
@@ -146,30 +147,30 @@ def test_while_a_worker_is_stopped_its_shards_fill_up_and_then_all_is_answered(s
         await_true(accepted, "there is room again")
 
         def answered() -> set[str]:
-            pages = [client.predictions(stream, after="0", limit=1000) for stream in ("full", other)]
-            return {record["id"] for page in pages for record in page["predictions"]}
+            pages = [client.history(stream, after="0", limit=1000) for stream in ("full", other)]
+            return {record.id for page in pages for record in page.records}
 
         await_true(lambda: set(taken) <= answered(), "nothing was dropped")
 
 
 def test_a_repeat_after_the_workers_death_is_a_duplicate_and_a_hole_is_told(suffering: Up) -> None:
-    with Client(suffering.url) as client:
+    with Client(suffering.url, retry_s=0) as client:
         first = client.post_samples("retry", ROWS, model=MODEL, seq=7, wait_s=30)
         os.kill(worker_pid(suffering), signal.SIGKILL)
         with pytest.raises(Problem) as caught:
             post_until_served(client, 7)
-        assert (caught.value.status, caught.value.body["of"]) == (409, first["id"])
+        assert (caught.value.status, caught.value.body["of"]) == (409, first.id)
         hole = post_until_served(client, 10)
-        assert (hole["missed"], hole["step"], hole["restarted"]) == (2, 2, "gap"), "the package's policy is reset"
+        assert (hole.missed, hole.step, hole.restarted) == (2, 2, "gap"), "the package's policy is reset"
 
 
-def post_until_served(client: Client, seq: int) -> dict[str, object]:
+def post_until_served(client: Client, seq: int) -> Prediction:
     """As a producer does: the same `seq` again while the server asks to wait."""
-    answer: dict[str, object] = {}
+    answers: list[Any] = []
 
     def served() -> bool:
         try:
-            answer.update(client.post_samples("retry", ROWS, model=MODEL, seq=seq, wait_s=30))
+            answers.append(client.post_samples("retry", ROWS, model=MODEL, seq=seq, wait_s=30))
         except Problem as problem:
             if problem.status != 503:
                 raise
@@ -177,4 +178,5 @@ def post_until_served(client: Client, seq: int) -> dict[str, object]:
         return True
 
     await_true(served, "a worker is there again", 60)
-    return answer
+    found: Prediction = answers[0]
+    return found

@@ -1,0 +1,36 @@
+"""The examples of docs/clients.md, run as they stand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import needs
+from tests.deployment import Up
+from tests.pages import blocks, run, shell_of
+
+
+@pytest.fixture
+def shell(deployment: Up, tmp_path: Path) -> dict[str, str]:
+    return shell_of(deployment, tmp_path)
+
+
+def test_the_examples_print_what_they_promise(shell: dict[str, str]) -> None:
+    needs("curl", "curl")
+    needs("node", "nodejs")
+    first, numbered, awaited, lines, follow, node, redis = blocks("docs/clients.md")
+    said = run(shell, first, 60)
+    assert said.startswith("7 ")
+    assert "pump-1 1 " in said
+    assert run(shell, numbered, 60).splitlines()[0] == "steps 3 seq 2"
+    assert sorted(line.split()[0] for line in run(shell, awaited, 60).splitlines()) == [
+        f"pump-{n}" for n in range(10, 14)
+    ]
+    assert [json.loads(line)["stream"] for line in run(shell, lines, 60).splitlines()] == ["pump-4", "pump-5"]
+    followed = run(shell, follow, 3, endless=True)
+    assert '"stream":"pump-4"' in followed
+    assert '"stream":"hall-1"' not in followed
+    assert run(shell, node, 60).splitlines()[1] == "1"
+    assert run(shell, redis, 60).strip()

@@ -299,7 +299,7 @@ class RedisLog(Housekeeping):
         if not failed:
             self._repairs.pop(shard, None)
             return Committed(trimmed, [], overflow)
-        self._repairs[shard] = repairs_of([commands[1 + at] for at in failed], self._keys[shard])
+        self._repairs[shard] = repairs_of(commands, [1 + at for at in failed], self._keys[shard])
         return Committed(trimmed, [str(done[at]) for at in failed], overflow)
 
     def make_room(self, commit: Commit) -> int:

@@ -89,19 +89,34 @@ def pack_commit(commit: Commit, keys: ShardKeys, keep: Keep, repairs: Sequence[b
     return commands
 
 
-def repairs_of(failed: Sequence[bytes], keys: ShardKeys) -> list[bytes]:
-    """Commands for the next commit that do what these, packed, could not: somebody else had written to our keys."""
-    repairs = []
-    for packed in failed:
-        reader = hiredis.Reader()
-        reader.feed(packed)
-        name, key, *rest = reader.gets()
+def repairs_of(commands: Sequence[bytes], failed: Sequence[int], keys: ShardKeys) -> list[bytes]:
+    """Commands for the next commit that do what those at `failed` (ascending) could not: somebody else had written to
+    our keys, or the broker came back with a part of a transaction.
+
+    A stream is rebuilt up to the item before the first that failed; what this commit added to it behind goes with that,
+    and is added again.
+    """
+    repairs: list[bytes] = []
+    rebuilt: set[bytes] = set()
+    for at in failed:
+        name, key, *rest = _unpack(commands[at])
+        if key in rebuilt:
+            continue
         if name == b"XADD" and key == keys.feed:
             entry_id, item = rest[3], rest[4:]
             last = b"%d-0" % (int(entry_id.partition(b"-")[0]) - 1)
             repairs.append(pack((b"EVAL", scripts.REPAIR_ITEM, 1, key, last, entry_id, *item)))
         elif name == b"XADD" and key != keys.dead:  # a record: its last value is `prev`
             repairs.append(pack((b"EVAL", scripts.REPAIR_ITEM, 1, key, rest[-1], rest[3], *rest[4:])))
+            rebuilt.add(key)
+            repairs += [later for later in commands[at + 1 :] if _unpack(later)[:2] == [b"XADD", key]]
         elif name in _TYPES:
             repairs.append(pack((b"EVAL", scripts.REPAIR_KEY, 1, key, _TYPES[name], name, *rest)))
     return repairs
+
+
+def _unpack(command: bytes) -> list[bytes]:
+    reader = hiredis.Reader()
+    reader.feed(command)
+    words: list[bytes] = reader.gets()
+    return words

@@ -254,6 +254,31 @@ def test_every_other_key_of_a_shard_is_repaired_too(
     log.close()
 
 
+def test_records_behind_one_that_failed_in_the_same_commit_are_written_again_too(
+    broker_url: str, prefix: str, client: redis.Redis
+) -> None:
+    """A broker that comes back with part of a transaction has records of the stream that its position does not know."""
+    log, keys = new_log(broker_url, prefix), ShardKeys(prefix, 0)
+    head = log.acquire(0)
+    assert head is not None
+    client.xadd(keys.out("a"), {"type": "half"}, id="6-0")
+    first = commit_of(
+        head,
+        record("a", b"5-0"),
+        record("a", b"6-0")._replace(prev=b"5-0"),
+        record("a", b"7-0")._replace(prev=b"6-0"),
+        record("b", b"8-0"),
+    )
+    log.send(first)
+    assert len(log.result(0).errors) == 2
+    log.send(commit_of(first.after))
+    assert log.result(0).errors == []
+    found: Any = client.xrange(keys.out("a"))
+    assert [(i, fields[b"type"]) for i, fields in found] == [(i, b"prediction") for i in (b"5-0", b"6-0", b"7-0")]
+    assert client.xlen(keys.out("b")) == 1
+    log.close()
+
+
 def dead() -> Any:
     from service.ports import DeadWrite
 

@@ -32,8 +32,9 @@ format:  ## format and sort imports
 	$(BIN)/ruff check --fix --select I .
 	$(BIN)/ruff format .
 
-soak: .venv-test/ready  ## ten minutes of rollcast chaos (SOAK= seconds, SEED=)
+soak: .venv-test/ready  ## ten minutes of rollcast chaos (SOAK= seconds, SEED=), a minute of overload
 	$(BIN)/python -m service.cli chaos --seconds $(SOAK) $(if $(SEED),--seed $(SEED))
+	OVERLOAD_S=60 $(BIN)/python -m pytest -s tests/system/test_overload.py
 
 bench: .venv-test/ready  ## measure the budget's rows that exist
 	$(BIN)/python -m bench.drain

@@ -43,9 +43,18 @@ def without_position_check() -> ModuleType:
 
 
 def work(
-    url: str, prefix: str, shards: int, folder: str, name: str, fault: str, checked: bool, lease_s: float = 0.3
+    url: str,
+    prefix: str,
+    shards: int,
+    folder: str,
+    name: str,
+    fault: str,
+    checked: bool,
+    lease_s: float = 0.3,
+    resident: int = 16_384,
 ) -> None:
-    """The process: works until SIGTERM, or until `fault` (as in service/faults.py) kills it."""
+    """The process: works until SIGTERM, or until `fault` (as in service/faults.py) kills it. `resident`: streams that
+    it may have in memory."""
     stop = threading.Event()
     loop = service.worker.loop if checked else without_position_check()
     log = RedisLog(url, worker=name, prefix=prefix, shards=shards, lease_s=lease_s, records_kept=100_000)
@@ -56,6 +65,7 @@ def work(
         WorkerMetrics(CollectorRegistry()),
         lease_s=lease_s,
         batch_entries=48,
+        max_resident_streams=resident,
         fault=fault_from({VARIABLE: fault}),
         poison=poison_from({VARIABLE: fault}),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -12,9 +12,10 @@ import numpy as np
 import redis
 
 from service.chaos.oracle import Difference
-from service.chaos.replay import Replay, judge
+from service.chaos.replay import TIMED, Replay, judge, superseding
 from service.chaos.traffic import CASE, copy_key, describe
-from service.codec import Head, id_number, parse_feed, parse_head, parse_position
+from service.codec import Head, decode_settings, id_number, parse_feed, parse_head, parse_position
+from service.contracts import StreamSettings
 from service.engine import OnnxEngine
 from service.keys import ShardKeys
 from service.packages import Package
@@ -32,6 +33,10 @@ class Findings:
     entries: int = 0
     records: Counter[str] = field(default_factory=Counter)  # by type
     restarts: Counter[str] = field(default_factory=Counter)  # predictions, by why they began anew
+    controls: Counter[str] = field(default_factory=Counter)  # carried out, by action
+    drops: Counter[str] = field(default_factory=Counter)  # by reason
+    missed: int = 0  # predictions that tell of a hole in `seq`
+    deleted: int = 0  # entries whose records went with their stream: the feed says that each was answered
     events: int = 0
     states: int = 0  # compared
     commits: int = 0
@@ -86,9 +91,10 @@ class Judge:
                 continue
             positions: Any = client.hgetall(keys.pos)
             finished = {name.decode(): parse_position(text).last for name, text in positions.items()}
-            self._shard(client, keys, parse_head(value), by_stream, finished)
+            answered = self._shard(client, keys, parse_head(value), by_stream, finished)
             for stream, entries in by_stream.items():
-                self._stream(client, keys, stream, entries, finished.get(stream, 0), complete)
+                done = finished.get(stream, 0)
+                self._stream(client, keys, stream, entries, done, complete, answered.get(stream, set()))
             for key in client.scan_iter(keys.out_prefix + b"*", count=1000):
                 if (stream := key.removeprefix(keys.out_prefix).decode()) not in by_stream:
                     self.findings.tell("doubled", f"records of {stream} in shard {keys.shard}, which has no entries")
@@ -97,8 +103,8 @@ class Judge:
 
     def _shard(
         self, client: redis.Redis, keys: ShardKeys, head: Head, by_stream: dict[str, Entries], finished: dict[str, int]
-    ) -> None:
-        """Invariants of head, low, feed and log."""
+    ) -> dict[str, set[int]]:
+        """Invariants of head, low, feed and log. Returns what the feed says was answered of each stream."""
         tell, where = self.findings.tell, f"shard {keys.shard}"
         logged = {entry_id for entry_id, _ in _pages(client, keys.inbox)}
         for stream, entries in by_stream.items():
@@ -109,6 +115,7 @@ class Judge:
                 if number > head.low and entry_id not in logged:
                     tell("broken", f"{where}: {entry_id.decode()} of {stream} is above low and was trimmed")
         previous, token, n = None, None, 0
+        all_of: dict[str, set[int]] = {}
         last: dict[str, int] = {}
         for commit_id, fields in _pages(client, keys.feed):
             n = id_number(commit_id) >> 64
@@ -124,19 +131,32 @@ class Judge:
                 elif number < last.get(stream, 0):
                     tell("out_of_order", f"{where}: commit {n} answers {stream} {answered} after a later one")
                 last[stream] = number
+                all_of.setdefault(stream, set()).add(number)
         if n != head.n:
             tell("broken", f"{where}: head says that {head.n} commits were made, the feed ends with {n}")
+        return all_of
 
     def _stream(
-        self, client: redis.Redis, keys: ShardKeys, stream: str, entries: Entries, finished: int, complete: bool
-    ) -> None:
+        self, client: redis.Redis, keys: ShardKeys, stream: str, entries: Entries, finished: int, complete: bool,
+        answered: set[int],
+    ) -> None:  # fmt: skip
         self._turn()
         tell, where = self.findings.tell, f"{stream} in shard {keys.shard}"
         records = dict(_pages(client, keys.out(stream)))
         replay = Replay(self._engine, self._ttl_s)
+        newer = superseding(entries)
         previous = b"0-0"
-        for entry_id, fields in entries:
+        begins = _last_deletion(entries, records)
+        for place, (entry_id, fields) in enumerate(entries):
             name = f"{where} {entry_id.decode()}"
+            if place < begins:
+                self.findings.deleted += 1
+                previous = entry_id
+                if id_number(entry_id) not in answered:
+                    tell("lost", f"{name} was deleted before it was answered: {describe_entry(fields)}")
+                if records.pop(entry_id, None) is not None:
+                    tell("doubled", f"{name} has a record, and its stream was deleted after it")
+                continue
             if id_number(entry_id) > finished:
                 self.findings.unfinished += 1
                 if complete:
@@ -152,15 +172,18 @@ class Judge:
             if record[b"prev"] != previous:
                 tell("out_of_order", f"{name} follows {record[b'prev'].decode()}, expected {previous.decode()}")
             previous = entry_id
-            self._record(name, record, entry_id, fields, replay)
+            self._record(name, record, entry_id, fields, replay, newer[place], deletion=place == begins > 0)
         for entry_id in records:
             tell("doubled", f"{where} has a record {entry_id.decode()} of no entry")
         if finished and stream != "?":
             self._state(client, keys, stream, replay)
+            self._settings(client, keys, stream, replay)
 
     def _record(
-        self, name: str, record: dict[bytes, bytes], entry_id: bytes, fields: dict[bytes, bytes], replay: Replay
-    ) -> None:
+        self, name: str, record: dict[bytes, bytes], entry_id: bytes, fields: dict[bytes, bytes], replay: Replay,
+        newer: bool, *, deletion: bool,
+    ) -> None:  # fmt: skip
+        """`deletion`: what it ended is not known any more."""
         try:
             body = msgspec.json.decode(record[b"body"])
         except msgspec.DecodeError as error:
@@ -171,8 +194,15 @@ class Judge:
             return None
         if body["type"] == "prediction" and body["restarted"]:
             self.findings.restarts[body["restarted"]] += 1
+        elif body["type"] == "done":
+            self.findings.controls[body["action"]] += 1
+        elif body["type"] == "dropped":
+            self.findings.drops[body["reason"]] += 1
+        self.findings.missed += "missed" in body
         self.findings.events += len(body.get("events", ()))
-        found: Difference = judge(body, replay.expect(entry_id.decode(), fields))
+        dropped = body["reason"] if body["type"] == "dropped" and body["reason"] in TIMED else None
+        expected = replay.expect(entry_id.decode(), fields, dropped=dropped, newer=newer)
+        found: Difference = judge(body | {"events": []} if deletion else body, expected)
         self.findings.largest = max(self.findings.largest, found.largest)
         self.findings.ties += found.ties
         if body["id"] != entry_id.decode():
@@ -199,6 +229,22 @@ class Judge:
             if not largest <= STATE_TOLERANCE:
                 self.findings.tell("differing", f"{where}: {name} differs by {largest:.1e}")
         return None
+
+    def _settings(self, client: redis.Redis, keys: ShardKeys, stream: str, replay: Replay) -> None:
+        value: Any = client.hget(keys.settings, stream)
+        stored = StreamSettings() if value is None else decode_settings(value)
+        if stored != replay.settings:
+            where = f"settings of {stream} in shard {keys.shard}"
+            self.findings.tell("differing", f"{where}: {stored}, expected {replay.settings}")
+
+
+def _last_deletion(entries: Entries, records: Mapping[bytes, Mapping[bytes, bytes]]) -> int:
+    """Place of the entry that last deleted the stream, or 0. Only records from there on are left."""
+    for place in reversed(range(len(entries))):
+        entry_id, fields = entries[place]
+        if fields[CASE.encode()] == b"delete" and records.get(entry_id, {}).get(b"type") == b"done":
+            return place
+    return 0
 
 
 class HeadWatch:

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from service.contracts import Manifest
+from service.contracts import GapPolicy, Manifest, RollingSettings
 
 TIE: Final = 1e-5  # a decision this close to its threshold may fall either way
 LABEL_MARGIN: Final = 1e-4  # and so may the label, when the two highest scores are this close
@@ -37,6 +37,7 @@ class Label:
     told_at: float = 0.0
     peak: float = 0.0  # float32, like the smoothed scores
     told: float = 0.0
+    since_told: float = -math.inf  # highest smoothed score since the last report
     unsure: bool = False  # a decision was a tie: what follows from it is not compared
 
 
@@ -53,6 +54,8 @@ class Oracle:
     smooth: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (K,)
     steps: int = 0
     last: float = 0.0
+    own_rolling: RollingSettings | None = None  # of the stream's settings; else the package's
+    own_gap: GapPolicy | None = None
 
     def __post_init__(self) -> None:
         self.begin()
@@ -60,6 +63,14 @@ class Oracle:
     @property
     def manifest(self) -> Manifest:
         return self.engine.manifest
+
+    @property
+    def rolling(self) -> RollingSettings:
+        return self.own_rolling or self.manifest.rolling
+
+    @property
+    def gap(self) -> GapPolicy:
+        return self.own_gap or self.manifest.gap
 
     def begin(self) -> None:
         self.state = {t.name: np.full((1, *t.shape), t.initial, t.dtype) for t in self.manifest.states}
@@ -100,7 +111,7 @@ class Oracle:
 
     def _roll(self, probabilities: np.ndarray, now: float, events: list[Told]) -> set[str]:
         """Returns the labels that were unsure at this step."""
-        rolling, gap = self.manifest.rolling, self.manifest.gap
+        rolling, gap = self.rolling, self.gap
         self.steps += 1
         dt = min(max(now - self.last, 0.0), gap.gap_s)
         weight = 1.0 if self.steps == 1 or rolling.half_life_s == 0 else 1 - 2 ** (-dt / rolling.half_life_s)
@@ -117,29 +128,33 @@ class Oracle:
             self._decide(label, name, smooth, now, told)
             if label.unsure:
                 unsure.add(name)
-                if not near and smooth < min(rolling.enter, rolling.exit):  # outside, however the tie was decided
+                outside = not near and smooth < min(rolling.enter, rolling.exit)  # however the tie was decided
+                if outside and rolling.refractory_s == 0:  # else it may also be open when it can enter again
                     label.unsure = False
         events.extend((kind, name, self.steps, now) for kind, names in told.items() for name in names)
         return unsure
 
     def _decide(self, label: Label, name: str, smooth: np.float32, now: float, told: dict[str, list[str]]) -> None:
-        rolling = self.manifest.rolling
+        rolling = self.rolling
         if label.inside:
             label.peak = max(label.peak, float(smooth))
+            label.since_told = max(label.since_told, float(smooth))
+            due = round(now - label.told_at, 6) >= rolling.update_s
+            if due and rolling.half_life_s > 0 and abs(label.since_told - label.told) < TIE:
+                label.unsure = True  # whether it has risen since, and so is told, may fall either way
             if smooth < np.float32(rolling.exit):
                 told["exit"].append(name)
                 label.inside, label.since, label.quiet_until = False, None, now + rolling.refractory_s
-            elif label.peak > label.told and round(now - label.told_at, 6) >= rolling.update_s:
+            elif due and label.peak > label.told:
                 told["update"].append(name)
-                label.unsure = label.unsure or bool(rolling.half_life_s > 0 and label.peak - label.told < TIE)
-                label.told, label.told_at = label.peak, now
+                label.told, label.told_at, label.since_told = label.peak, now, -math.inf
         elif smooth >= np.float32(rolling.enter) and now >= round(label.quiet_until, 6):
             if label.since is None:
                 label.since, label.peak = now, 0.0
             label.peak = max(label.peak, float(smooth))
             if round(now - label.since, 6) >= rolling.dwell_s:
                 told["enter"].append(name)
-                label.inside, label.told, label.told_at = True, label.peak, now
+                label.inside, label.told, label.told_at, label.since_told = True, label.peak, now, -math.inf
         else:
             label.since = None
 

@@ -5,26 +5,33 @@ Everything is ordered from one thread. Faults come one after the other and last 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
+import re
 import shutil
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import redis
 
 from service.chaos.broker import ChaosBroker
 from service.chaos.check import HeadWatch, Judge, missing
 from service.chaos.faults import Faults
+from service.chaos.objects import some_states
 from service.chaos.traffic import Producer, StreamTraffic, Tally
-from service.chaos.verdict import KINDS, PROOF_S, Verdict
+from service.chaos.verdict import KINDS, PROOF_S, Verdict, traffic_of
 from service.chaos.workers import PROGRAM, ChaosWorker, WorkerOptions
+from service.engine import OnnxEngine
 from service.errors import StartError
-from service.packages import load_package, zoo_folder
+from service.keys import worker_key
+from service.packages import Package, load_package, zoo_folder
 
 MODEL: Final = "activity-lstm/1"
 SHARDS: Final = 4
@@ -39,7 +46,7 @@ class Options:
 
     seconds: float = 60.0
     workers: int = 3
-    streams: int = 24
+    streams: int = 300  # more than the workers may have in memory
     seed: int = 0
     lease_s: float = 1.0
     state_ttl_s: float = 5.0
@@ -98,8 +105,9 @@ class Chaos:
     def _produce(self) -> None:
         options = self._options
         sparse = max(1, options.streams // 3)
+        manifest, states = self._package.manifest, states_of(self._package, options.seed)
         traffic = [
-            StreamTraffic(f"{'sparse' if n < sparse else 'dense'}-{n:02}", options.seed, self._package.manifest, SHARDS)
+            StreamTraffic(f"{'sparse' if n < sparse else 'dense'}-{n:02}", options.seed, manifest, SHARDS, states)
             for n in range(options.streams)
         ]
         dense = traffic[sparse:]
@@ -185,6 +193,7 @@ class Chaos:
 
     def _conclude(self) -> Verdict:
         options, judge = self._options, self._judge
+        evictions = self._evictions()
         crashes = sum(not worker.stop() for worker in self._workers if worker.running())
         crashes += sum(worker.crashes for worker in self._workers)
         with self._broker.client() as client:
@@ -200,6 +209,7 @@ class Chaos:
         excused, unexcused = missing(self._tally.acknowledged, survived, self._faults.losses_ms)
         proxies = sum((worker.proxy.counts for worker in self._workers), Counter[str]())
         faults = {kind: self._faults.happened[kind] for kind in options.kinds}
+        untried = [kind for kind, count in traffic_of(judge.findings).items() if not count]
         judge.findings.told += [f"lost: acknowledged {i.decode()} of shard {p} is nowhere" for p, i in unexcused[:5]]
         return Verdict(
             seed=options.seed, seconds=options.seconds, duration_s=round(time.monotonic() - self._began, 1),
@@ -207,6 +217,26 @@ class Chaos:
             appended=len(self._tally.acknowledged), refused_full=self._tally.counts["full"],
             unknown=self._tally.counts["unknown"], torn_commands=self._faults.torn, lost_by_broker=excused,
             lost_unexcused=len(unexcused), acquisitions=self._watch.acquisitions, blind=proxies["blind"],
-            crashes=crashes,
-            unseen=self._faults.unseen() if options.seconds >= PROOF_S else [],
+            crashes=crashes, evictions=evictions,
+            unseen=[*self._faults.unseen(), *untried] if options.seconds >= PROOF_S else [],
         )  # fmt: skip
+
+    def _evictions(self) -> int:
+        """What the living workers say of themselves, in words for Prometheus."""
+        total = 0
+        for worker in self._workers:
+            said: Any = self._broker.asked().get(worker_key("rollcast", worker.name))
+            url = json.loads(said)["metrics"] if said else None
+            if url is None:
+                continue
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+                found = re.search(rb"^rollcast_evictions_total ([0-9.e+]+)", answer.read(), re.MULTILINE)
+                total += int(float(found[1])) if found else 0
+        return total
+
+
+def states_of(package: Package, seed: int, schema: str | None = None) -> list[dict[str, Any]]:
+    """State objects to restore: after walks through the training data's range that follow from the seed."""
+    maker = StreamTraffic("walks", seed, package.manifest, SHARDS, [])
+    walks = [maker.make_rows(count) for count in (1, 9, 30, 80, 200)]
+    return some_states(OnnxEngine(package), schema or package.schema, walks)

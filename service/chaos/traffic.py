@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy as np
 import redis
 
 from service.chaos.broker import connect
+from service.chaos.controls import ControlTraffic
 from service.contracts import Manifest
 from service.keys import ShardKeys, shard_of
 
@@ -26,7 +27,11 @@ CASE: Final = "chaos"  # a field of each entry that workers ignore: which case o
 CASES: Final = {  # what must become of it: a reason of refusal, or nothing when it is stepped or carried out
     "good": "", "reset": "", "not-finite": "non_finite", "bytes": "wrong_shape", "width": "wrong_shape",
     "frame": "wrong_kind", "kind": "malformed", "control": "malformed", "model": "unknown_model",
-    "stream": "bad_stream", "shard": "wrong_shard",
+    "stream": "bad_stream", "shard": "wrong_shard", "settings": "", "restore": "", "delete": "",
+    "settings-ttl": "malformed", "settings-range": "malformed", "settings-field": "malformed",
+    "settings-model": "unknown_model", "restore-schema": "other_schema", "restore-model": "other_model",
+    "restore-nan": "non_finite", "restore-shape": "malformed", "restore-bytes": "malformed",
+    "restore-none": "malformed",
 }  # fmt: skip
 PARSED: Final = ("bytes", "kind", "stream")  # refused before anything else is looked at
 _APPEND: Final = """
@@ -48,15 +53,19 @@ class Draft(NamedTuple):
 
 
 class StreamTraffic:
-    """The entries of one stream, one after the other; the same for the same seed."""
+    """The entries of one stream, one after the other; the same for the same seed. `states`: what is restored."""
 
-    def __init__(self, stream: str, seed: int, manifest: Manifest, shards: int) -> None:
+    def __init__(
+        self, stream: str, seed: int, manifest: Manifest, shards: int, states: Sequence[Mapping[str, Any]]
+    ) -> None:
         assert manifest.rows is not None
         self.stream = stream
         self._manifest, self._rows, self._shards = manifest, manifest.rows, shards
         self._dice = random.Random(f"{seed} {stream}")
         self._normal = np.random.default_rng([seed, *stream.encode()])
         self._timed = self._dice.random() < 0.75  # the others' times are their entries' ids
+        self._deletes = self._dice.random() < 0.1  # few: nothing is left to compare of what came before
+        self._controls = ControlTraffic(self._dice, manifest.name, states)
         self._clock = 1000.0
         self._seq = 0
         self._last: dict[str, bytes] | None = None
@@ -65,19 +74,20 @@ class StreamTraffic:
 
     def next(self) -> Draft:
         dice = self._dice.random()
-        if dice < 0.82:
+        if dice < 0.78:
             return self._good()
-        if dice < 0.86 and self._last is not None:  # a producer that repeats itself
+        if dice < 0.82 and self._last is not None:  # a producer that repeats itself
             return self._draft(self._last)
-        if dice < 0.88 and self._late is not None:
+        if dice < 0.84 and self._late is not None:
             return self._draft(self._late)
-        if dice < 0.91:
-            return self._draft(self._control(b'{"action": "reset"}', "reset"))
+        for limit, case in ((0.86, "reset"), (0.885, "settings"), (0.91, "restore"), (0.916, "delete")):
+            if dice < limit and (case != "delete" or self._deletes):
+                return self._control(case)
         return self._bad(self._dice.choice([case for case, reason in CASES.items() if reason]))
 
     def _good(self) -> Draft:
-        rows = self._make_rows(self._dice.choice([1, 1, 1, 1, 2, 3, 8, 24]), len(self._rows.features))
-        self._seq += 1
+        rows = self.make_rows(self._dice.choice([1, 1, 1, 1, 2, 3, 8, 24]), len(self._rows.features))
+        self._seq += 1 if self._dice.random() < 0.98 else self._dice.randrange(2, 6)  # a hole now and then
         fields = self._samples(rows, "good") | {"seq": b"%d" % self._seq}
         dice = self._dice.random()
         if dice < 0.02:
@@ -89,17 +99,17 @@ class StreamTraffic:
 
     def _bad(self, case: str) -> Draft:
         width = len(self._rows.features)
-        if case == "control":
-            return self._draft(self._control(b'{"action": ', case))
-        fields = self._samples(self._make_rows(2, width), case)
+        if case == "control" or case.startswith(("settings-", "restore-")):
+            return self._control(case)
+        fields = self._samples(self.make_rows(2, width), case)
         if case == "not-finite":  # its seq is not used up: the next entry has the same
-            rows = self._make_rows(3, width)
+            rows = self.make_rows(3, width)
             rows[self._dice.randrange(3), self._dice.randrange(width)] = self._dice.choice([np.nan, np.inf, -np.inf])
             fields |= {"data": rows.tobytes(), "shape": b"3,%d" % width, "seq": b"%d" % (self._seq + 1)}
         elif case == "bytes":
             fields["data"] = fields["data"][:-4]
         elif case == "width":
-            fields |= {"data": self._make_rows(1, width - 1).tobytes(), "shape": b"1,%d" % (width - 1)}
+            fields |= {"data": self.make_rows(1, width - 1).tobytes(), "shape": b"1,%d" % (width - 1)}
         elif case == "frame":
             fields["kind"] = b"frame"
         elif case == "kind":
@@ -114,8 +124,9 @@ class StreamTraffic:
     def _draft(self, fields: dict[str, bytes]) -> Draft:
         return Draft(shard_of(self.stream, self._shards), fields)
 
-    def _control(self, data: bytes, case: str) -> dict[str, bytes]:
-        return {"stream": self.stream.encode(), "kind": b"control", "data": data, CASE: case.encode()}
+    def _control(self, case: str) -> Draft:
+        data = self._controls.data(case, round(self._clock * 1e6))
+        return self._draft({"stream": self.stream.encode(), "kind": b"control", "data": data, CASE: case.encode()})
 
     def _samples(self, rows: np.ndarray, case: str) -> dict[str, bytes]:
         fields = {
@@ -129,8 +140,9 @@ class StreamTraffic:
             fields["time"] = repr(round(self._clock, 6)).encode()
         return fields
 
-    def _make_rows(self, count: int, width: int) -> np.ndarray:
+    def make_rows(self, count: int, width: int | None = None) -> np.ndarray:
         """Slow waves through the range of the training data, and noise: labels come and go."""
+        width = len(self._rows.features) if width is None else width
         self._phase += 0.05 * count
         wave = np.sin(self._phase * np.arange(1, width + 1) / 2)
         values = 1.5 * wave + 0.5 * self._normal.normal(size=(count, width))
@@ -179,7 +191,8 @@ class Producer(threading.Thread):
             if self._burst:
                 self._stopped.wait(self._dice.choice([0.05, 0.2, 0.2, 1.0]))
                 size = self._dice.choice([1, 5, 20, 20, 50, self._burst])
-                drafts = [] if self._crowded() else [self._dice.choice(self._streams).next() for _ in range(size)]
+                some = self._dice.sample(self._streams, min(8, len(self._streams)))  # they lag; the others fall silent
+                drafts = [] if self._crowded() else [self._dice.choice(some).next() for _ in range(size)]
             else:
                 self._stopped.wait(0.05)
                 now, drafts = time.monotonic(), []

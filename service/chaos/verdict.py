@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,7 +25,19 @@ KINDS: Final = {  # of faults, and what is counted: what happened, not what was 
     "tear": "broker restarted without its log's tail",
     "empty": "broker replaced by an empty one",
 }
+TRAFFIC: Final = {  # what records must show of a stream's life
+    "settings": "settings changed", "restore": "states restored", "reset": "states reset", "delete": "streams deleted",
+    "ttl": "states begun anew after their own or the deployment's time to live",
+    "late": "entries dropped: their seq lies below the last", "superseded": "entries dropped: a newer one was waiting",
+    "stale": "entries dropped: older than max_age_s", "missed": "predictions that tell of a hole in seq",
+}  # fmt: skip
 PROOF_S: Final = 30.0  # a run this long must have seen every kind
+
+
+def traffic_of(findings: Findings) -> dict[str, int]:
+    """How often each kind of `TRAFFIC` was seen."""
+    seen = findings.controls + findings.drops + Counter(ttl=findings.restarts["ttl"])
+    return {kind: findings.missed if kind == "missed" else seen[kind] for kind in TRAFFIC}
 
 
 @dataclass
@@ -47,7 +60,8 @@ class Verdict:
     acquisitions: int = 0
     blind: int = 0  # transactions sent before the reply to the one before
     crashes: int = 0  # workers that ended although nobody killed them
-    unseen: list[str] = field(default_factory=list)  # kinds of faults that were to happen and did not
+    evictions: int = 0  # streams that left the memory of the workers that lived at the end
+    unseen: list[str] = field(default_factory=list)  # kinds of faults and of traffic that were to happen and did not
     evidence: str = ""  # folder, where it was kept
 
     @property
@@ -59,10 +73,11 @@ class Verdict:
         return not (self.findings.faults or self.lost_unexcused or self.blind or self.crashes or self.unseen)
 
     def as_json(self) -> dict[str, Any]:
-        findings = vars(self.findings) | {
-            "records": dict(self.findings.records), "restarts": dict(self.findings.restarts)
-        }  # fmt: skip
-        return vars(self) | {"findings": findings, "passed": self.passed, "lost": self.lost}
+        plain = {
+            name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self.findings).items()
+        }
+        more = {"findings": plain, "traffic": traffic_of(self.findings), "passed": self.passed, "lost": self.lost}
+        return vars(self) | more
 
     def show(self, console: Console) -> None:
         findings = self.findings
@@ -79,6 +94,10 @@ class Verdict:
         row(sum(findings.records.values()), f"records: {types}; with {findings.events:,} events")
         restarts = ", ".join(f"{name} {count:,}" for name, count in sorted(findings.restarts.items()))
         row(sum(findings.restarts.values()), f"states begun anew: {restarts}")
+        for kind, count in traffic_of(findings).items():
+            row(count, TRAFFIC[kind], good=kind not in self.unseen)
+        row(findings.deleted, "entries whose records were deleted: only that each was answered once is known of them")
+        row(self.evictions, "streams that left the memory of the workers that were alive at the end")
         table.add_section()
         for kind, what in KINDS.items():
             if kind in self.faults:
@@ -105,7 +124,7 @@ class Verdict:
         for text in findings.told:
             console.print(f"  {text}", markup=False, soft_wrap=True)
         for kind in self.unseen:
-            console.print(f"  not seen: {KINDS[kind]}; the run proves nothing about it", markup=False)
+            console.print(f"  not seen: {(KINDS | TRAFFIC)[kind]}; the run proves nothing about it", markup=False)
         if self.evidence:
             console.print(
                 f"  the broker's data and the workers' logs lie in {self.evidence}", markup=False, soft_wrap=True

@@ -17,6 +17,7 @@ from service.chaos.proxy import FaultProxy
 from service.errors import StartError
 from service.processes import tied
 
+RESIDENT: Final = 64  # streams in a worker's memory: the fewest that can be set, so that states leave and return
 PROGRAM: Final = (sys.executable, "-m", "service.cli")
 
 
@@ -68,6 +69,7 @@ class ChaosWorker:
                         *options.program, "worker", "--broker", self.proxy.url, "--home", str(options.home),
                         "--models", str(options.models), "--shards", str(options.shards),
                         "--lease-s", str(options.lease_s), "--state-ttl-s", str(options.state_ttl_s),
+                        "--max-resident-streams", str(RESIDENT),
                         "--output-history-s", "100000000", "--records-kept", "1000000000", "--metrics-port", "0",
                         "--number", str(self.number), "--name", self.name, "--log-format", "json",
                     ],

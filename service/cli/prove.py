@@ -23,7 +23,7 @@ def chaos(
     workers: Annotated[int, typer.Option("--workers", help="Worker processes.", min=1, max=64)] = 3,
     streams: Annotated[
         int, typer.Option("--streams", help="Streams; a third of them sparse, the others in bursts.", min=2, max=10_000)
-    ] = 24,
+    ] = 300,
     seed: Annotated[
         int | None, typer.Option("--seed", help="Entries and the order of faults follow from it; default: any.", min=0)
     ] = None,

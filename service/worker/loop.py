@@ -367,6 +367,8 @@ class Worker:
         freshness = item.key.settings.freshness or item.key.usual
         if freshness is not None and freshness.mode == "latest":
             self._inbox.freshen(item, freshness)
+        elif item.entry.kind == "control":
+            item.key.newest = item  # a control before it may say `latest`, and nothing passes this one either
         if item.entry.kind == "frame" and item.error is None and (form := self._form(item)) is not None:
             item.ready = False
             self._decoding += 1

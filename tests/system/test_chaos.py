@@ -17,9 +17,9 @@ from rich.console import Console
 from service.broker.log import RedisLog
 from service.chaos.broker import connect
 from service.chaos.check import Findings, HeadWatch, Judge, missing
-from service.chaos.run import Chaos, Options
+from service.chaos.run import Chaos, Options, states_of
 from service.chaos.traffic import CASES, Draft, Producer, StreamTraffic, Tally
-from service.chaos.verdict import KINDS, Verdict
+from service.chaos.verdict import KINDS, TRAFFIC, Verdict
 from service.engine import OnnxEngine
 from service.errors import BrokerFailed
 from service.keys import ShardKeys, shard_of
@@ -39,6 +39,9 @@ def test_half_a_minute_of_everything_loses_doubles_and_changes_nothing() -> None
     assert verdict["passed"] is True
     assert verdict["faults"].keys() == KINDS.keys()
     assert min(verdict["faults"].values()) > 0, "every fault has happened"
+    assert verdict["traffic"].keys() == TRAFFIC.keys()
+    assert min(verdict["traffic"].values()) > 0, "every kind of entry was posted and answered"
+    assert verdict["evictions"] > 0
     findings = verdict["findings"]
     assert findings["takeovers"] > 0
     assert findings["entries"] > 1000
@@ -80,7 +83,8 @@ class Scene:
     def __init__(self, path: Path, prefix: str, package: Package) -> None:
         self.client = connect(path)
         self.prefix, self.package = prefix, package
-        self.traffic = [StreamTraffic(f"dense-{n:02}", 5, package.manifest, SHARDS) for n in range(STREAMS)]
+        states = states_of(package, 5, schema=package.manifest.sha256[:16])  # that of a worker in this process
+        self.traffic = [StreamTraffic(f"dense-{n:02}", 5, package.manifest, SHARDS, states) for n in range(STREAMS)]
         self.tally = Tally()
         producer = Producer(path, [], self.tally, seed="5", burst=1, prefix=prefix, shards=SHARDS)
         drafts: list[Draft] = [stream.next() for _ in range(ENTRIES // STREAMS) for stream in self.traffic]
@@ -230,9 +234,11 @@ def test_acknowledged_entries_are_missed_unless_the_broker_lost_its_tail() -> No
 
 
 def test_traffic_follows_from_the_seed_and_has_every_case(package: Package) -> None:
+    states = states_of(package, 3)
+
     def drafts(seed: int) -> list[Draft]:
-        traffic = StreamTraffic("dense-07", seed, package.manifest, SHARDS)
-        return [traffic.next() for _ in range(2000)]
+        traffic = [StreamTraffic(f"dense-{n:02}", seed, package.manifest, SHARDS, states) for n in range(60)]
+        return [stream.next() for _ in range(150) for stream in traffic]
 
     assert drafts(3) == drafts(3) != drafts(4)
     assert {draft.fields["chaos"].decode() for draft in drafts(3)} == CASES.keys()

@@ -1,0 +1,78 @@
+"""What the replay expects of a stream's life, from the documentation alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from service.chaos.objects import object_of, put_back
+from service.chaos.oracle import Oracle
+from service.chaos.replay import Expected, Replay, superseding
+from tests.doubles import TinyEngine, rows_fields, tiny_manifest
+
+ROWS = np.array([[1, 2, 3]], np.float32)
+
+
+def good(**more: bytes) -> dict[bytes, bytes]:
+    fields = rows_fields("s", ROWS, **more) | {"chaos": b"good", "model": b"tiny"}
+    return {name.encode(): value for name, value in fields.items()}
+
+
+def control(action: str, **more: Any) -> dict[bytes, bytes]:
+    return {b"kind": b"control", b"data": json.dumps({"action": action} | more).encode(), b"chaos": action.encode()}
+
+
+def restarted(expected: Expected) -> Any:
+    assert expected.type == "prediction"
+    return expected.body["restarted"]
+
+
+def test_a_hole_in_seq_is_missed_and_with_the_policy_reset_a_gap() -> None:
+    replay = Replay(TinyEngine(tiny_manifest()), 60.0)
+    replay.expect("1000-0", good(seq=b"1"))
+    carried = replay.expect("1001-0", good(seq=b"4"))
+    assert (restarted(carried), carried.body["missed"]) == (None, 2)
+    replay.expect("1002-0", control("settings", settings={"gap": {"policy": "reset"}}))
+    assert restarted(replay.expect("1003-0", good(seq=b"6"))) == "gap"
+
+
+def test_an_own_time_to_live_counts_by_ids_and_a_deletion_forgets_it_and_seq() -> None:
+    replay = Replay(TinyEngine(tiny_manifest()), 60.0)
+    replay.expect("1000-0", control("settings", settings={"state_ttl_s": 0.5}))
+    assert restarted(replay.expect("1001-0", good(seq=b"9"))) == "first"
+    assert restarted(replay.expect("1501-0", good(seq=b"10"))) is None
+    assert restarted(replay.expect("2002-0", good(seq=b"11"))) == "ttl"
+    assert replay.expect("2003-0", control("delete")).body["action"] == "delete"
+    assert restarted(replay.expect("2004-0", good(seq=b"1"))) == "first"
+    assert restarted(replay.expect("4004-0", good(seq=b"2"))) is None
+
+
+def test_a_drop_is_believed_only_where_the_latest_counts_and_a_newer_one_waited() -> None:
+    replay = Replay(TinyEngine(tiny_manifest()), 60.0)
+    assert replay.expect("1-0", good(seq=b"1"), dropped="superseded", newer=True).type == "prediction"
+    replay.expect("2-0", control("settings", settings={"freshness": {"mode": "latest"}}))
+    assert replay.expect("3-0", good(seq=b"2"), dropped="superseded", newer=False).type == "prediction"
+    assert replay.expect("4-0", good(seq=b"3"), dropped="stale", newer=True).type == "prediction"
+    assert replay.expect("5-0", good(seq=b"4", start=b"1"), dropped="superseded", newer=True).type == "dropped"
+    assert restarted(replay.expect("6-0", good(seq=b"5"))) == "start"
+    entries = [(b"1-0", good(seq=b"1")), (b"2-0", control("reset")), (b"3-0", good(seq=b"2")), (b"4-0", good(seq=b"3"))]
+    assert superseding(entries) == [False, True, True, False]
+
+
+def test_a_restored_state_goes_on_where_it_was_taken() -> None:
+    engine = TinyEngine(tiny_manifest())
+    one, other = Oracle(engine), Oracle(engine)
+    one.step(ROWS, 1.0)
+    state = msgspec.msgpack.encode(object_of(one, "schema"))
+    put_back(other, state)
+    replay = Replay(engine, 60.0)
+    replay.expect("1001-0", control("restore", state=base64.b64encode(state).decode()))
+    expected = one.step(ROWS, 1.1)
+    assert other.step(ROWS, 1.1) == expected
+    after = replay.expect("1002-0", good(seq=b"1", time=b"1.1")).body
+    assert (after["step"], after["restarted"]) == (2, None)
+    assert after["probabilities"] == expected["probabilities"]

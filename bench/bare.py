@@ -110,7 +110,7 @@ def drain(
                 state, name = states[at * state_bytes : (at + 1) * state_bytes], key.state_prefix + stream
                 out.append(SET % (len(name), name, state_bytes, state))
                 prev[slot] = entry_id
-                positions += [stream, b"%b %b - - %b" % (entry_id, entry_id, entry_id)]
+                positions += [stream, entry_id]
                 touched += [entry_id.partition(b"-")[0], stream]
                 answered += [stream, entry_id]
                 at += 1

@@ -1,6 +1,6 @@
 """What a stream costs in memory, and what coming and going costs: many streams, touched once each, then once more.
 
-    python -m bench.residence [--streams 100000] [--limits 100000,10000]
+    python -m bench.residence [--streams 100000] [--limits 100000,10000] [--rounds 2]
 
 For each limit a worker process of its own, on an embedded broker of its own, LSTM-64. Exit status 1 when the worker
 takes more than 1.5 times the bytes of state and 600 B for each resident stream (and 32 MiB to work with), or when a
@@ -98,19 +98,19 @@ def work(url: str, folder: str, limit: int, expected: Any, pipe: Any) -> None:
     thread.join()
 
 
-def check(wire: Wire, folder: str, streams: int) -> int:
+def check(wire: Wire, folder: str, streams: int, rounds: int) -> int:
     """How many streams differ from a run of their own."""
     engine = OnnxEngine(lstm_package(Path(folder)))  # type: ignore[arg-type]
-    rounds = [rows_of(streams, 0), rows_of(streams, 1)]
+    given = [rows_of(streams, number) for number in range(rounds)]
     wrong = 0
     for n in range(0, streams, CHECKED):
         name, state = f"stream-{n:06d}", engine.initial(1)
         records = wire.call("XRANGE", ShardKeys("r", shard_of(name, SHARDS)).out(name), "-", "+")
-        for number, rows in enumerate(rounds):
+        for number, rows in enumerate(given):
             scores, state = engine.run(rows[n][None, None], state)
             body = json.loads(records[number][1][3])
             good = (
-                len(records) == 2
+                len(records) == rounds
                 and body["step"] == number + 1
                 and np.abs(scores[0, 0] - body["probabilities"]).max() < 1e-5
             )
@@ -139,7 +139,7 @@ def broker_per_stream(wire: Wire, streams: int, state: int) -> str:
     return f"state key {mean('state'):,.0f} B (state {state} B), records {mean('out'):,.0f} B, {shown}"
 
 
-def measure(limit: int, streams: int) -> bool:
+def measure(limit: int, streams: int, rounds: int) -> bool:
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="rcb-") as folder:
         broker = EmbeddedBroker(Path(folder) / "home")
@@ -151,7 +151,7 @@ def measure(limit: int, streams: int) -> bool:
             ours.send(0)
             before, broker_before = ours.recv(), used(wire)
             good = True
-            for number in range(2):
+            for number in range(rounds):
                 fill(wire, streams, number)
                 began = time.perf_counter()
                 ours.send((number + 1) * streams)
@@ -170,7 +170,7 @@ def measure(limit: int, streams: int) -> bool:
                     flush=True,
                 )
                 print(f"    {broker_per_stream(wire, streams, seen['row'])}")
-            wrong = check(wire, folder, streams)
+            wrong = check(wire, folder, streams, rounds)
             print(f"    {streams // CHECKED:,} streams compared with runs of their own: {wrong} differ", flush=True)
             ours.send(None)
             process.join(30)
@@ -185,8 +185,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=100_000)
     parser.add_argument("--limits", default="100000,10000", help="of resident streams, one run each")
+    parser.add_argument("--rounds", type=int, default=2, help="rows of each stream")
     arguments = parser.parse_args()
-    results = [measure(int(limit), arguments.streams) for limit in arguments.limits.split(",")]
+    results = [measure(int(limit), arguments.streams, arguments.rounds) for limit in arguments.limits.split(",")]
     return 0 if all(results) else 1
 
 

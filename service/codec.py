@@ -294,6 +294,8 @@ def parse_head(value: bytes) -> Head:
 class Position(NamedTuple):
     """Where a stream stands: `last record seq seq_id stepped`. Outside the state, so that it outlives it.
 
+    Stored, `=` is the same id as `last`, and an id alone is `id = - - =`, as it usually is: 36 bytes less a stream.
+    Spelt out it is read as well.
     `stepped` is the id of the last entry whose state is kept; `-`: there is none, the next one is `first`;
     `reset`: a reset dropped it; `version`: another model did; `deleted`: the stream was, and nothing came since.
     """
@@ -312,13 +314,36 @@ NOWHERE: Final = Position(0, ZERO_ID, None, b"-", b"-")
 
 
 def encode_position(last: bytes, record: bytes, seq: int | None, seq_id: bytes, stepped: bytes) -> bytes:
-    """What `pos` holds of a stream; `last` as an id."""
-    return b"%b %b %b %b %b" % (last, record, b"-" if seq is None else b"%d" % seq, seq_id, stepped)
+    """What `pos` holds of a stream; `last` as an id.
+
+    >>> encode_position(b"17-4", b"17-4", 7, b"17-0", b"17-4")
+    b'17-4 = 7 17-0 ='
+    """
+    if seq is None and record == stepped == last and seq_id == b"-":
+        return last
+    return b"%b %b %b %b %b" % (
+        last,
+        b"=" if record == last else record,
+        b"-" if seq is None else b"%d" % seq,
+        b"=" if seq_id == last else seq_id,
+        b"=" if stepped == last else stepped,
+    )
 
 
 def parse_position(value: bytes) -> Position:
-    last, record, seq, seq_id, stepped = value.split(b" ")
-    return Position(id_number(last), record, None if seq == b"-" else int(seq), seq_id, stepped)
+    """Raises ValueError when `value` is not a position.
+
+    >>> parse_position(b"17-4") == parse_position(b"17-4 17-4 - - 17-4")
+    True
+    """
+    last, record, seq, seq_id, stepped = value.split(b" ") if b" " in value else (value, b"=", b"-", b"-", b"=")
+    return Position(
+        id_number(last),
+        last if record == b"=" else record,
+        None if seq == b"-" else int(seq),
+        last if seq_id == b"=" else seq_id,
+        last if stepped == b"=" else stepped,
+    )
 
 
 # --- feed --------------------------------------------------------------------------------------------------------

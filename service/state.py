@@ -7,6 +7,7 @@ one gather. Position is not part of it: it lies in `pos`, so that it outlives th
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -34,7 +35,7 @@ class StateLayout:
             (f"state:{t.name}", np.dtype(t.dtype).newbyteorder("<").str, tuple(t.shape)) for t in manifest.states
         ]
         ordered = sorted(eight + fields + tensors, key=lambda field: -np.dtype(field[1]).itemsize)
-        self.dtype = np.dtype(ordered, align=True)
+        self.dtype = _padded(ordered)
         name = manifest.name.encode()
         self.header = _HEADER.pack(MAGIC, bytes.fromhex(schema), manifest.version) + bytes([len(name)]) + name
         self._schema = bytes.fromhex(schema)
@@ -143,6 +144,14 @@ class StateTable:
         for number in np.unique(blocks).tolist():
             mine = np.flatnonzero(blocks == number)
             yield self._blocks[number], mine, places[mine]
+
+
+def _padded(ordered: list[tuple[str, str, tuple[int, ...]]]) -> np.dtype[np.void]:
+    """Rows of these items, larger ones first. The bytes behind the last one are an item, too, so that copies of rows
+    copy them: numpy leaves out what has no name, and stored records would end in what the memory held before."""
+    dtype = np.dtype(ordered, align=True)
+    spare = dtype.itemsize - sum(np.dtype(form).itemsize * math.prod(shape) for _, form, shape in ordered)
+    return np.dtype([*ordered, ("padding", f"V{spare}")], align=True) if spare else dtype
 
 
 def label_of(record: bytes) -> tuple[str, int, str] | None:

@@ -95,7 +95,7 @@ class MemoryLog:
         it.owner = self.worker
         self.broker.acquisitions += 1
         old = parse_head(it.head) if it.head else Head("life", "", 0, 0, 0, 0)
-        for number in [n for n in it.log if n <= old.low]:
+        for number in [n for n in list(it.log) if n <= old.low]:
             del it.log[number]
         it.head = Head(old.life, f"{self.broker.acquisitions:04x}", old.n, old.low, 0, old.tries + 1).encode()
         self._fences[shard] = it.head
@@ -136,7 +136,7 @@ class MemoryLog:
             cursors, count = self._asked
             for shard, cursor in cursors.items():
                 log = self.broker.shards[shard].log
-                if entries := [(number_id(n), fields) for n, fields in log.items() if n > cursor][:count]:
+                if entries := [(number_id(n), fields) for n, fields in list(log.items()) if n > cursor][:count]:
                     found.append((shard, entries))
         if not found:
             if wake is not None:

@@ -131,6 +131,22 @@ def test_a_head_and_a_position_read_back() -> None:
     assert parse_position(NOWHERE.encode()) == NOWHERE
 
 
+@given(
+    last=st.sampled_from([b"17-3", b"17-4"]),
+    record=st.sampled_from([b"17-3", b"17-4"]),
+    seq_id=st.sampled_from([b"-", b"17-4", b"3-0"]),
+    stepped=st.sampled_from([b"-", b"reset", b"17-4", b"9-9"]),
+)
+def test_a_position_reads_the_same_whether_its_ids_are_spelt_out_or_not(
+    last: bytes, record: bytes, seq_id: bytes, stepped: bytes
+) -> None:
+    spelt = b" ".join((last, record, b"-" if seq_id == b"-" else b"5", seq_id, stepped))  # as versions before did
+    position = parse_position(spelt)
+    assert position == Position(id_number(last), record, None if seq_id == b"-" else 5, seq_id, stepped)
+    assert parse_position(position.encode()) == position
+    assert position.encode().count(last) == 1, "an id that is `last` is not spelt twice"
+
+
 def test_a_feed_reads_back() -> None:
     assert parse_feed(encode_feed([b"cam-1", b"17-0", b"cam-2", b"18-0"])) == [("cam-1", "17-0"), ("cam-2", "18-0")]
     assert parse_feed(b"") == []

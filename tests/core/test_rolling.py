@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service import rolling
@@ -44,7 +44,8 @@ def fresh(made: Manifest, count: int) -> np.ndarray:
 steps = st.lists(st.tuples(*[st.sampled_from([0.0, 0.2, 0.35, 0.5, 0.7, 1.0])] * 3), min_size=1, max_size=40)
 
 
-@settings(deadline=None)
+# a busy machine draws slowly: neither that nor a slow example is a failure
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 @given(
     streams=st.lists(steps, min_size=1, max_size=4),
     cut=st.integers(1, 7),
@@ -61,7 +62,8 @@ def test_any_cutting_and_batching_equals_the_plain_automaton(
     refractory: float,
     update: float,
 ) -> None:
-    # thresholds that no smoothed value of these scores meets exactly: float32 and float64 must agree on the side
+    # both fold in float32, in the same order and with the same weights: every bit of the scores is to be equal, or a
+    # peak that rises by the last bit would be an `update` to one of them only
     made = manifest(rolling=RollingSettings(half_life, 0.451, 0.301, dwell, refractory, update))
     length = max(map(len, streams))
     scores = np.array([(s + s[-1:] * length)[:length] for s in streams], np.float32)  # (B, T, K)
@@ -73,10 +75,8 @@ def test_any_cutting_and_batching_equals_the_plain_automaton(
         events = fold(made, rows, block, [last] * len(streams))
         for b, oracle in enumerate(oracles):
             expected = oracle.step(block[b], last)
-            np.testing.assert_allclose(rows["smooth"][b], expected["rolling"], atol=1e-5)
-            told = [(e.type, e.label, e.step, e.time) for e in events.get(b, [])]
-            near = [abs(v - t) < 1e-5 for v in expected["rolling"] for t in (0.451, 0.301)]
-            assert told == expected["events"] or any(near)
+            np.testing.assert_array_equal(rows["smooth"][b], np.float32(expected["rolling"]))
+            assert [(e.type, e.label, e.step, e.time) for e in events.get(b, [])] == expected["events"]
 
 
 def test_an_event_tells_its_beginning_its_peak_and_the_entry_in_which_it_entered() -> None:

@@ -49,6 +49,20 @@ def test_a_record_reads_back_to_the_same_row() -> None:
     assert made.decode(record) == rows[0]
 
 
+@pytest.mark.parametrize("labels", [1, 3, 8])
+@pytest.mark.parametrize("block_rows", [0, 1])
+def test_a_stored_record_holds_nothing_of_what_the_memory_held_before(labels: int, block_rows: int) -> None:
+    states = [StateTensor("h", [3], "float16"), StateTensor("n", [5], "int8")]
+    made = layout(labels=[f"l{k}" for k in range(labels)], states=states)
+    table = StateTable(made, block_rows)
+    slots = np.array([table.put(None), table.put(None)])
+    dirty = np.full(2 * made.dtype.itemsize, 0xA5, np.uint8).view(made.dtype)  # as memory that was used before
+    dirty[:] = table.gather(slots)
+    table.scatter(slots, dirty)
+    expected = made.header + made.fresh.tobytes()
+    assert made.encode(dirty) == made.encode(table.gather(slots)) == [expected] * 2
+
+
 OTHERS = {
     "size": layout(count=5),
     "model": layout(name="other"),

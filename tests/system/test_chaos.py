@@ -20,6 +20,7 @@ from service.chaos.check import Findings, HeadWatch, Judge, missing
 from service.chaos.run import Chaos, Options, states_of
 from service.chaos.traffic import CASES, Draft, Producer, StreamTraffic, Tally
 from service.chaos.verdict import KINDS, TRAFFIC, Verdict
+from service.codec import id_number, parse_position
 from service.engine import OnnxEngine
 from service.errors import BrokerFailed
 from service.keys import ShardKeys, shard_of
@@ -184,8 +185,9 @@ def test_whatever_is_tampered_with_is_found(scene: Scene) -> None:
     assert found_after(chained, unchain).out_of_order == out_of_order + 1
 
     keys = scene.keys(rewound)
-    position: Any = scene.client.hget(keys.pos, rewound)
-    scene.client.hset(keys.pos, rewound, b"1-0 1-0 " + position.split(b" ", 2)[2])
+    stored: Any = scene.client.hget(keys.pos, rewound)
+    position = parse_position(stored)._replace(last=id_number("1-0"), record=b"1-0")
+    scene.client.hset(keys.pos, rewound, position.encode())
     findings = scene.judge()
     assert findings.broken > 0, "low has passed what is not finished"
     broken = findings.broken

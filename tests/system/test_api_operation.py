@@ -201,6 +201,8 @@ def test_the_openapi_document_is_complete(api: Serving) -> None:
         "/v1/streams/{stream}/frames",
         "/v1/streams/{stream}/samples",
         "/v1/streams/{stream}/text",
+        "/v1/predictions",
+        "/v1/entries",
         "/v1/streams/{stream}/predictions",
         "/v1/streams",
         "/v1/streams/{stream}",

@@ -98,9 +98,7 @@ def measure(name: str, task: Task, data: Data, settings: Settings, runs: Path) -
             parts = [package.Seen(data.test, task.trace(run, data.test))]
         decisions = package.decisions_of(task, parts)
         low, high = interval95(decisions)
-        means = [
-            y.mean(0).argmax() == label for part in parts for y, label in zip(part.said, part.split.y, strict=True)
-        ]
+        pairs = [pair for part in parts for pair in zip(part.said, part.split.y, strict=True)]
         found = Run(
             name=name,
             family=task.net.family,

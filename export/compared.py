@@ -70,7 +70,7 @@ def table(title: str, runs: Sequence[Run]) -> str:
     lines = [
         f"#### {title}",
         "",
-        "| net | family | parameters | accuracy | lowest to highest seed | training, CPU s | step alone, µs | 64 together |",
+        "| net | family | parameters | accuracy | lowest to highest seed | training, CPU s | a step, µs | 64 at once |",
         "| --- | --- | ---: | --- | --- | ---: | ---: | ---: |",
     ]
     for row in rows(runs):
@@ -108,8 +108,8 @@ def _video(nets: dict[str, Row]) -> str:
     verdict = {"above": "Yes", "below": "No: the lecture is contradicted here", "alike": "Not measurably"}
     return (
         f"**Does a recurrent net beat per-frame nets on video?** {verdict[_compared(best, frame)]}. The net without "
-        f"memory knows {frame.accuracy:.3f} by the last frame and {frame.of_mean:.3f} by the mean over all frames; with "
-        f"memory: {seen}. A memory that is not learnt but given, sums weighed by time (action-motion), comes to "
+        f"memory knows {frame.accuracy:.3f} by the last frame and {frame.of_mean:.3f} by the mean over all frames. "
+        f"With memory: {seen}. A memory that is not learnt but given, sums weighed by time (action-motion), comes to "
         f"{motion.accuracy:.3f}: {_word(_compared(motion, best))} the best recurrent net on this few clips."
     )
 
@@ -169,7 +169,7 @@ def _shift(shifts: dict[str, list[float]]) -> str:
         "**What does shift invariance look like?** Without augmentation the dense net falls below one half at a shift "
         f"of {half['dense']} pixels, the CNN at {half['cnn']}: at 2 pixels {dense[2]:.3f} against {cnn[2]:.3f}, at 4 "
         f"{dense[4]:.3f} against {cnn[4]:.3f}. Pooling gives the CNN some invariance, and only some: what is far from "
-        "where it was learnt is not known. Augmentation gives either more than the architecture does (the first two rows)."
+        "where it was learnt is not known. Augmentation gives either more than the architecture does."
         "\n\n" + "\n".join(lines) + "\n\n![accuracy under shifts](plots/shifts.png)"
     )
 

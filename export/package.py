@@ -60,6 +60,8 @@ def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: 
         tested = in_folds if data.test is None else [Seen(data.test, task.trace(run, data.test))]
         decisions = decisions_of(task, tested)
         measured = _metrics(task, data, trained, decisions)
+        if data.test is None:
+            measured["on_training_examples"] = round(accuracy(task.decide(run, data.train)), 5)
         if manifest.states:
             validation = in_folds or [Seen(data.validation, task.trace(run, data.validation))]
             rolling, streaming = _as_streams(task, validation, tested)

@@ -24,7 +24,7 @@ from export.metrics import accuracy, interval95
 from export.plots import compared, shifted
 from export.runs import CheckpointError, Settings
 from export.tasks import FrameTask, Task
-from export.zoo import ACTION_NETS, OTHER_LOAD, PLAIN, ROW_FAMILIES, TASKS
+from export.zoo import ACTION_NETS, OTHER_LOAD, PLAIN, ROW_FAMILIES, SHORT, TASKS
 from service.engine import OnnxEngine
 from service.errors import PackageRefused
 from service.packages import Package
@@ -53,8 +53,8 @@ def _families(kind: str) -> dict[str, Task]:
 
 
 SETS = {
-    "digits": Set("MNIST: handwritten digits", _of("digits-mlp", "digits-cnn"), precision="bfloat16"),
-    "plain": Set("MNIST, learnt without augmentation, 5 epochs", PLAIN, precision="bfloat16"),
+    "digits": Set("MNIST: handwritten digits, 6 epochs", SHORT, precision="bfloat16"),
+    "plain": Set("MNIST, learnt without augmentation, 3 epochs", PLAIN, seeds=1, precision="bfloat16"),
     "activity": Set("AReM: activities from radio signals", _families("activity")),
     "gesture": Set(
         "UTD-MHAD, inertial: 27 actions of people never seen",

@@ -175,7 +175,7 @@ def _shift(shifts: dict[str, list[float]]) -> str:
 
 
 def _dense(nets: dict[str, Row]) -> str:
-    dense, cnn = nets["digits-mlp"], nets["digits-cnn"]
+    dense, cnn = nets["short-mlp"], nets["short-cnn"]
     return (
         f"**CNN over dense net on digits?** {'Yes' if _compared(cnn, dense) == 'above' else 'Not measurably'}: "
         f"{cnn.accuracy:.4f} against {dense.accuracy:.4f}, with {cnn.parameters:,} parameters against "

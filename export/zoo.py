@@ -243,7 +243,7 @@ ZOO: dict[str, tuple[str, ...]] = {
 OTHER_LOAD: dict[str, Task] = {
     f"load-{family}": replace(TASKS[f"bearing-{family}"], load=cwru_load, goal=0.95) for family in ROW_FAMILIES
 }
-# the digits' nets in a short course, so that three seeds take minutes and not an hour; and the same without augmentation,
+# the digits' nets in a short course, so that three seeds take minutes, not an hour; and the same without augmentation,
 # which tells what a shift means to each of them.
 SHORT: dict[str, Task] = {f"short-{name}": replace(TASKS[f"digits-{name}"], epochs=6) for name in ("mlp", "cnn")}
 PLAIN: dict[str, Task] = {

@@ -11,6 +11,7 @@ from typing import Final
 # Takes the lease, if no other worker holds it, and rewrites the head, so that every older WATCH on it is dead: whoever
 # committed before cannot any more. `kept` is counted anew, since a crash may have lost the last trim's answer.
 # It counts as a try, unless the acquisition before it was this living process's own: then only a connection was lost.
+# Where nothing waits, nothing has ended anybody: it is the first try.
 # Returns the head, or nothing.
 ACQUIRE: Final = """
 local owner = redis.call('GET', KEYS[1])
@@ -27,6 +28,7 @@ if head then
 else
   redis.call('DEL', KEYS[4])
 end
+if #redis.call('XRANGE', KEYS[3], '(' .. low, '+', 'COUNT', 1) == 0 then tries = 1 end
 if ARGV[5] == '1' and low ~= '0-0' then redis.call('XTRIM', KEYS[3], 'MINID', low) end
 local kept, from = 0, '-'
 while low ~= '0-0' do

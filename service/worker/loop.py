@@ -231,6 +231,9 @@ class Worker:
     def _give_back(self, shard: Shard) -> None:
         """Hands a shard over: what it has in flight is committed first, what only waits is its next owner's."""
         self._settle_one(shard)
+        if shard.repair and not shard.lost:  # its next owner would not know of it
+            self._send(shard, [], {})
+            self._settle_one(shard)
         if not shard.lost:
             self._forget([shard])
             self._broker.release(shard.number)

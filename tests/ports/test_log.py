@@ -78,7 +78,10 @@ def test_a_worker_takes_back_its_own_lease_at_once(broker_url: str, prefix: str)
     log.close()
 
 
-def test_an_acquisition_changes_the_token_and_never_the_number(broker_url: str, prefix: str) -> None:
+def test_an_acquisition_changes_the_token_and_never_the_number(
+    broker_url: str, prefix: str, client: redis.Redis
+) -> None:
+    client.xadd(ShardKeys(prefix, 0).inbox, {"stream": "a"})
     heads = []
     for _ in range(3):
         log = new_log(broker_url, prefix)

@@ -144,6 +144,20 @@ def test_a_commit_is_one_transaction_and_says_what_it_trimmed(
     log.close()
 
 
+def test_no_commit_is_sent_before_the_reply_to_the_one_before_was_read(broker_url: str, prefix: str) -> None:
+    log = new_log(broker_url, prefix)
+    head = log.acquire(0)
+    assert head is not None
+    first = commit_of(head, record("a", b"1-0"))
+    log.send(first)
+    with pytest.raises(RuntimeError, match="its reply must be read first"):
+        log.send(commit_of(first.after, record("a", b"2-0")))
+    assert log.result(0).errors == []
+    log.send(commit_of(first.after, record("a", b"2-0")))
+    assert log.result(0).errors == []
+    log.close()
+
+
 def test_an_element_that_fails_inside_exec_is_told(broker_url: str, prefix: str, client: redis.Redis) -> None:
     client.set(ShardKeys(prefix, 0).out("a"), "a foreign value")
     log = new_log(broker_url, prefix)

@@ -264,6 +264,8 @@ def test_a_broker_binary_that_is_not_there_is_said() -> None:
     with pytest.raises(BrokerFailed, match="no such program"):
         run.run()
     shutil.rmtree(run.home)
+    done = rollcast("chaos", "--seconds", "1", "--broker-binary", "no-such-broker")
+    assert (done.returncode, "no such program" in done.stderr) == (2, True)
 
 
 def test_a_client_of_the_run_repeats_nothing(broker: Any) -> None:

@@ -92,6 +92,24 @@ def test_an_acquisition_changes_the_token_and_never_the_number(
     assert [(head.n, head.tries) for head in heads] == [(0, 1), (0, 2), (0, 3)]
 
 
+@pytest.mark.parametrize(("waiting", "kept"), [(0, 5000), (1999, 5000), (2500, 4990)])
+def test_finished_entries_that_are_kept_are_counted_anew_without_being_read(
+    broker_url: str, prefix: str, client: redis.Redis, waiting: int, kept: int
+) -> None:
+    keys = ShardKeys(prefix, 0)
+    pipeline = client.pipeline(transaction=False)
+    for n in range(1, 5001 + waiting):
+        pipeline.xadd(keys.inbox, {"stream": "a"}, id=f"{n}-0")
+    pipeline.execute()
+    client.set(keys.head, "life token 7 5000-0 4990 0")  # what it trimmed last was not counted any more
+    log = new_log(broker_url, prefix, trim_finished=False)
+    before = client.info("commandstats").get("cmdstat_xrange", {"calls": 0})["calls"]
+    head = log.acquire(0)
+    assert parse_head(head or b"").kept == kept
+    assert client.info("commandstats")["cmdstat_xrange"]["calls"] - before <= 12
+    log.close()
+
+
 def test_who_lost_the_shard_commits_nothing_and_no_key_changes(
     broker_url: str, prefix: str, client: redis.Redis
 ) -> None:

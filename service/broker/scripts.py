@@ -57,11 +57,13 @@ return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """
 
 # KEYS workers.  ARGV worker, how long one counts as live (ms), how long one is listed (ms).  Server time, so that all
-# clocks agree.  Returns the live workers.
+# clocks agree. Who seems to have spoken later than now did so before that clock was put back: if it lives, it speaks
+# again soon.  Returns the live workers.
 HEARTBEAT: Final = """
 local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ms - ARGV[3])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '(' .. ms, '+inf')
 redis.call('ZADD', KEYS[1], ms, ARGV[1])
 return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. (ms - ARGV[2]), '+inf')
 """

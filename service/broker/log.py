@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import secrets
 import select
 import time
@@ -27,6 +28,7 @@ from service.ports import Commit, Committed, Loaded, Renewed
 
 # Nothing was applied; it may be sent again. Not among them: READONLY, MOVED, CLUSTERDOWN, … (another primary).
 _REFUSALS: Final = ("OOM", "MISCONF", "LOADING", "NOREPLICAS", "BUSY", "EXECABORT")
+_IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?([A-Z]+) ")
 _Error: Final = hiredis.ReplyError
 _GROUP_GONE: Final = ("NOGROUP", "ERR The XGROUP subcommand requires the key to exist")
 STATE_GRACE_S: Final = 7 * 86_400  # states outlive their TTL by this; the TTL itself is decided by entry ids
@@ -400,11 +402,18 @@ def _is_refusal(reply: Any) -> bool:
 
 
 def _code(error: Any) -> str:
-    """The word that an error begins with."""
+    """The word that an error begins with. Redis 6.2 wraps what a command inside a script answered.
+
+    >>> _code("OOM command not allowed when used memory > 'maxmemory'.")
+    'OOM'
+    >>> _code("ERR Error running script (call to f_6b1b): @user_script:4: @user_script: 4: -MISCONF Errors: disk full")
+    'MISCONF'
+    >>> _code("ERR Error running script (call to f_6b1b): @user_script:2: WRONGTYPE Operation against a key")
+    'WRONGTYPE'
+    """
     text = str(error)
-    if text.startswith("ERR Error running script"):  # Redis 6.2 wraps what a command inside a script answered
-        text = text.rpartition(": -")[2]
-    return text.partition(" ")[0]
+    inside = _IN_SCRIPT.search(text) if text.startswith("ERR Error running script") else None
+    return inside[1] if inside else text.partition(" ")[0]
 
 
 def _text(value: Any) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from service.contracts import Manifest
 from service.cursors import Place
-from service.errors import AppendUnknown, BrokerAway, BrokerFull
+from service.errors import AppendUnknown, BrokerAway, BrokerFull, NoFsync
 
 
 class Engine(Protocol):
@@ -319,6 +319,10 @@ class DeadEntry(NamedTuple):
     fields: dict[str, bytes]
 
 
+# What became of an append: its id, or why there is none.
+Appended = str | BrokerFull | BrokerAway | AppendUnknown | NoFsync
+
+
 class Predictions(Protocol):
     """The api's side of the broker. Every call raises BrokerAway when the broker does not answer."""
 
@@ -338,8 +342,8 @@ class Predictions(Protocol):
         ...
 
     async def append_many(
-        self, entries: Sequence[tuple[str, Mapping[str, bytes]]]
-    ) -> list[str | BrokerFull | BrokerAway | AppendUnknown]:
+        self, entries: Sequence[tuple[str, Mapping[str, bytes]]], fsync: bool = False
+    ) -> list[Appended]:
         """One XADD each, (stream, fields), in order and in one round trip; of each its id, or as `append` raises."""
         ...
 

@@ -97,7 +97,8 @@ class MemoryLog:
         old = parse_head(it.head) if it.head else Head("life", "", 0, 0, 0, 0)
         for number in [n for n in list(it.log) if n <= old.low]:
             del it.log[number]
-        it.head = Head(old.life, f"{self.broker.acquisitions:04x}", old.n, old.low, 0, old.tries + 1).encode()
+        tries = old.tries + 1 if any(n > old.low for n in list(it.log)) else 1
+        it.head = Head(old.life, f"{self.broker.acquisitions:04x}", old.n, old.low, 0, tries).encode()
         self._fences[shard] = it.head
         return it.head
 

@@ -12,7 +12,7 @@ from service.api.bodies import media_type, read_block, read_body, read_frame, re
 from service.api.context import Context
 from service.api.intake import Intake, More, Ready
 from service.api.messages import problem_of, read_entry
-from service.api.query import PostQuery, read_post_query
+from service.api.query import PostQuery, Query, read_ack, read_post_query
 from service.api.refusals import refusal
 from service.contracts import check_stream_id
 from service.errors import RollcastError, TooLarge, UnsupportedMedia
@@ -55,6 +55,7 @@ def ingest_routes(context: Context) -> APIRouter:
     async def post_entries(request: Request) -> Response:
         """Post many entries of any streams, one a line. Each line is answered by one, in order; a refused line stops
         nothing. Lines are appended as they come; the answer follows the last one."""
+        fsync = read_ack(Query(request.query_params, ("ack",)))
         if media_type(request) != NDJSON:
             raise UnsupportedMedia(f"Content-Type {media_type(request) or 'is missing'}: expected {NDJSON}")
         answers: list[bytes] = []
@@ -63,10 +64,10 @@ def ingest_routes(context: Context) -> APIRouter:
                 error = TooLarge(f"request of more than {MAX_LINES} lines: nothing was appended from here on")
                 answers.append(msgspec.json.encode(problem_of(error)))
                 break
-            answers += await append_lines(lines)
+            answers += await append_lines(lines, fsync)
         return Response(b"".join(answer + b"\n" for answer in answers), media_type=NDJSON)
 
-    async def append_lines(lines: list[bytes | RollcastError]) -> list[bytes]:
+    async def append_lines(lines: list[bytes | RollcastError], fsync: bool) -> list[bytes]:
         ready: list[Ready | RollcastError] = []
         for line in lines:
             try:
@@ -75,7 +76,7 @@ def ingest_routes(context: Context) -> APIRouter:
                 ready.append(await intake.posted(read_entry(line, packed=False)))
             except RollcastError as error:
                 ready.append(error)
-        found = iter(await intake.append_many([one for one in ready if isinstance(one, Ready)]))
+        found = iter(await intake.append_many([one for one in ready if isinstance(one, Ready)], fsync))
         answers = []
         for one in ready:
             told = next(found) if isinstance(one, Ready) else one

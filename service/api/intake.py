@@ -120,8 +120,8 @@ class Intake:
         self._context.backlog.admit(ready.stream, len(ready.fields["data"]))
         return await self._context.predictions.append(ready.stream, ready.fields, fsync)
 
-    async def append_many(self, entries: Sequence[Ready]) -> list[str | RollcastError]:
-        """In order, in one round trip; of each its id, or why it is not in the log."""
+    async def append_many(self, entries: Sequence[Ready], fsync: bool = False) -> list[str | RollcastError]:
+        """In order, in one round trip; of each its id (`fsync`: when it is on disk), or why it is not in the log."""
         answers: list[str | RollcastError] = []
         admitted: list[int] = []
         for ready in entries:
@@ -132,7 +132,7 @@ class Intake:
             except Unavailable as error:
                 answers.append(error)
         wanted = [(entries[at].stream, entries[at].fields) for at in admitted]
-        for at, found in zip(admitted, await self._context.predictions.append_many(wanted), strict=True):
+        for at, found in zip(admitted, await self._context.predictions.append_many(wanted, fsync), strict=True):
             answers[at] = found
         return answers
 

@@ -40,6 +40,11 @@ _MODEL: Final[Schema] = {
 
 # --- posting -----------------------------------------------------------------------------------------------------
 
+_ACK: Final = _query(
+    "ack",
+    {"type": "string", "enum": ["log", "fsync"]},
+    "`fsync`: answer only when it is on disk, or 501; else log.",
+)
 _POST_QUERY: Final = [
     _query(
         "model", {"type": "string"}, "Else the stream's, else the default of this kind, else the only one that fits."
@@ -51,11 +56,7 @@ _POST_QUERY: Final = [
     _query("start", _FLAG, "1: the state begins anew before this entry."),
     _query("end", _FLAG, "1: the state is dropped after this entry."),
     _query("wait", _seconds(MAX_WAIT_S), "Wait this many seconds for the entry's record, and answer with it."),
-    _query(
-        "ack",
-        {"type": "string", "enum": ["log", "fsync"]},
-        "`fsync`: answer only when it is on disk, or 501; else log.",
-    ),
+    _ACK,
 ]
 _INTERVAL: Final = _query("interval_s", _seconds(MAX_INTERVAL_S), "Seconds between rows; else the model's rate.")
 _ACCEPTED: Final[Responses] = {
@@ -144,6 +145,7 @@ POST_ENTRIES: Final[Route] = {
         **_problems(400, 415),
     },
     "openapi_extra": {
+        "parameters": [_ACK],
         "requestBody": {
             "required": True,
             "content": {
@@ -152,7 +154,7 @@ POST_ENTRIES: Final[Route] = {
                     "example": '{"stream":"belt-1","kind":"samples","samples":[[39.25,0.43,22.75,0.43,33.75,1.3]]}\n',
                 }
             },
-        }
+        },
     },
 }
 

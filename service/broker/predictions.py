@@ -22,6 +22,7 @@ from service.codec import Head, id_number, number_id, parse_feed, parse_head, pa
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement, NoFsync, RollcastError
 from service.keys import FORMAT, ShardKeys, meta_key, shard_of, worker_key, workers_key
 from service.ports import (
+    Appended,
     DeadEntry,
     DeadRow,
     FeedItem,
@@ -176,16 +177,14 @@ class RedisPredictions:
     # --- appending -----------------------------------------------------------------------------------------------
 
     async def append(self, stream: str, fields: Mapping[str, bytes], fsync: bool = False) -> str:
-        if fsync:
-            await self._check_fsync()
-        (found,) = await self.append_many([(stream, fields)])
+        (found,) = await self.append_many([(stream, fields)], fsync)
         if isinstance(found, RollcastError):
             raise found
         return found
 
     async def append_many(
-        self, entries: Sequence[tuple[str, Mapping[str, bytes]]]
-    ) -> list[str | BrokerFull | BrokerAway | AppendUnknown]:
+        self, entries: Sequence[tuple[str, Mapping[str, bytes]]], fsync: bool = False
+    ) -> list[Appended]:
         if not entries:
             return []
         commands = [
@@ -193,10 +192,14 @@ class RedisPredictions:
             for stream, fields in entries
         ]
         try:
+            if fsync:
+                await self._check_fsync()
             connection = await self._connect()
+        except NoFsync as error:
+            return [error] * len(entries)
         except BrokerAway as error:
             return [BrokerAway(f"nothing was appended: {error.detail}")] * len(entries)
-        found: list[str | BrokerFull | BrokerAway | AppendUnknown] = []
+        found: list[Appended] = []
         try:
             await connection.send_packed_command(connection.pack_commands(commands))
             for _ in entries:

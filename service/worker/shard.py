@@ -221,7 +221,8 @@ class Shard:
             item.done = True
         self.kept += len(records)
         low = self.low()
-        after = Head(self.head.life, self.head.token, self.head.n + 1, low, self.kept, 0)
+        tries = 0 if low > self.head.low else self.head.tries  # the oldest entry may be what ends workers
+        after = Head(self.head.life, self.head.token, self.head.n + 1, low, self.kept, tries)
         self.head = after
         before, self.written = self.written, after.encode()
         self.answered = items

@@ -9,6 +9,7 @@ from service.codec import id_number, number_id, parse_head, parse_position
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, NoFsync
 from service.keys import shard_of
 from service.ports import (
+    Appended,
     DeadEntry,
     DeadRow,
     FeedItem,
@@ -56,13 +57,13 @@ class FakePredictions:
         return entry_id
 
     async def append_many(
-        self, entries: Sequence[tuple[str, Mapping[str, bytes]]]
-    ) -> list[str | BrokerFull | BrokerAway | AppendUnknown]:
-        found: list[str | BrokerFull | BrokerAway | AppendUnknown] = []
+        self, entries: Sequence[tuple[str, Mapping[str, bytes]]], fsync: bool = False
+    ) -> list[Appended]:
+        found: list[Appended] = []
         for stream, fields in entries:
             try:
-                found.append(await self.append(stream, fields))
-            except (BrokerFull, BrokerAway, AppendUnknown) as error:
+                found.append(await self.append(stream, fields, fsync))
+            except (BrokerFull, BrokerAway, AppendUnknown, NoFsync) as error:
                 found.append(error)
         return found
 

@@ -616,7 +616,8 @@ def _read_stream(name: str, loaded: Loaded) -> tuple[Position | None, StreamSett
     position, settings = None, _NO_SETTINGS
     try:
         position = parse_position(loaded.position) if loaded.position else None
-        settings = _settings_of(loaded.settings) if loaded.settings else _NO_SETTINGS
+        if loaded.settings and name != NO_STREAM:  # whose field in `settings` is a revision
+            settings = _settings_of(loaded.settings)
     except (ValueError, msgspec.DecodeError) as error:
         log.error("foreign value among a stream's keys", extra={"stream": name, "detail": str(error)})
     return position, settings

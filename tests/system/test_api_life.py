@@ -254,6 +254,22 @@ def test_a_deleted_stream_is_gone_and_its_name_is_free(life: Living) -> None:
     assert [row["stream"] for row in life.api.http.get("/v1/streams", params={"limit": 1}).json()["streams"]] == ["a"]
 
 
+def test_what_was_refused_for_its_stream_or_shard_is_no_stream_of_the_list(life: Living) -> None:
+    predict(life, "a", model="tiny")
+    predict(life, "b", model="tiny")
+    assert life.api.http.delete("/v1/streams/b").status_code == 200  # the shard's settings have a revision now
+    fields = entry_fields("a", "samples", np.array([ROW], "<f4").tobytes(), shape=(1, 3))
+    for p in range(SHARDS):
+        life.world.append("a", fields | {"stream": b"-bad"}, p)
+        if p != shard_of("a", SHARDS):
+            life.world.append("a", fields, p)
+    await_true(lambda: len(life.api.http.get("/v1/dead").json()["dead"]) == 2 * SHARDS - 1, "all are refused")
+    for limit in (1, 100):
+        page = life.api.http.get("/v1/streams", params={"limit": limit}).json()
+        assert ([row["stream"] for row in page["streams"]], page["next"]) == (["a"], None)
+    assert page["streams"][0]["steps"] == 1
+
+
 def test_one_stream_shows_what_it_remembers_what_waits_and_its_settings(kind: str, url: str, prefix: str) -> None:
     with living(kind, url, prefix, *ENGINES) as life:
         with life.worker():

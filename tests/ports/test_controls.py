@@ -247,6 +247,32 @@ def test_a_restored_state_keeps_the_streams_own_position_and_seq(world: World) -
 
 
 @pytest.mark.parametrize("again", [False, True])
+def test_a_gap_is_counted_from_the_restoring_entry_however_old_the_state_is(world: World, again: bool) -> None:
+    engine = TinyEngine(tiny_manifest(gap=GapPolicy("reset", 5.0)))
+    post(world, "a", ROW, time=b"100")
+    with working(world.new_log(), engine):
+        answered(world, {"a": 1})
+        state = exported(world, "a", engine.manifest)
+        restored = {stream: control(world, stream, Control("restore", state=state)) for stream in "bc"}
+        answered(world, {"b": 1, "c": 1})
+        if not again:
+            post_after(world, restored)
+            bodies = answered(world, {"b": 3, "c": 2})
+    if again:
+        post_after(world, restored)
+        with working(world.new_log("w2"), engine):
+            bodies = answered(world, {"b": 3, "c": 2})
+    assert [(body["step"], body["restarted"]) for body in bodies["b"][1:]] == [(2, None), (1, "gap")]
+    assert (bodies["c"][1]["step"], bodies["c"][1]["restarted"]) == (1, "gap")
+
+
+def post_after(world: World, restored: dict[str, str]) -> None:
+    s = {stream: int(entry_id.partition("-")[0]) / 1000 for stream, entry_id in restored.items()}
+    for stream, later in (("b", 4.0), ("b", 10.0), ("c", 6.0)):
+        post(world, stream, ROW, time=b"%.3f" % (s[stream] + later))
+
+
+@pytest.mark.parametrize("again", [False, True])
 def test_restoring_binds_a_new_stream_to_the_states_model(world: World, again: bool) -> None:
     engines = TinyEngine(tiny_manifest()), TinyEngine(tiny_manifest("twin"))
     post(world, "a", ROW, model=b"twin")

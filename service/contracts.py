@@ -141,6 +141,7 @@ class Dropped(msgspec.Struct, frozen=True, tag="dropped", tag_field="type", omit
     detail: str
     model: str | None = None
     events: list[Event] = []
+    retry_of: str | None = None
 
 
 class Duplicate(msgspec.Struct, frozen=True, tag="duplicate", tag_field="type", omit_defaults=True):

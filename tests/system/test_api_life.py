@@ -21,6 +21,7 @@ from service.embedded import EmbeddedBroker
 from service.keys import shard_of, worker_key, workers_key
 from service.portable import MEDIA_TYPE, read_state
 from service.ports import WorkerInfo
+from tests.conftest import needs
 from tests.doubles import BrightnessEngine, TinyEngine, tiny_manifest
 from tests.living import Living, living, schema
 from tests.serving import await_true
@@ -379,8 +380,9 @@ def test_a_broker_that_is_nearly_full_is_503_and_deleting_is_still_taken() -> No
         await_true(lambda: try_post(life, "a").status_code == 202, "measured")
 
 
-def test_the_limit_of_a_real_broker_is_seen(start_broker: Callable[[str], EmbeddedBroker], tmp_path: Any) -> None:
-    broker = EmbeddedBroker(tmp_path / "home")
+@pytest.mark.parametrize("program", [None, "redis-server"])
+def test_the_limit_of_a_real_broker_is_seen(program: str | None, tmp_path: Any) -> None:
+    broker = EmbeddedBroker(tmp_path / "home", needs(program, program) if program else None)
     broker.start()
     try:
         with living("valkey", broker.url, "full", *ENGINES) as life, life.worker():

@@ -525,7 +525,8 @@ class Worker:
                 now, more = _split(mine)
                 if more:
                     rest[shard] = more
-                self._send(shard, now, {s.name: b for s, b in bound.items() if s.shard is shard})
+                named = {item.key for item in now} if bound else ()
+                self._send(shard, now, {stream.name: bound[stream] for stream in named if stream in bound})
             by_shard = rest
             if rest:
                 self._settle()

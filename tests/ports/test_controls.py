@@ -26,6 +26,7 @@ from service.metrics import WorkerMetrics
 from service.portable import export_state
 from service.ports import Commit
 from service.state import StateLayout
+from service.worker import loop
 from tests.doubles import BrightnessEngine, MemoryLog, TinyEngine, rows_fields, tiny_manifest
 from tests.oracle import Oracle, same
 from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, World, answered, wait_until
@@ -511,6 +512,19 @@ class Losing(MemoryLog):
         if self.left == 0:
             self.fail_send, self.fail_reply = int(not self.applied), int(self.applied)
         super().send(commit)
+
+
+def test_a_stream_is_bound_by_the_commit_of_its_first_record_and_by_no_earlier_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bound without a position it would be taken for one that was removed, and begin with `ttl`."""
+    monkeypatch.setattr(loop, "COMMIT_BYTES", 1)  # a commit for each stream
+    world, streams = MemoryWorld(SHARDS), [s for n in range(99) if shard_of(s := f"s{n}", SHARDS) == 0][:4]
+    for stream in streams:
+        post(world, stream, ROW)
+    with working(Losing(world, 2, applied=False), TinyEngine(tiny_manifest())):
+        bodies = answered(world, dict.fromkeys(streams, 1))
+    assert [bodies[stream][0]["restarted"] for stream in streams] == ["first"] * 4
 
 
 def life_story(lost: int = 0, applied: bool = False) -> list[tuple[Any, ...]]:

@@ -99,7 +99,7 @@ class Worker:
         self._janitor = Janitor(
             broker, self._residence, metrics, state_ttl_s=state_ttl_s, output_history_s=output_history_s
         )
-        self._entry_bytes = 1024.0  # moving average, to size reads
+        self._entry_bytes = 65_536.0  # to size reads: a guess, then what was read; large entries count at once
         self._reading: dict[int, Shard] | None = None  # what the read under way was asked for
         self._next_beat = 0.0
         self._deadline = 0.0  # of the leases, by this process's clock
@@ -352,9 +352,9 @@ class Worker:
                 else:
                     item = self._offer(self._item(entry, stream, now))
                 unfinished.append(item)
-            if parsed:
-                average = sum(len(entry.data) for entry in parsed) / len(parsed) + 128
-                self._entry_bytes += 0.2 * (average - self._entry_bytes)
+        if count := sum([len(parsed) for _, parsed in arrived]):
+            average = 128 + sum([len(entry.data) for _, parsed in arrived for entry in parsed]) / count
+            self._entry_bytes = max(average, (self._entry_bytes + average) / 2)
         self._fault("after-decode")
 
     def _item(self, entry: Entry, stream: Stream, now: float) -> Item:

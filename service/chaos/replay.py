@@ -142,7 +142,7 @@ class Replay:
             return "start"
         if self._restart is not None:
             return self._restart
-        own_s = self.settings.state_ttl_s
+        own_s = self.settings.state_ttl_s or self.oracle.manifest.state_ttl_s
         if ms - self._stepped_ms > 1000 * min(self._ttl_s, self._ttl_s if own_s is None else own_s):
             return "ttl"
         gap = self.oracle.gap

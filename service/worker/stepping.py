@@ -346,7 +346,7 @@ class Stepper:
             return "start"
         if stream.restart in ("first", "reset"):
             return stream.restart
-        if stream.stepped_ms and entry.ms - stream.stepped_ms > ttl_ms(stream, self._ttl_ms):
+        if stream.stepped_ms and entry.ms - stream.stepped_ms > ttl_ms(stream, model, self._ttl_ms):
             return "ttl"
         if stream.restart is not None:
             return stream.restart

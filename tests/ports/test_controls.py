@@ -122,7 +122,7 @@ def test_a_streams_own_rolling_and_gap_are_those_of_a_package_that_has_them(worl
     for n, row in enumerate(rows):
         for stream in "ab":
             post(world, stream, row[None], time=b"%.1f" % (100 + n / 10))
-    engine = TinyEngine(tiny_manifest())
+    engine = TinyEngine(tiny_manifest(many_steps=False))  # nothing but batches brings entries together
     with working(world.new_log(), engine):
         bodies = answered(world, {"a": 41, "b": 40})
     oracles = {"a": Oracle(TinyEngine(tiny_manifest(rolling=own, gap=gap))), "b": Oracle(TinyEngine(tiny_manifest()))}
@@ -150,8 +150,11 @@ def test_own_settings_are_kept_for_the_next_worker_and_replaced_as_a_whole(world
     assert (carried["restarted"], carried["model"], carried["step"]) == (None, "tiny", 2), "the model stays"
 
 
-def test_a_streams_own_ttl_is_counted_by_its_entries_ids(world: World) -> None:
-    settings(world, "a", state_ttl_s=1.0)
+@pytest.mark.parametrize(("own", "packages"), [(1.0, None), (None, 1.0), (1.0, 1e-3), (1.0, 1e6)])
+def test_a_streams_own_ttl_or_its_packages_is_counted_by_its_entries_ids(
+    world: World, own: float | None, packages: float | None
+) -> None:
+    settings(world, "a", state_ttl_s=own)
     ids = [post(world, "a", ROW)]
     ms = int(ids[0].partition("-")[0])
     for later in (900, 2500):
@@ -161,7 +164,7 @@ def test_a_streams_own_ttl_is_counted_by_its_entries_ids(world: World) -> None:
         else:
             fields = rows_fields("a", np.array(ROW, np.float32))
             world.client.xadd(world.keys[shard_of("a", SHARDS)].inbox, fields, id=f"{ms + later}-0")  # type: ignore[arg-type, attr-defined]
-    with working(world.new_log(), TinyEngine(tiny_manifest())):
+    with working(world.new_log(), TinyEngine(tiny_manifest(state_ttl_s=packages))):
         bodies = answered(world, {"a": 4})["a"]
     assert [body["restarted"] for body in bodies[1:]] == ["first", None, "ttl"]
 

@@ -327,6 +327,32 @@ def test_a_shard_whose_worker_stopped_refuses_more_and_takes_it_again_when_there
             await_true(lambda: set(taken) <= {record[0] for record in life.world.records("a")}, "nothing was dropped")
 
 
+def test_what_follows_an_entry_that_had_no_room_is_refused_too_so_that_order_is_kept(
+    kind: str, url: str, prefix: str
+) -> None:
+    with living(kind, url, prefix, *ENGINES, bounds=Bounds(bytes=20_000)) as life:
+        with life.worker():
+            predict(life, "a", model="tiny")
+            keep_a_worker_listed(life)
+        sizes = [50] * 60 + [1] * 300  # a small one would fit where a large one did not
+        lines = [("a", n, size) for n, size in enumerate(sizes)] + [(elsewhere("a"), 0, 1)]
+        body = [
+            json.dumps({"kind": "samples", "stream": s, "seq": n, "samples": [ROW] * size, "model": "tiny"})
+            for s, n, size in lines
+        ]
+        answer = life.api.http.post(
+            "/v1/entries", content="\n".join(body), headers={"Content-Type": "application/x-ndjson"}
+        )
+        *mine, other = [json.loads(line) for line in answer.text.splitlines()]
+    refused = [n for n, told in enumerate(mine) if "id" not in told]
+    assert 5 < refused[0] < 60
+    assert refused == list(range(refused[0], len(sizes)))
+    assert {(told["status"], told["problem"]) for told in mine[refused[0] :]} == {
+        (429, "urn:rollcast:problem:backlog-full")
+    }
+    assert "id" in other, "other shards do not suffer"
+
+
 def keep_a_worker_listed(life: Living) -> None:
     """A stopped worker leaves at once, and a model that nobody serves is refused for that: one stays on the list."""
     predictions: Any = life.predictions

@@ -424,6 +424,31 @@ def test_the_limit_of_a_real_broker_is_seen(program: str | None, tmp_path: Any) 
         broker.stop()
 
 
+# --- freshness ---------------------------------------------------------------------------------------------------
+
+
+def test_where_only_the_latest_counts_what_is_old_is_410_and_has_its_record(kind: str, url: str, prefix: str) -> None:
+    with living(kind, url, prefix, *ENGINES) as life:
+        with life.worker():
+            put(life, "a", {"model": "tiny", "freshness": {"mode": "latest"}})
+            predict(life, "a")
+            keep_a_worker_listed(life)
+        for _ in range(5):
+            life.api.post_rows("a", ROW)
+        list_it_no_more(life)
+        with life.worker("w2"):
+            await_true(lambda: len(life.world.records("a")) == 7, "all are answered")
+            bodies = [json.loads(record[2]) for record in life.world.records("a")]
+            assert [body.get("reason") or body["type"] for body in bodies[2:]] == ["superseded"] * 4 + ["prediction"]
+            assert bodies[-1]["step"] == 2
+            put(life, "a", {"freshness": {"mode": "latest", "max_age_s": 1e-6}})
+            stale = life.api.http.post("/v1/streams/a/samples", json={"samples": [ROW]}, params={"wait": 5})
+            assert problem(stale) == (410, "dropped")
+            assert stale.json()["reason"] == "stale"
+            put(life, "a", {})
+            assert predict(life, "a")["step"] == 3, "every one again"
+
+
 # --- quarantine --------------------------------------------------------------------------------------------------
 
 

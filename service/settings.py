@@ -53,6 +53,9 @@ class Settings(BaseSettings):
         "everysec",
         description="when the embedded broker syncs its data to disk; always: before each answer, as ack=fsync needs",
     )
+    broker_memory_bytes: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="memory of the embedded broker's data, at most; none: half of the machine's; 0: no bound"
+    )
     home: Path = Field(Path(".rollcast"), description="folder of the embedded broker's data, lock and log")
     host: str = Field("127.0.0.1", description="address the api listens on")
     port: Port = Field(8000, description="port of the api; 0: any free one")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from service.codec import decode_record, decode_settings, number_id, parse_position
+from service.codec import RESTORED, decode_record, decode_settings, number_id, parse_position
 from service.contracts import Prediction, StreamSettings
 from service.portable import norm_of
 from service.ports import DeadRow, OutRecord, StateRow, StreamRow
@@ -83,7 +83,7 @@ class DeadSummary(msgspec.Struct, frozen=True):
 def stepped_entry(position: bytes | None) -> str | None:
     """Id of the last entry whose state is kept, if there is one."""
     stepped = parse_position(position).stepped if position else b"-"
-    return stepped.decode() if stepped[:1].isdigit() else None
+    return stepped.removesuffix(RESTORED).decode() if stepped[:1].isdigit() else None
 
 
 def summarise_stream(row: StreamRow, record: OutRecord | None) -> StreamSummary:

@@ -19,6 +19,7 @@ from redis.retry import Retry
 
 from service.broker.wire import safe_url
 from service.codec import Head, id_number, number_id, parse_feed, parse_head, parse_position
+from service.contracts import NO_STREAM
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement, NoFsync, RollcastError
 from service.keys import FORMAT, ShardKeys, meta_key, shard_of, worker_key, workers_key
 from service.ports import (
@@ -339,7 +340,7 @@ class RedisPredictions:
             for keys, reply in zip(self._keys, listed, strict=True)
             for name, score in zip(reply[::2], reply[1::2], strict=True)
         ]
-        rest = sorted((row for row in found if row[0] > after), key=lambda row: row[0])
+        rest = sorted((row for row in found if row[0] > after and self._is_home(*row[:2])), key=lambda row: row[0])
         rows: list[StreamRow] = []
         while rest and len(rows) < limit:  # more than one turn only where streams were deleted
             page, rest = rest[: limit - len(rows)], rest[limit - len(rows) :]
@@ -439,6 +440,10 @@ class RedisPredictions:
 
     def _of(self, stream: str) -> ShardKeys:
         return self._keys[shard_of(stream, self._shards)]
+
+    def _is_home(self, stream: str, keys: ShardKeys) -> bool:
+        """False where a shard only refused what did not belong to it, or had no legal stream id."""
+        return stream != NO_STREAM and self._of(stream) is keys
 
     async def _connect(self) -> Any:
         try:

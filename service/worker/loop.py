@@ -99,7 +99,7 @@ class Worker:
         self._janitor = Janitor(
             broker, self._residence, metrics, state_ttl_s=state_ttl_s, output_history_s=output_history_s
         )
-        self._entry_bytes = 1024.0  # moving average, to size reads
+        self._entry_bytes = 65_536.0  # to size reads: a guess, then what was read; large entries count at once
         self._entry_s = 0.0  # to step one, to size batches: rises at once, falls slowly
         self._reading: dict[int, Shard] | None = None  # what the read under way was asked for
         self._next_beat = 0.0
@@ -359,9 +359,9 @@ class Worker:
                 else:
                     item = self._offer(self._item(entry, stream, now))
                 unfinished.append(item)
-            if parsed:
-                average = sum(len(entry.data) for entry in parsed) / len(parsed) + 128
-                self._entry_bytes += 0.2 * (average - self._entry_bytes)
+        if count := sum([len(parsed) for _, parsed in arrived]):
+            average = 128 + sum([len(entry.data) for _, parsed in arrived for entry in parsed]) / count
+            self._entry_bytes = max(average, (self._entry_bytes + average) / 2)
         self._fault("after-decode")
 
     def _item(self, entry: Entry, stream: Stream, now: float) -> Item:
@@ -540,7 +540,8 @@ class Worker:
                 now, more = _split(mine)
                 if more:
                     rest[shard] = more
-                self._send(shard, now, {s.name: b for s, b in bound.items() if s.shard is shard})
+                named = {item.key for item in now} if bound else ()
+                self._send(shard, now, {stream.name: bound[stream] for stream in named if stream in bound})
             by_shard = rest
             if rest:
                 self._settle()
@@ -631,7 +632,8 @@ def _read_stream(name: str, loaded: Loaded) -> tuple[Position | None, StreamSett
     position, settings = None, _NO_SETTINGS
     try:
         position = parse_position(loaded.position) if loaded.position else None
-        settings = _settings_of(loaded.settings) if loaded.settings else _NO_SETTINGS
+        if loaded.settings and name != NO_STREAM:  # whose field in `settings` is a revision
+            settings = _settings_of(loaded.settings)
     except (ValueError, msgspec.DecodeError) as error:
         log.error("foreign value among a stream's keys", extra={"stream": name, "detail": str(error)})
     return position, settings

@@ -57,9 +57,8 @@ class Item:
 
     __slots__ = (
         "arrived", "body", "dead", "decode_s", "decoding", "deleted", "done", "drop", "entry", "error", "events",
-        "forget", "fresh_until_ms", "k", "key", "kind", "missed", "model", "number", "ready", "reason", "served",
-        "settings", "size", "state", "steps",
-        "time_us", "type", "x",
+        "forget", "fresh_until_ms", "highest", "k", "key", "kind", "missed", "model", "number", "ready", "reason",
+        "served", "settings", "size", "state", "steps", "time_us", "type", "x",
     )  # fmt: skip
 
     def __init__(self, entry: Entry, stream: Stream, arrived: float) -> None:
@@ -75,6 +74,7 @@ class Item:
         self.error: EntryError | None = entry.fault
         self.drop: str | None = None  # why it is not stepped, though nothing is wrong with it
         self.fresh_until_ms = 0.0  # it is dropped when its turn comes later; 0: it never is
+        self.highest: int | None = None  # `seq` of it and of those that it superseded
         self.x: np.ndarray | None = None  # a decoded frame (H, W, C), or a text's tokens (T,)
         self.model: ServedModel | None = None  # chosen before decoding
         self.time_us = 0

@@ -127,7 +127,9 @@ class FakePredictions:
         return StreamRow(stream, shard_of(stream, self.shards), 0, it.pos[stream], it.settings.get(stream))
 
     async def streams(self, after: str, limit: int) -> list[StreamRow]:
-        names = sorted(name for it in self.broker.shards for name in it.pos if name > after)
+        shards = enumerate(self.broker.shards)
+        known = (name for p, it in shards for name in it.pos if name != "?" and shard_of(name, self.shards) == p)
+        names = sorted(name for name in known if name > after)
         rows = [await self.stream(name) for name in names]
         return [row for row in rows if row is not None][:limit]
 

@@ -141,6 +141,18 @@ def test_controls_bad_entries_and_repeats_are_answered_as_ever(world: World) -> 
     assert world.dead()[0][2] == bytes(8)
 
 
+def test_a_repeat_supersedes_nothing_even_behind_an_entry_without_seq(world: World) -> None:
+    prefer(world, "cam", LATEST)
+    post(world, "cam", seq=b"5")
+    post(world, "cam")
+    post(world, "cam", seq=b"5", retry_of=b"1-0")
+    post(world, "cam", seq=b"4", retry_of=b"1-0")
+    with working(world.new_log(), TinyEngine(tiny_manifest())):
+        bodies = answered(world, {"cam": 4})["cam"]
+    assert told(bodies) == ["superseded", "prediction", "duplicate", "late"]
+    assert bodies[3]["retry_of"] == "1-0"
+
+
 def test_a_package_may_say_that_only_the_latest_counts_and_a_stream_that_every_one_does(world: World) -> None:
     engine = TinyEngine(tiny_manifest(freshness=LATEST))
     prefer(world, "careful", Freshness("every"))

@@ -274,6 +274,17 @@ def test_an_entry_without_a_legal_stream_is_answered_under_a_question_mark(world
     assert (kind, json.loads(body)["reason"], rest) == ("refused", "bad_stream", [])
 
 
+def test_the_field_of_a_shards_last_control_is_not_taken_for_settings(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    for fields in ({"stream": b"a", "kind": b"control", "data": b'{"action": "delete"}'}, {"kind": b"samples"}):
+        world.append("a", fields)
+        with working(world.new_log(), TinyEngine(tiny_manifest())):
+            wait_until(lambda: world.logged() == 0, 10, "it is answered")
+    assert world.records("?", shard_of("a", SHARDS))
+    assert "foreign value" not in caplog.text
+
+
 def test_a_step_that_would_leave_infinity_behind_is_refused_alone(world: World) -> None:
     for stream in "abcd":
         post(world, stream, [[1, 2, 3]])

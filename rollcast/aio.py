@@ -114,7 +114,7 @@ class AsyncClient:
         return (await self.history(stream, limit=1)).next
 
     async def streams(self, *, sort: str | None = None) -> AsyncIterator[dict[str, Any]]:
-        """Every stream, by name."""
+        """As Client.streams."""
         async for found in self._pages("/v1/streams", "streams", sort=sort):
             yield found
 

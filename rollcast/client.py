@@ -122,7 +122,7 @@ class Client:
         return self.history(stream, limit=1).next
 
     def streams(self, *, sort: str | None = None) -> Iterator[dict[str, Any]]:
-        """Every stream, by name."""
+        """Every stream, by name, or sorted by `lag`, `drops` or `restarts`: the worst first."""
         yield from self._pages("/v1/streams", "streams", sort=sort)
 
     def dead(self, *, stream: str | None = None, reason: str | None = None) -> Iterator[dict[str, Any]]:

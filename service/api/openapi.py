@@ -235,13 +235,19 @@ GET_MANY_PREDICTIONS: Final = _get(
 GET_STREAMS: Final = _get(
     {
         200: {
-            "description": "The streams, by name.",
+            "description": "The streams, in the order asked for.",
             "content": _json(_object(streams=_array(_ref("StreamSummary")), next={"type": ["string", "null"]})),
         },
         **_problems(400, 503),
     },
     [
-        _query("after", {"type": "string"}, "The name after which the page begins."),
+        _query(
+            "sort",
+            {"type": "string", "enum": ["name", "lag", "drops", "restarts"], "default": "name"},
+            "By name; or first those whose oldest unfinished entry is the oldest, that had the most entries dropped, "
+            "whose state began anew most often.",
+        ),
+        _query("after", {"type": "string"}, "Where the page begins: the `next` of the one before."),
         _query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_RECORDS, "default": 100}, "At most so many."),
     ],
 )

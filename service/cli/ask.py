@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -25,7 +26,7 @@ Url = Annotated[
 ]
 Stream = Annotated[str, typer.Argument(help="A stream's id, such as cam-1.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
-STREAM_COLUMNS = ("stream", "model", "steps", "label", "score", "last_entry")
+STREAM_COLUMNS = ("stream", "model", "steps", "label", "score", "last_entry", "lag_s", "drops", "restarts")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -89,10 +90,20 @@ def models(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
     Console().print(table)
 
 
-def streams(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
-    """List the streams a server knows."""
+def streams(
+    sort: Annotated[
+        str | None, typer.Option("--sort", help="The worst first: lag, drops or restarts; default: by name.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", help="At most so many; default: all.", min=1)] = None,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """List the streams a server knows, by name or the worst first.
+
+    **rollcast streams --sort lag -n 10**
+    """
     with Client(url) as client:
-        found = list(client.streams())
+        found = list(islice(client.streams(sort=sort), limit))
     if as_json:
         _print_json(found)
         return

@@ -22,6 +22,13 @@ AT_ONCE = 256  # lines appended in one round trip
 NDJSON = "application/x-ndjson"
 
 
+class Appended(msgspec.Struct, frozen=True):
+    """The answer to a line: its entry is in the log."""
+
+    id: str
+    stream: str
+
+
 def ingest_routes(context: Context) -> APIRouter:
     router = APIRouter(tags=["entries"])
     intake = Intake(context)
@@ -79,7 +86,7 @@ def ingest_routes(context: Context) -> APIRouter:
         answers = []
         for one in ready:
             told = next(found) if isinstance(one, Ready) else one
-            answer = problem_of(told) if isinstance(told, RollcastError) else {"id": told, "stream": _stream(one)}
+            answer = problem_of(told) if isinstance(told, RollcastError) else Appended(told, _stream(one))
             answers.append(msgspec.json.encode(answer))
         return answers
 

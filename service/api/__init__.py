@@ -16,7 +16,7 @@ import httpx
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from service.api import openapi
+from service.api import document
 from service.api.backlog import Backlog, Bounds
 from service.api.bindings import Bindings
 from service.api.context import Context
@@ -127,7 +127,7 @@ async def _running(context: Context) -> AsyncIterator[None]:
 
 def _described(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
-        app.openapi_schema = openapi.describe(app)
+        app.openapi_schema = document.describe(app)
     return app.openapi_schema
 
 

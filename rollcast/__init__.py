@@ -10,6 +10,7 @@ for prediction in client.predictions("cam-*", after="0"):
 
 from rollcast.aio import AsyncClient
 from rollcast.client import Client
+from rollcast.entries import Entry, Logged, frame, samples, text
 from rollcast.errors import Problem, RollcastError, ServerAway
 from rollcast.results import (
     Accepted,
@@ -32,9 +33,11 @@ __all__ = [
     "Done",
     "Dropped",
     "Duplicate",
+    "Entry",
     "Event",
     "Gap",
     "History",
+    "Logged",
     "Prediction",
     "Problem",
     "Record",
@@ -42,4 +45,7 @@ __all__ = [
     "RollcastError",
     "Rolling",
     "ServerAway",
+    "frame",
+    "samples",
+    "text",
 ]

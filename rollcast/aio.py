@@ -13,13 +13,15 @@ import httpx
 from rollcast import calls
 from rollcast.calls import Call
 from rollcast.client import DEFAULT_URL, RETRY_S, reasons_in, settings_of
+from rollcast.entries import Logged
 from rollcast.errors import Problem, away, to_problem
-from rollcast.events import Subscription, may_come_back
+from rollcast.events import Follows, Recording, Subscription, may_come_back
 from rollcast.flow import Flow
 from rollcast.results import Prediction, Record
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 def _awaited(make: Callable[P, Call[Result]]) -> Callable[Concatenate[AsyncClient, P], Awaitable[Result]]:
@@ -63,11 +65,13 @@ class AsyncClient:
     post_frame = _awaited(calls.post_frame)
     post_samples = _awaited(calls.post_samples)
     post_text = _awaited(calls.post_text)
+    post_entry = _awaited(calls.post_entry)
     history = _awaited(calls.history)
     stream = _awaited(calls.stream)
     models = _awaited(calls.models)
     configure = _awaited(calls.configure)
     delete = _awaited(calls.delete)
+    control = _awaited(calls.control)
     state = _awaited(calls.state)
     save_state = _awaited(calls.save_state)
     restore = _awaited(calls.restore)
@@ -78,7 +82,7 @@ class AsyncClient:
     drop_dead = _awaited(calls.drop_dead)
 
     async def predictions(
-        self, streams: str | Sequence[str], *, after: str | None = None, when_full: str | None = None
+        self, streams: str | Sequence[str], after: str | None = None, *, when_full: str | None = None
     ) -> AsyncIterator[Prediction]:
         """As Client.predictions."""
         async for record in self.records(streams, after=after, when_full=when_full):
@@ -86,28 +90,41 @@ class AsyncClient:
                 yield record
 
     async def records(
-        self, streams: str | Sequence[str], *, after: str | None = None, when_full: str | None = None
+        self, streams: str | Sequence[str], after: str | None = None, *, when_full: str | None = None
     ) -> AsyncIterator[Record]:
         """As Client.records."""
         subscription = Subscription(streams, after, when_full)
         if after is None and not subscription.many:
             subscription.cursor, subscription.begun = await self.newest(subscription.stream), True
+        following: Follows[Record] = subscription
+        async for record in self._follow(following):
+            yield record
+
+    async def entries(
+        self, stream: str, after: str | None = None, *, listening: Callable[[], None] | None = None
+    ) -> AsyncIterator[Logged]:
+        """As Client.entries."""
+        begun = await self.newest(stream) if after is None else after
+        async for entry in self._follow(Recording(stream, begun, listening)):
+            yield entry
+
+    async def _follow(self, what: Follows[Item]) -> AsyncIterator[Item]:
         while True:
             try:
-                async with self._http.stream(**subscription.request()) as response:
+                async with self._http.stream(**what.request()) as response:
                     if response.status_code != 200:
                         await response.aread()
                         raise to_problem(response)
                     async for line in response.aiter_lines():
-                        if record := subscription.feed(line):
-                            yield record
+                        if (found := what.feed(line)) is not None:
+                            yield found
             except Problem as problem:
                 if not may_come_back(problem):
                     raise
             except httpx.TransportError as error:
-                if not subscription.begun:
+                if not what.begun:
                     raise away(self.url, error) from None
-            await asyncio.sleep(subscription.pause_s())
+            await asyncio.sleep(what.pause_s())
 
     async def newest(self, stream: str) -> str:
         """As Client.newest."""

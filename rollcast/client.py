@@ -12,8 +12,9 @@ import httpx
 
 from rollcast import calls
 from rollcast.calls import Call
+from rollcast.entries import Logged
 from rollcast.errors import Problem, away, to_problem
-from rollcast.events import Subscription, may_come_back
+from rollcast.events import Follows, Recording, Subscription, may_come_back
 from rollcast.flow import Flow
 from rollcast.results import Prediction, Record
 
@@ -21,6 +22,7 @@ DEFAULT_URL: Final = "http://127.0.0.1:8000"
 RETRY_S: Final = 30.0
 P = ParamSpec("P")
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 def _blocking(make: Callable[P, Call[Result]]) -> Callable[Concatenate[Client, P], Result]:
@@ -67,11 +69,13 @@ class Client:
     post_frame = _blocking(calls.post_frame)
     post_samples = _blocking(calls.post_samples)
     post_text = _blocking(calls.post_text)
+    post_entry = _blocking(calls.post_entry)
     history = _blocking(calls.history)
     stream = _blocking(calls.stream)
     models = _blocking(calls.models)
     configure = _blocking(calls.configure)
     delete = _blocking(calls.delete)
+    control = _blocking(calls.control)
     state = _blocking(calls.state)
     save_state = _blocking(calls.save_state)
     restore = _blocking(calls.restore)
@@ -82,7 +86,7 @@ class Client:
     drop_dead = _blocking(calls.drop_dead)
 
     def predictions(
-        self, streams: str | Sequence[str], *, after: str | None = None, when_full: str | None = None
+        self, streams: str | Sequence[str], after: str | None = None, *, when_full: str | None = None
     ) -> Iterator[Prediction]:
         """The predictions of a stream, of all that fit a pattern such as `cam-*`, or of several: after the cursor
         `after` (`0`: all that is kept; None: from now on), for ever. `records` has everything else, gaps included."""
@@ -91,7 +95,7 @@ class Client:
                 yield record
 
     def records(
-        self, streams: str | Sequence[str], *, after: str | None = None, when_full: str | None = None
+        self, streams: str | Sequence[str], after: str | None = None, *, when_full: str | None = None
     ) -> Iterator[Record]:
         """As `predictions`, but every record, and a Gap where some cannot be delivered.
 
@@ -100,22 +104,34 @@ class Client:
         subscription = Subscription(streams, after, when_full)
         if after is None and not subscription.many:
             subscription.cursor, subscription.begun = self.newest(subscription.stream), True
+        following: Follows[Record] = subscription
+        yield from self._follow(following)
+
+    def entries(
+        self, stream: str, after: str | None = None, *, listening: Callable[[], None] | None = None
+    ) -> Iterator[Logged]:
+        """The entries of a stream, as they came and as they come, for ever: after the cursor `after` (`0`: all that the
+        log still holds; None: what was not answered yet). A finished entry leaves the log after `input_history_s`.
+        `listening` is called when the server listens, and again with all that it says."""
+        yield from self._follow(Recording(stream, self.newest(stream) if after is None else after, listening))
+
+    def _follow(self, what: Follows[Item]) -> Iterator[Item]:
         while True:
             try:
-                with self._http.stream(**subscription.request()) as response:
+                with self._http.stream(**what.request()) as response:
                     if response.status_code != 200:
                         response.read()
                         raise to_problem(response)
                     for line in response.iter_lines():
-                        if record := subscription.feed(line):
-                            yield record
+                        if (found := what.feed(line)) is not None:
+                            yield found
             except Problem as problem:
                 if not may_come_back(problem):
                     raise
             except httpx.TransportError as error:
-                if not subscription.begun:
+                if not what.begun:
                     raise away(self.url, error) from None
-            clock.sleep(subscription.pause_s())
+            clock.sleep(what.pause_s())
 
     def newest(self, stream: str) -> str:
         """The cursor of now: resolved once, so that a connection lost before the first record loses none."""

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 import numpy as np
 
-from service.contracts import Manifest
+from service.contracts import Entry, Manifest
 from service.cursors import Place
 from service.errors import AppendUnknown, BrokerAway, BrokerFull
 
@@ -356,6 +356,11 @@ class Predictions(Protocol):
         self, entries: Sequence[tuple[str, Mapping[str, bytes]]]
     ) -> list[str | BrokerFull | BrokerAway | AppendUnknown]:
         """One XADD each, (stream, fields), in order and in one round trip; of each its id, or as `append` raises."""
+        ...
+
+    def entries(self, stream: str, after: str) -> AsyncGenerator[list[Entry]]:
+        """The entries of one stream with id > after that its log still holds, and those that come, for ever; empty
+        lists at first, when what comes will be heard, and where nothing came for a moment. Ends with BrokerAway."""
         ...
 
     async def records(self, stream: str, after: str, limit: int) -> list[OutRecord]:

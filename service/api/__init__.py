@@ -24,6 +24,7 @@ from service.api.dead import dead_routes
 from service.api.follower import Follower
 from service.api.health import health_routes
 from service.api.ingest import ingest_routes
+from service.api.logged import logged_routes
 from service.api.models import model_routes
 from service.api.monitor import Monitor
 from service.api.outermost import Outermost
@@ -42,8 +43,8 @@ from service.state import StateLayout
 __all__ = ["Bounds", "create_app"]
 
 ROUTES = (
-    ingest_routes, record_routes, socket_routes, stream_routes, setting_routes, state_routes, dead_routes, model_routes,
-    health_routes,
+    ingest_routes, logged_routes, record_routes, socket_routes, stream_routes, setting_routes, state_routes,
+    dead_routes, model_routes, health_routes,
 )  # fmt: skip
 
 

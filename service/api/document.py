@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 from service.api.described import DeadSummary, StreamDetail, StreamSummary
 from service.api.examples import COMPONENTS
-from service.api.posted import PostedEntry
+from service.api.posted import LoggedEntry, PostedEntry
 from service.api.problems import TYPE_PREFIX
 from service.api.schemas import REF, Schema, problem_types, problems
 from service.contracts import Done, Dropped, Duplicate, Manifest, Prediction, Refused
@@ -18,7 +18,7 @@ from service.controls import NewSettings
 
 TYPES: Final = (
     Prediction, Refused, Dropped, Duplicate, Done, Manifest, StreamSummary, StreamDetail, NewSettings, DeadSummary,
-    PostedEntry,
+    PostedEntry, LoggedEntry,
 )  # fmt: skip
 _PROBLEM: Final[Schema] = {
     "type": "object",

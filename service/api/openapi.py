@@ -151,6 +151,22 @@ POST_ENTRIES: Final[Route] = {
     },
 }
 
+GET_ENTRIES: Final = _get(
+    {
+        200: {
+            "description": "A line an entry, for ever; an empty one at first, and where nothing came for a while.",
+            "content": {
+                "application/x-ndjson": {
+                    "schema": _ref("LoggedEntry"),
+                    "example": '{"id":"1763860000000-0","stream":"talk-1","kind":"text","text":"a funny film"}\n',
+                }
+            },
+        },
+        **_problems(400, 503),
+    },
+    [_query("after", {"type": "string"}, "Begin after this entry; 0, the default: with all that the log still holds.")],
+)
+
 # --- reading -----------------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,8 @@ from redis.retry import Retry
 
 from service.broker import looks
 from service.broker.wire import safe_url
-from service.codec import Head, id_number, number_id, parse_feed, parse_head, parse_position
+from service.codec import Head, id_number, number_id, parse_entry, parse_feed, parse_head, parse_position
+from service.contracts import Entry
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement, NoFsync, RollcastError
 from service.keys import FORMAT, ShardKeys, meta_key, shard_of, worker_key, workers_key
 from service.ports import (
@@ -42,6 +43,8 @@ _worker_decoder = msgspec.json.Decoder(WorkerInfo)
 Command = tuple[bytes | str | int, ...]
 
 _CHECK_S: Final = 1.0  # how often `follow` makes sure that the logs are still the same ones
+_ENTRIES: Final = 16  # read at once, of whatever size
+_LISTEN_MS: Final = 250
 _COMMITS: Final = 200  # of one shard, read at once
 _REFUSED: Final = (redis.ResponseError, redis.exceptions.BusyLoadingError, redis.exceptions.MasterDownError)
 # A server configured so has written and synced its log before it answers.
@@ -151,6 +154,24 @@ class RedisPredictions:
             said = reply[1].decode() if reply else "no such setting"
             if said != wanted:
                 raise NoFsync(f"the broker's {name} is {said!r}: ack=fsync needs {wanted!r} (docs/operations.md)")
+
+    async def entries(self, stream: str, after: str) -> AsyncGenerator[list[Entry]]:
+        connection = self.pool.make_connection()
+        inbox, name = self._of(stream).inbox, stream.encode()
+        try:
+            await connection.connect()
+            found: list[Entry] = []
+            while True:
+                await connection.send_command("XREAD", "COUNT", _ENTRIES, "BLOCK", _LISTEN_MS, "STREAMS", inbox, after)
+                yield found  # while the next read is under way: an entry may be finished and gone at once
+                reply = await connection.read_response(timeout=self._timeout_s)
+                items = reply[0][1] if reply else []
+                found = [parse_entry(*item) for item in items if name in item[1][1::2] and _stream_of(item[1]) == name]
+                after = items[-1][0].decode() if items else after
+        except (redis.RedisError, OSError, ValueError) as error:
+            raise BrokerAway(f"broker {self._where}: {error}") from error
+        finally:
+            await connection.disconnect(nowait=True)
 
     # --- records -------------------------------------------------------------------------------------------------
 
@@ -426,6 +447,10 @@ class RedisPredictions:
                 await connection.disconnect(nowait=True)
             await self.pool.release(connection)
         return replies
+
+
+def _stream_of(fields: Sequence[bytes]) -> bytes | None:
+    return dict(zip(fields[::2], fields[1::2], strict=True)).get(b"stream")
 
 
 def _whole(score: bytes | None) -> int:

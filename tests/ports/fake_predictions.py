@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
-from service.codec import id_number, number_id, parse_head, parse_position
+from service.codec import id_number, number_id, parse_entry, parse_head, parse_position
+from service.contracts import Entry
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, NoFsync
 from service.keys import shard_of
 from service.ports import (
@@ -67,6 +68,16 @@ class FakePredictions:
             except (BrokerFull, BrokerAway, AppendUnknown) as error:
                 found.append(error)
         return found
+
+    async def entries(self, stream: str, after: str) -> AsyncGenerator[list[Entry]]:
+        last = id_number(after)
+        yield []
+        while True:
+            log = list(self._shard(stream).log.items())
+            found = [parse_entry(number_id(number), fields) for number, fields in log if number > last]
+            last = max([last, *(number for number, _ in log)])
+            yield [entry for entry in found if entry.stream == stream]
+            await asyncio.sleep(LOOK_S)
 
     async def records(self, stream: str, after: str, limit: int) -> list[OutRecord]:
         return [record for record in self._out(stream) if id_number(record.id) > id_number(after)][:limit]

@@ -202,6 +202,7 @@ def test_the_openapi_document_is_complete(api: Serving) -> None:
         "/v1/streams/{stream}/samples",
         "/v1/streams/{stream}/text",
         "/v1/predictions",
+        "/v1/streams/{stream}/entries",
         "/v1/entries",
         "/v1/streams/{stream}/predictions",
         "/v1/streams",

@@ -9,15 +9,18 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
+import msgspec
 
 from rollcast import calls
+from rollcast.aio_gateway import AsyncGateway
 from rollcast.calls import Call
 from rollcast.client import DEFAULT_URL, RETRY_S, reasons_in, settings_of
-from rollcast.entries import Logged
+from rollcast.entries import Entry, Logged
 from rollcast.errors import Problem, away, to_problem
 from rollcast.events import Follows, Recording, Subscription, may_come_back
-from rollcast.flow import Flow
+from rollcast.flow import Flow, Steps
 from rollcast.results import Prediction, Record
+from rollcast.talk import Talk
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -48,7 +51,7 @@ class AsyncClient:
         self.url = url.rstrip("/")
         self._http = httpx.AsyncClient(**settings_of(self.url, api_key))
         self._flow = Flow(self.url, retry_s=retry_s, numbered=numbered)
-        self._numbered = numbered
+        self._api_key, self._retry_s, self._numbered = api_key, retry_s, numbered
         self._turns: dict[str, asyncio.Lock] = {}
 
     async def __aenter__(self) -> Self:
@@ -147,6 +150,20 @@ class AsyncClient:
         except (httpx.TransportError, ValueError, KeyError) as error:
             return [str(away(self.url, error))]
 
+    def gateway(
+        self, streams: str | Sequence[str] | None = None, *, after: str | None = None, when_full: str | None = None
+    ) -> AsyncGateway:
+        """As Client.gateway."""
+        wanted = [streams] if isinstance(streams, str) else streams
+        talk = Talk(self._api_key, wanted, after, when_full)
+        return AsyncGateway(self.url, talk, self._numbered_entry, self._retry_s)
+
+    async def _numbered_entry(self, entry: Entry) -> Entry:
+        if not self._numbered or entry.seq is not None:
+            return entry
+        async with self._turns.setdefault(entry.stream, asyncio.Lock()):
+            return msgspec.structs.replace(entry, seq=await self._carry_out(self._flow.number(entry.stream)))
+
     async def send(self, call: Call[Result]) -> Result:
         """Carries out a call. Entries of a numbered stream wait for each other: their numbers must arrive in order."""
         if not self._numbered or call.entry is None:
@@ -155,9 +172,11 @@ class AsyncClient:
             return await self._send(call)
 
     async def _send(self, call: Call[Result]) -> Result:
-        steps = self._flow.steps(call)
-        todo = next(steps)
+        return await self._carry_out(self._flow.steps(call))
+
+    async def _carry_out(self, steps: Steps[Result]) -> Result:
         try:
+            todo = next(steps)
             while True:
                 if isinstance(todo, float):
                     await asyncio.sleep(todo)

@@ -150,7 +150,7 @@ _page = msgspec.json.Decoder(_Page)
 
 
 def history(
-    stream: str, *, after: str | None = None, limit: int | None = None, every_type: bool = False
+    stream: str, after: str | None = None, *, limit: int | None = None, every_type: bool = False
 ) -> Call[History]:
     """A page of what is kept of a stream, oldest first: after the cursor `after`, or the newest. Predictions only, or
     every type of record."""

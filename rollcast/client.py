@@ -9,14 +9,17 @@ from types import TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 import httpx
+import msgspec
 
 from rollcast import calls
 from rollcast.calls import Call
-from rollcast.entries import Logged
+from rollcast.entries import Entry, Logged
 from rollcast.errors import Problem, away, to_problem
 from rollcast.events import Follows, Recording, Subscription, may_come_back
-from rollcast.flow import Flow
+from rollcast.flow import Flow, Steps
+from rollcast.gateway import Gateway
 from rollcast.results import Prediction, Record
+from rollcast.talk import Talk
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 RETRY_S: Final = 30.0
@@ -52,6 +55,7 @@ class Client:
         numbered: bool = False,
     ) -> None:
         self.url = url.rstrip("/")
+        self._api_key, self._retry_s, self._numbered = api_key, retry_s, numbered
         self._http = httpx.Client(**settings_of(self.url, api_key))
         self._flow = Flow(self.url, retry_s=retry_s, numbered=numbered)
 
@@ -152,11 +156,26 @@ class Client:
         except (httpx.TransportError, ValueError, KeyError) as error:
             return [str(away(self.url, error))]
 
+    def gateway(
+        self, streams: str | Sequence[str] | None = None, *, after: str | None = None, when_full: str | None = None
+    ) -> Gateway:
+        """A WebSocket over which many entries of many streams go at once. `streams`: whose records it gives, as for
+        `predictions`; None: those of the streams posted to there; an empty list: none."""
+        wanted = [streams] if isinstance(streams, str) else streams
+        return Gateway(self.url, Talk(self._api_key, wanted, after, when_full), self._numbered_entry, self._retry_s)
+
+    def _numbered_entry(self, entry: Entry) -> Entry:
+        if not self._numbered or entry.seq is not None:
+            return entry
+        return msgspec.structs.replace(entry, seq=self._carry_out(self._flow.number(entry.stream)))
+
     def send(self, call: Call[Result]) -> Result:
         """Carries out a call."""
-        steps = self._flow.steps(call)
-        todo = next(steps)
+        return self._carry_out(self._flow.steps(call))
+
+    def _carry_out(self, steps: Steps[Result]) -> Result:
         try:
+            todo = next(steps)
             while True:
                 if isinstance(todo, float):
                     clock.sleep(todo)

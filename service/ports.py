@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 
-from service.contracts import Manifest
+from service.contracts import Entry, Manifest
 from service.cursors import Place
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, NoFsync
 
@@ -91,6 +92,8 @@ class Commit(NamedTuple):
     touched: dict[str, int]  # stream -> ms of its last entry
     trim_below: bytes | None  # housekeeping is due: finished entries below this id may go
     deleted: Sequence[str] = ()  # streams of which nothing may stay but position and the record written here
+    drops: Mapping[str, int] = MappingProxyType({})  # stream -> entries dropped here
+    restarts: Mapping[str, int] = MappingProxyType({})  # stream -> how often its state began anew here
 
 
 class Committed(NamedTuple):
@@ -256,6 +259,18 @@ class StreamRow(NamedTuple):
     last_entry_ms: int
     position: bytes | None  # `pos` of it
     settings: bytes | None  # `settings` of it
+    drops: int = 0  # entries dropped
+    restarts: int = 0  # how often its state began anew, but for the first time
+
+
+class Lag(NamedTuple):
+    """What waits of one stream."""
+
+    oldest_ms: int  # of its oldest unfinished entry's id
+    age_s: float  # by the broker's clock
+
+
+Counted = Literal["drops", "restarts"]
 
 
 class ShardStatus(NamedTuple):
@@ -347,6 +362,11 @@ class Predictions(Protocol):
         """One XADD each, (stream, fields), in order and in one round trip; of each its id, or as `append` raises."""
         ...
 
+    def entries(self, stream: str, after: str) -> AsyncGenerator[list[Entry]]:
+        """The entries of one stream with id > after that its log still holds, and those that come, for ever; empty
+        lists at first, when what comes will be heard, and where nothing came for a moment. Ends with BrokerAway."""
+        ...
+
     async def records(self, stream: str, after: str, limit: int) -> list[OutRecord]:
         """Records with id > after, ascending, at most `limit`."""
         ...
@@ -393,6 +413,19 @@ class Predictions(Protocol):
 
     async def streams(self, after: str, limit: int) -> list[StreamRow]:
         """Streams whose name is above `after`, ascending by name, at most `limit`."""
+        ...
+
+    async def rows(self, streams: Iterable[str]) -> list[StreamRow]:
+        """These streams, in this order; deleted ones are left out."""
+        ...
+
+    async def lags(self) -> dict[str, Lag]:
+        """The streams of which something waits. Where a shard has too much waiting to be looked through, those that
+        wait longest; an entry that was never answered counts as well."""
+        ...
+
+    async def counted(self, what: Counted) -> dict[str, int]:
+        """Of each stream how many of its entries were dropped, or how often its state began anew; zeros left out."""
         ...
 
     async def state(self, stream: str) -> StateRow:

@@ -17,7 +17,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from service.errors import BadSettings
 
 PREFIX: Final = "ROLLCAST_"
-OTHER_VARIABLES: Final = frozenset({"ROLLCAST_URL", "ROLLCAST_DATA"})  # read elsewhere: HTTP commands, training
+# read elsewhere: HTTP commands, training
+OTHER_VARIABLES: Final = frozenset({"ROLLCAST_URL", "ROLLCAST_API_KEY", "ROLLCAST_DATA"})
 _SCHEMES: Final = ("redis://", "rediss://", "unix://")
 
 

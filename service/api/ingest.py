@@ -22,6 +22,13 @@ AT_ONCE = 256  # lines appended in one round trip
 NDJSON = "application/x-ndjson"
 
 
+class Appended(msgspec.Struct, frozen=True):
+    """The answer to a line: its entry is in the log."""
+
+    id: str
+    stream: str
+
+
 def ingest_routes(context: Context) -> APIRouter:
     router = APIRouter(tags=["entries"])
     intake = Intake(context)
@@ -66,8 +73,7 @@ def ingest_routes(context: Context) -> APIRouter:
                 answers.append(msgspec.json.encode(problem_of(error)))
                 break
             answers += await append_lines(lines, fsync, held)
-        return Response(b"".join(answer + b"
-" for answer in answers), media_type=NDJSON)
+        return Response(b"".join(answer + b"\n" for answer in answers), media_type=NDJSON)
 
     async def append_lines(
         lines: list[bytes | RollcastError], fsync: bool, held: dict[str, Unavailable]
@@ -84,7 +90,7 @@ def ingest_routes(context: Context) -> APIRouter:
         answers = []
         for one in ready:
             told = next(found) if isinstance(one, Ready) else one
-            answer = problem_of(told) if isinstance(told, RollcastError) else {"id": told, "stream": _stream(one)}
+            answer = problem_of(told) if isinstance(told, RollcastError) else Appended(told, _stream(one))
             answers.append(msgspec.json.encode(answer))
         return answers
 

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-
-from service.api.described import DeadSummary, StreamDetail, StreamSummary
+from service.api.examples import ACCEPTED, MODEL, PAGE, STREAM, STREAMS
 from service.api.follower import WHEN_FULL
-from service.api.posted import PostedEntry
-from service.api.problems import TYPE_PREFIX
 from service.api.query import MAX_RECORDS, MAX_WAIT_S
 from service.api.schemas import ID as _ID
 from service.api.schemas import RECORD as _RECORD
-from service.api.schemas import REF as _REF
-from service.api.schemas import Responses, Route, Schema, problem_types
+from service.api.schemas import Responses, Route, Schema
 from service.api.schemas import array as _array
 from service.api.schemas import get as _get
 from service.api.schemas import json as _json
@@ -26,8 +19,7 @@ from service.api.schemas import query as _query
 from service.api.schemas import ref as _ref
 from service.api.schemas import seconds as _seconds
 from service.codec import MAX_INTERVAL_S, MAX_SEQ, MAX_TIME_S
-from service.contracts import RECORD_TYPES, Done, Dropped, Duplicate, Manifest, Prediction, Refused
-from service.controls import NewSettings
+from service.contracts import RECORD_TYPES
 from service.metrics import CONTENT_TYPE
 
 _FLAG: Final[Schema] = {"type": "integer", "enum": [0, 1]}
@@ -65,7 +57,7 @@ _ACCEPTED: Final[Responses] = {
         "description": "The entry is in the log.",
         "content": _json(
             _object(id=_ID, stream={"type": "string"}, model={"type": "string"}),
-            {"id": "1763860000000-0", "stream": "cam-1", "model": "digits-cnn"},
+            ACCEPTED,
         ),
     },
     **_problems(400, 404, 409, 410, 413, 415, 422, 429, 501, 503, 504),
@@ -87,7 +79,10 @@ POST_FRAME: Final = _post(
         "image/jpeg": _BINARY,
         "image/png": _BINARY,
         "image/webp": _BINARY,
-        "multipart/form-data": {"schema": _object(frame={"type": "string", "format": "binary"})},
+        "multipart/form-data": {
+            "schema": _object(frame={"type": "string", "format": "binary"}),
+            "encoding": {"frame": {"contentType": "image/jpeg, image/png, image/webp"}},
+        },
     },
     _POST_QUERY,
 )
@@ -158,6 +153,22 @@ POST_ENTRIES: Final[Route] = {
     },
 }
 
+GET_ENTRIES: Final = _get(
+    {
+        200: {
+            "description": "A line an entry, for ever; an empty one at first, and where nothing came for a while.",
+            "content": {
+                "application/x-ndjson": {
+                    "schema": _ref("LoggedEntry"),
+                    "example": '{"id":"1763860000000-0","stream":"talk-1","kind":"text","text":"a funny film"}\n',
+                }
+            },
+        },
+        **_problems(400, 503),
+    },
+    [_query("after", {"type": "string"}, "Begin after this entry; 0, the default: with all that the log still holds.")],
+)
+
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +195,7 @@ GET_PREDICTIONS: Final = _get(
                 "are not kept any more, or were lost with the log's tail."
             ),
             "content": {
-                **_json(_object(predictions=_array(_RECORD), next=_ID, gap={"type": "boolean"})),
+                **_json(_object(predictions=_array(_RECORD), next=_ID, gap={"type": "boolean"}), PAGE),
                 "text/event-stream": {
                     "schema": {"type": "string"},
                     "example": 'data: {"type":"prediction","id":"1763860000000-0", …}\nid: 1763860000000-0\n\n',
@@ -237,13 +248,21 @@ GET_MANY_PREDICTIONS: Final = _get(
 GET_STREAMS: Final = _get(
     {
         200: {
-            "description": "The streams, by name.",
-            "content": _json(_object(streams=_array(_ref("StreamSummary")), next={"type": ["string", "null"]})),
+            "description": "The streams, in the order asked for.",
+            "content": _json(
+                _object(streams=_array(_ref("StreamSummary")), next={"type": ["string", "null"]}), STREAMS
+            ),
         },
         **_problems(400, 503),
     },
     [
-        _query("after", {"type": "string"}, "The name after which the page begins."),
+        _query(
+            "sort",
+            {"type": "string", "enum": ["name", "lag", "drops", "restarts"], "default": "name"},
+            "By name; or first those whose oldest unfinished entry is the oldest, that had the most entries dropped, "
+            "whose state began anew most often.",
+        ),
+        _query("after", {"type": "string"}, "Where the page begins: the `next` of the one before."),
         _query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_RECORDS, "default": 100}, "At most so many."),
     ],
 )
@@ -251,60 +270,40 @@ GET_STREAM: Final = _get(
     {
         200: {
             "description": "The stream.",
-            "content": _json({"allOf": [_ref("StreamDetail"), _object(last={"oneOf": [_RECORD, {"type": "null"}]})]}),
+            "content": _json(
+                {"allOf": [_ref("StreamDetail"), _object(last={"oneOf": [_RECORD, {"type": "null"}]})]}, STREAM
+            ),
         },
         **_problems(400, 404, 503),
     }
 )
-GET_MODELS: Final = _get({200: {"description": "The packages.", "content": _json(_object(models=_array(_MODEL)))}})
-GET_MODEL: Final = _get({200: {"description": "The package.", "content": _json(_MODEL)}, **_problems(404)})
-GET_METRICS: Final = _get({200: {"description": "Metrics.", "content": {CONTENT_TYPE: {"schema": {"type": "string"}}}}})
-GET_LIVEZ: Final = _get({200: {"description": "Alive.", "content": _json(_object(live={"type": "boolean"}))}})
-_READY: Final = _json(_object(ready={"type": "boolean"}, reasons=_array({"type": "string"})))
-GET_READYZ: Final = _get(
-    {200: {"description": "Ready.", "content": _READY}, 503: {"description": "Not ready, and why.", "content": _READY}}
+GET_MODELS: Final = _get(
+    {200: {"description": "The packages.", "content": _json(_object(models=_array(_MODEL)), {"models": [MODEL]})}}
 )
-
-
-# --- the document ------------------------------------------------------------------------------------------------
-
-
-def describe(app: FastAPI) -> Schema:
-    """The OpenAPI document, with the schemas of what msgspec encodes."""
-    document = get_openapi(
-        title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
-    )
-    types = (
-        Prediction,
-        Refused,
-        Dropped,
-        Duplicate,
-        Done,
-        Manifest,
-        StreamSummary,
-        StreamDetail,
-        NewSettings,
-        DeadSummary,
-        PostedEntry,
-    )
-    _, schemas = msgspec.json.schema_components(types, ref_template=_REF + "{name}")
-    schemas["Problem"] = {
-        "type": "object",
-        "description": "RFC 9457. `wait` adds the entry's `id`, `stream` and `reason`, or `of`.",
-        "required": ["type", "title", "status", "detail"],
-        "properties": {
-            "type": {"type": "string", "enum": [TYPE_PREFIX + t for ts in problem_types().values() for t in ts]},
-            "title": {"type": "string"},
-            "status": {"type": "integer"},
-            "detail": {"type": "string"},
+GET_MODEL: Final = _get({200: {"description": "The package.", "content": _json(_MODEL, MODEL)}, **_problems(404)})
+GET_METRICS: Final = _get(
+    {
+        200: {
+            "description": "Metrics.",
+            "content": {
+                CONTENT_TYPE: {
+                    "schema": {"type": "string"},
+                    "example": 'rollcast_steps_total{model="activity-lstm",process="worker-0"} 42.0\n',
+                }
+            },
+        }
+    }
+)
+GET_LIVEZ: Final = _get(
+    {200: {"description": "Alive.", "content": _json(_object(live={"type": "boolean"}), {"live": True})}}
+)
+_READY: Final = _object(ready={"type": "boolean"}, reasons=_array({"type": "string"}))
+GET_READYZ: Final = _get(
+    {
+        200: {"description": "Ready.", "content": _json(_READY, {"ready": True, "reasons": []})},
+        503: {
+            "description": "Not ready, and why.",
+            "content": _json(_READY, {"ready": False, "reasons": ["no worker serves model digits-cnn"]}),
         },
     }
-    components = document.setdefault("components", {})
-    kept = {name: schema for name, schema in components.get("schemas", {}).items() if "Validation" not in name}
-    components["schemas"] = {**kept, **schemas}
-    for path in document["paths"].values():
-        for call in path.values():
-            validation = call["responses"].get("422", {}).get("content", {}).get("application/json")
-            if validation is not None:  # added by the framework for path parameters; ours are problems
-                del call["responses"]["422"]
-    return document
+)

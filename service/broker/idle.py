@@ -25,14 +25,14 @@ end
 return answer
 """
 
-# KEYS head pos streams, keys that go.  ARGV the head as we know it, streams whose position goes.
+# KEYS head pos streams drops restarts, keys that go.  ARGV the head as we know it, streams whose position goes.
 # Returns 1 when the shard is ours and they are gone.
 REMOVE: Final = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-for i = 4, #KEYS do redis.call('UNLINK', KEYS[i]) end
+for i = 6, #KEYS do redis.call('UNLINK', KEYS[i]) end
 for i = 2, #ARGV do
   redis.call('HDEL', KEYS[2], ARGV[i])
-  redis.call('ZREM', KEYS[3], ARGV[i])
+  for key = 3, 5 do redis.call('ZREM', KEYS[key], ARGV[i]) end
 end
 return 1
 """
@@ -68,7 +68,7 @@ class Housekeeping:
     def remove(self, shard: int, head: bytes, records: Sequence[str], streams: Sequence[str]) -> bool:
         keys = self._keys[shard]
         gone = [keys.out(name) for name in (*records, *streams)] + [keys.state(name) for name in streams]
-        named = (keys.head, keys.pos, keys.streams, *gone)
+        named = (keys.head, keys.pos, keys.streams, keys.drops, keys.restarts, *gone)
         (reply,) = self._ask(("EVAL", REMOVE, len(named), *named, head, *streams))
         return bool(reply == 1)
 

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from rollcast import Problem, ServerAway
-from service.cli import ask, manage, prove, serve, watching
+from service.cli import ask, manage, prove, recording, serve, watching
 from service.errors import RollcastError, StartError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ ask.add_to(app)
 manage.add_to(app)
 prove.add_to(app)
 watching.add_to(app)
+recording.add_to(app)
 
 
 def _show_version(wanted: bool) -> None:

@@ -188,6 +188,8 @@ class Shard:
         positions: dict[str, bytes] = {}
         touched: dict[str, int] = {}
         deleted: list[str] = []
+        drops: dict[str, int] = {}
+        restarts: dict[str, int] = {}
         for item in items:
             entry, stream = item.entry, item.key
             name = stream.name
@@ -209,9 +211,14 @@ class Shard:
                 kind = entry.kind or (entry.raw or {}).get(b"kind", b"")[:60].decode(errors="replace")
                 more = kept_fields(entry)
                 dead.append(DeadWrite(entry.id, name, kind, error.reason, error.detail, entry.data, more))
+            if item.drop is not None:
+                drops[name] = drops.get(name, 0) + 1
+            elif item.reason is not None and item.reason != "first" and item.k >= 0:
+                restarts[name] = restarts.get(name, 0) + 1
             if item.deleted:
                 deleted.append(name)
-                settings.pop(name, None)
+                for about in (settings, drops, restarts):
+                    about.pop(name, None)
             elif item.settings is not None:
                 settings[name] = encode_settings(item.settings)
             if item.deleted or item.settings is not None:
@@ -242,5 +249,7 @@ class Shard:
             touched=touched,
             trim_below=None if trim is None else number_id(min(trim, low + 1)),
             deleted=deleted,
+            drops=drops,
+            restarts=restarts,
         )
         return self.in_flight

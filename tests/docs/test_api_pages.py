@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from service.api.openapi import problem_types
+from service.api.schemas import problem_types
 from service.errors import EntryError
 from service.metrics import ApiMetrics, Counter, Family, WorkerMetrics, create_registry
 

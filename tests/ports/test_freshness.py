@@ -81,6 +81,7 @@ def test_frames_that_were_superseded_are_never_decoded(world: World, monkeypatch
     decode, workers, last = service.worker.loop.decode_frame, [], 0
 
     def when_all_were_read(data: bytes, *arguments: Any, **options: Any) -> Any:
+        wait_until(lambda: bool(workers), 20, "the worker is known here")
         wait_until(lambda: any(shard.cursor >= last for shard in list(workers[0]._shards.values())), 20, "all is read")
         decoded.append(data)
         return decode(data, *arguments, **options)

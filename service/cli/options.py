@@ -28,6 +28,7 @@ OF_WORKER = (
     "max_frame_bytes", "max_pixels",
     "default_model_frame", "default_model_samples", "default_model_text", "metrics_port", "log_format", "log_level",
 )  # fmt: skip
+OF_DOCTOR = ("broker", "home", "models", "prefix", "shards", "backlog_bytes")
 OF_UP = tuple(Settings.model_fields)
 
 

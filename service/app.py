@@ -18,13 +18,14 @@ import hiredis
 import uvicorn
 
 from rollcast import Client
+from service import VERSION
 from service.api import Bounds, create_app
 from service.broker.log import RedisLog
 from service.broker.predictions import RedisPredictions
 from service.broker.wire import Wire, safe_url
 from service.contracts import Limits
 from service.demo import Demo
-from service.embedded import EmbeddedBroker, machine_memory
+from service.embedded import EmbeddedBroker, machine_memory, url_on
 from service.engine import OnnxEngine
 from service.errors import BrokerAway, BrokerFailed, PackageRefused, StartError
 from service.faults import fault_from, poison_from
@@ -117,7 +118,7 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
             return [f"the broker refuses: {worker.trouble}"]
         return [] if worker.owned or worker.idle else ["owns no shard"]
 
-    server = serve_metrics(registry, port, lambda: [], not_ready)
+    server = serve_metrics(registry, port, lambda: [], not_ready, settings.metrics_host)
     worker = Worker(
         RedisLog(
             url,
@@ -147,8 +148,9 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
             id=name,
             models={model: package.manifest.version for model, package in packages.items()},
             process=f"worker-{number}",
-            metrics=f"http://127.0.0.1:{server.port}/metrics",
+            metrics=f"http://{_seen_from_here(settings.metrics_host)}:{server.port}/metrics",
             host=socket.gethostname(),
+            rollcast=VERSION,
         ),
         fault=fault_from(os.environ),
         poison=poison_from(os.environ),
@@ -160,6 +162,11 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
     finally:
         server.close()
     log.info("stopped")
+
+
+def _seen_from_here(host: str) -> str:
+    """Where a process of this machine finds what listens on `host`."""
+    return "127.0.0.1" if host == "0.0.0.0" else host
 
 
 def cpus_of_one(workers: int) -> int:
@@ -243,7 +250,7 @@ def run_up(settings: Settings, *, demo: bool = False, seconds: float | None = No
     with Interrupts() as interrupts:
         try:
             supervisor.start()
-            log.info("started", extra={"url": url, "broker": broker.url if broker else settings.broker})
+            log.info("started", extra={"url": url, "broker": safe_url(broker.url if broker else settings.broker or "")})
             if demo:
                 return _run_demo(supervisor, interrupts, url, settings, seconds)
             _tend(supervisor, interrupts, seconds)
@@ -313,10 +320,7 @@ def broker_url(settings: Settings) -> str:
         with contextlib.suppress(BrokerAway):  # it is waited for
             check_keeps(settings.broker)
         return settings.broker
-    path = settings.home.expanduser().absolute() / "broker.sock"
-    if not path.exists():
-        raise BrokerFailed(f"no broker: give its URL with --broker, or start `rollcast up` (looked for {path})")
-    return f"unix://{path.resolve()}"
+    return url_on(settings.home)
 
 
 def check_answers(url: str) -> None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from rollcast import Problem, ServerAway
-from service.cli import ask, manage, prove, recording, serve, watching
+from service import VERSION
+from service.cli import ask, doctor, manage, prove, recording, serve, watching
 from service.errors import RollcastError, StartError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ app = typer.Typer(
 serve.add_to(app)
 ask.add_to(app)
 manage.add_to(app)
+doctor.add_to(app)
 prove.add_to(app)
 watching.add_to(app)
 recording.add_to(app)
@@ -39,10 +40,7 @@ recording.add_to(app)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        try:
-            typer.echo(f"rollcast {version('rollcast')}")
-        except PackageNotFoundError:
-            typer.echo("rollcast (run from a source tree that was never installed)")
+        typer.echo(f"rollcast {VERSION}")
         raise typer.Exit
 
 

@@ -19,7 +19,6 @@ from functools import lru_cache
 from typing import Final
 
 import msgspec
-import numpy as np
 
 from service.batching import Scheduler
 from service.codec import NOWHERE, Position, decode_settings, id_number, parse_entry, parse_position
@@ -39,6 +38,7 @@ from service.worker.shard import Item, Shard, Stream
 from service.worker.sharing import share
 from service.worker.stepping import Stepper
 from service.worker.tally import Tally
+from service.worker.told import tell
 
 COMMIT_ENTRIES: Final = 1024
 COMMIT_BYTES: Final = 8 << 20
@@ -132,13 +132,13 @@ class Worker:
                     if not self.away:
                         log.warning("broker away", extra={"detail": error.detail})
                     self.away = True
-                    self._lose(list(self._shards.values()), "the broker is away")
+                    self._lose(list(self._shards.values()), "the broker is away", "broker")
                     self._next_beat = 0.0
                     stop.wait(backoff_s)
                     backoff_s = min(1.0, backoff_s * 2)
                 except CommitRefused as error:  # a read was refused: what it was to bring is read again
                     self._refused(error)
-                    self._lose(list(self._shards.values()), "the broker refuses reads")
+                    self._lose(list(self._shards.values()), "the broker refuses reads", "broker")
                     stop.wait(backoff_s)
             self._drain()
         finally:
@@ -185,7 +185,7 @@ class Worker:
         before = time.monotonic()
         soonest_s = BEAT_S
         if self._shards and before > self._deadline:
-            self._lose(list(self._shards.values()), "the leases ran out")
+            self._lose(list(self._shards.values()), "the leases ran out", "lease")
         try:
             self._renew()
             soonest_s = self._balance()
@@ -195,6 +195,7 @@ class Worker:
         self.owned, self.idle = len(self._shards), self._share == 0
         self._next_beat = before + max(SOONEST_S, min(BEAT_S, self._lease_s / 3, soonest_s))
         self._tally.residence(self._residence.evicted)
+        self._tally.held(self.owned)
         self._commit_idle(before)
 
     def _renew(self) -> None:
@@ -203,7 +204,7 @@ class Worker:
         due = before + SOONEST_S > self._renewed + self._lease_s / 3  # a heartbeat is cheap, a lease a script each
         about = msgspec.structs.replace(self._about, trouble=self.trouble)
         renewed = self._broker.renew(list(self._shards) if due else [], msgspec.json.encode(about))
-        self._lose([self._shards[number] for number in renewed.lost], "the lease is another's")
+        self._lose([self._shards[number] for number in renewed.lost], "the lease is another's", "lease")
         if due:
             self._renewed, self._deadline = before, before + self._lease_s
         self._share = share(self._broker.shards, renewed.workers, renewed.place)
@@ -255,13 +256,17 @@ class Worker:
         if careful.is_doubtful(shard, self._broker.suspected(number)):
             self._doubts.add(shard)
             log.warning("one entry at a time: this shard was lost too often", extra={"shard": number})
-        log.debug("shard acquired", extra={"shard": number, "n": shard.head.n, "low": head.split(b" ")[3].decode()})
+        log.debug(
+            "shard acquired", extra={"shard": number, "commit": shard.head.n, "low": head.split(b" ")[3].decode()}
+        )
         return True
 
-    def _lose(self, shards: Sequence[Shard], why: str) -> None:
+    def _lose(self, shards: Sequence[Shard], why: str, reason: str = "fenced") -> None:
         """A doubt: these shards are acquired and read again."""
         if shards:
-            log.warning("shards lost", extra={"shards": [shard.number for shard in shards], "why": why})
+            self._tally.lost(len(shards), reason)
+            of_one = {"shard": shards[0].number, "commit": shards[0].head.n} if len(shards) == 1 else {}
+            log.warning("shards lost", extra={**of_one, "shards": [shard.number for shard in shards], "why": why})
             self._forget(shards)
 
     def _forget(self, shards: Sequence[Shard]) -> None:
@@ -395,7 +400,7 @@ class Worker:
         for number, found in self._broker.load(wanted).items():
             shard = self._shards[number]
             for name, loaded in zip(wanted[number], found, strict=True):
-                position, settings = _read_stream(name, loaded)
+                position, settings = _read_stream(name, number, loaded)
                 stream = Stream(name, shard, position or NOWHERE, settings)
                 home = shard_of(name, self._broker.shards)
                 if name != NO_STREAM and home != shard.number:
@@ -463,7 +468,7 @@ class Worker:
             item.ready = True
             self._scheduler.wake(item)
         self._decoding -= len(spent)
-        self._tally.decoded(np.array(spent))
+        self._tally.decoded(spent)
         self._fault("after-decode")
 
     # --- careful mode ----------------------------------------------------------------------------------------------
@@ -487,7 +492,8 @@ class Worker:
     def _try(self, shard: Shard, item: Item, may: bool) -> None:
         if not may:
             careful.refuse(item)
-            log.error("an entry ends its worker: refused", extra={"shard": shard.number, "id": item.entry.id.decode()})
+            which = {"stream": item.key.name, "cursor": item.entry.id.decode(), "shard": shard.number}
+            log.error("an entry ends its worker: refused", extra=which)
         elif item.entry.kind == "frame" and item.error is None and (form := self._form(item)) is not None:
             self._decode_one(item, form)
         _, bound = self._step([item], alone=True)
@@ -530,7 +536,7 @@ class Worker:
     def _commit(self, items: list[Item], bound: dict[Stream, bytes]) -> None:
         """One transaction a shard, and more where one would be too large, the earlier entries first."""
         if time.monotonic() > self._deadline:
-            return self._lose(list(self._shards.values()), "the leases ran out")
+            return self._lose(list(self._shards.values()), "the leases ran out", "lease")
         by_shard: dict[Shard, list[Item]] = {}
         for item in items:
             by_shard.setdefault(item.key.shard, []).append(item)
@@ -579,6 +585,7 @@ class Worker:
         """Reads the replies of the commits in flight; none is believed before its whole reply was checked."""
         for shard in [shard for shard in self._shards.values() if shard.in_flight is not None]:
             self._settle_one(shard)
+        self._tally.count()
         self._fault("after-commit")
 
     def _settle_one(self, shard: Shard) -> None:
@@ -594,14 +601,19 @@ class Worker:
         shard.in_flight = None
         shard.kept = max(0, shard.kept - done.trimmed)
         self.trouble = ""
-        self._tally.committed(shard.answered, time.perf_counter() - shard.sent_at, time.time())
-        self._tally.dead_overflow(done.dead_overflow)
+        if shard.unwritten and done.repaired:
+            self._tally.repaired(shard.unwritten)
+        shard.unwritten = [shard.answered[at] for at in done.unwritten]
+        self._tally.committed(shard.answered, time.perf_counter() - shard.sent_at, time.time(), shard.unwritten)
+        if done.dead_overflow:
+            self._tally.dead_overflow(done.dead_overflow)
+        tell(shard, commit.n, shard.answered)
         shard.repair = bool(done.errors)
         for text in done.errors:
             self._tally.commit_error()
             log.error(
                 "an element of a commit failed: somebody else writes to our keys; the next commit repairs it",
-                extra={"shard": shard.number, "n": commit.n, "detail": text},
+                extra={"shard": shard.number, "commit": commit.n, "detail": text},
             )
 
     def _await(self, shard: Shard, commit: Commit) -> Committed:
@@ -627,7 +639,7 @@ class Worker:
             pause_s = min(0.5, pause_s * 2)
 
 
-def _read_stream(name: str, loaded: Loaded) -> tuple[Position | None, StreamSettings]:
+def _read_stream(name: str, shard: int, loaded: Loaded) -> tuple[Position | None, StreamSettings]:
     """A stream's position and settings. What somebody else wrote there is said, and does not stop the shard."""
     position, settings = None, _NO_SETTINGS
     try:
@@ -635,7 +647,7 @@ def _read_stream(name: str, loaded: Loaded) -> tuple[Position | None, StreamSett
         if loaded.settings and name != NO_STREAM:  # whose field in `settings` is a revision
             settings = _settings_of(loaded.settings)
     except (ValueError, msgspec.DecodeError) as error:
-        log.error("foreign value among a stream's keys", extra={"stream": name, "detail": str(error)})
+        log.error("foreign value among a stream's keys", extra={"stream": name, "shard": shard, "detail": str(error)})
     return position, settings
 
 

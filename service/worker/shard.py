@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -56,9 +57,9 @@ class Item:
     """One entry on its way through the worker, and what became of it."""
 
     __slots__ = (
-        "arrived", "body", "dead", "decode_s", "decoding", "deleted", "done", "drop", "entry", "error", "events",
-        "forget", "fresh_until_ms", "highest", "k", "key", "kind", "missed", "model", "number", "ready", "reason",
-        "served", "settings", "size", "state", "steps", "time_us", "type", "x",
+        "arrived", "at", "body", "dead", "decode_s", "decoding", "deleted", "done", "drop", "entry", "error", "events",
+        "forget", "fresh_until_ms", "group", "highest", "key", "kind", "missed", "model", "number", "ready",
+        "reason", "served", "settings", "size", "state", "steps", "time_us", "type", "x",
     )  # fmt: skip
 
     def __init__(self, entry: Entry, stream: Stream, arrived: float) -> None:
@@ -92,8 +93,24 @@ class Item:
         self.kind = entry.kind
         self.served = ""  # name of the model
         self.steps = 0
-        self.k = -1  # place of the predicted label
+        self.group: Group | None = None  # of a prediction
+        self.at = 0  # its place there
         self.events: list[Event] = []
+
+
+class Group:
+    """Predictions that were made together, by column, as they are counted. Written by `records` only."""
+
+    __slots__ = ("born_ms", "entries", "labels", "model", "scores", "steps", "told")
+
+    def __init__(self, model: ServedModel, items: Sequence[Item], labels: list[int], scores: list[float]) -> None:
+        self.model = model
+        self.entries = len(items)
+        self.steps = items[0].steps  # of each entry
+        self.born_ms = [item.entry.ms for item in items]
+        self.labels = labels  # places of the predicted ones
+        self.scores = scores  # the model's, of those
+        self.told: list[Item] = []  # those with events, or whose state began anew
 
 
 class Sweep:
@@ -158,6 +175,7 @@ class Shard:
         self.trials: deque[Item] = deque()  # what waits for its trial then
         self.good = 0  # trials that ended well
         self.repair = False  # elements of the last commit failed: the next one does them again
+        self.unwritten: list[Item] = []  # whose records were among them
 
     @property
     def idle(self) -> bool:
@@ -213,7 +231,7 @@ class Shard:
                 dead.append(DeadWrite(entry.id, name, kind, error.reason, error.detail, entry.data, more))
             if item.drop is not None:
                 drops[name] = drops.get(name, 0) + 1
-            elif item.reason is not None and item.reason != "first" and item.k >= 0:
+            elif item.reason is not None and item.reason != "first" and item.group is not None:
                 restarts[name] = restarts.get(name, 0) + 1
             if item.deleted:
                 deleted.append(name)

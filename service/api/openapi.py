@@ -254,7 +254,10 @@ GET_STREAM: Final = _get(
         **_problems(400, 404, 503),
     }
 )
-GET_MODELS: Final = _get({200: {"description": "The packages.", "content": _json(_object(models=_array(_MODEL)))}})
+_SERVER: Final[Schema] = {"type": "string", "description": "this server's version"}
+GET_MODELS: Final = _get(
+    {200: {"description": "The packages.", "content": _json(_object(rollcast=_SERVER, models=_array(_MODEL)))}}
+)
 GET_MODEL: Final = _get({200: {"description": "The package.", "content": _json(_MODEL)}, **_problems(404)})
 GET_METRICS: Final = _get({200: {"description": "Metrics.", "content": {CONTENT_TYPE: {"schema": {"type": "string"}}}}})
 GET_LIVEZ: Final = _get({200: {"description": "Alive.", "content": _json(_object(live={"type": "boolean"}))}})

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from rollcast import Problem, ServerAway
+from service import VERSION
 from service.cli import ask, manage, prove, serve, watching
 from service.errors import RollcastError, StartError
 
@@ -38,10 +38,7 @@ watching.add_to(app)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        try:
-            typer.echo(f"rollcast {version('rollcast')}")
-        except PackageNotFoundError:
-            typer.echo("rollcast (run from a source tree that was never installed)")
+        typer.echo(f"rollcast {VERSION}")
         raise typer.Exit
 
 

@@ -117,7 +117,7 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
             return [f"the broker refuses: {worker.trouble}"]
         return [] if worker.owned or worker.idle else ["owns no shard"]
 
-    server = serve_metrics(registry, port, lambda: [], not_ready)
+    server = serve_metrics(registry, port, lambda: [], not_ready, settings.metrics_host)
     worker = Worker(
         RedisLog(
             url,
@@ -147,7 +147,7 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
             id=name,
             models={model: package.manifest.version for model, package in packages.items()},
             process=f"worker-{number}",
-            metrics=f"http://127.0.0.1:{server.port}/metrics",
+            metrics=f"http://{_seen_from_here(settings.metrics_host)}:{server.port}/metrics",
             host=socket.gethostname(),
         ),
         fault=fault_from(os.environ),
@@ -160,6 +160,11 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
     finally:
         server.close()
     log.info("stopped")
+
+
+def _seen_from_here(host: str) -> str:
+    """Where a process of this machine finds what listens on `host`."""
+    return "127.0.0.1" if host == "0.0.0.0" else host
 
 
 def cpus_of_one(workers: int) -> int:

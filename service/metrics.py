@@ -29,6 +29,7 @@ SECONDS: Final = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
 ENTRIES: Final = tuple(float(2**n) for n in range(13))  # 1 … 4096
+SCORES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 
@@ -51,6 +52,10 @@ class Counter:
 
     def inc(self, n: float = 1) -> None:
         self.value += n
+
+    def set(self, n: float) -> None:
+        """What somebody else counted: it may begin anew, as at a restart."""
+        self.value = n
 
     def samples(self) -> list[_Sample]:
         return [_Sample("_total", {}, self.value)]
@@ -141,6 +146,7 @@ class WorkerMetrics:
         self.records = add.counters("records", "Records committed, one an entry", "model", "type")
         self.steps = add.counters("steps", "Steps of the recurrent state committed", "model")
         self.predicted = add.counters("predicted", "Predictions by the label of the last step", "model", "label")
+        self.confidence = add.histograms("confidence", "Scores of the predicted labels", SCORES, "model")
         self.events = add.counters("events", "Events decided by the rolling automaton", "model", "label", "type")
         self.stage_seconds = add.histograms("stage_seconds", "Time of one batch in a stage", SECONDS, "stage")
         self.end_to_end_seconds = add.histograms(
@@ -158,6 +164,8 @@ class WorkerMetrics:
         self.loads = add.counter("loads", "States read back from the broker")
         self.swept = add.counters("swept", "Idle streams whose records, or all but settings, were removed", "what")
         self.nonfinite = add.counters("nonfinite", "Steps not committed: the state would not be finite", "model")
+        self.shards_held = add.gauge("shards_held", "Shards this worker holds")
+        self.shards_lost = add.counters("shards_lost", "Shards that were thrown away because of a doubt", "reason")
         self.fenced = add.counter("fenced", "Commits refused because the shard was lost")
         self.commit_errors = add.counter("commit_errors", "Commits the broker answered with an error")
         self.model_info = add.gauges("model_info", "Models served; always 1", "model", "version", "sha256")
@@ -170,12 +178,27 @@ class ApiMetrics:
         add = _Exposition(registry)
         self.lag_entries = add.gauges("lag_entries", "Unfinished entries in the log", "shard")
         self.lag_seconds = add.gauges("lag_seconds", "Age of the oldest unfinished entry", "shard")
+        self.lag_bytes = add.gauges("lag_bytes", "About what the unfinished entries take in the broker", "shard")
         self.shard_owned = add.gauges("shard_owned", "1 while a worker holds the shard's lease", "shard")
+        self.workers_live = add.gauge("workers_live", "Workers that told the broker that they live")
+        self.appended = add.counter("appended", "Entries put into the log by this process")
+        self.turned_away = add.counters("turned_away", "Entries not taken for now, whatever way they came", "reason")
         self.subscribers = add.gauges("subscribers", "Open subscriptions", "transport")
         self.subscriber_drops = add.counter("subscriber_drops", "Gaps given to subscribers that read too slowly")
         self.http_request_seconds = add.histograms(
             "http_request_seconds", "From a request to the head of its answer", SECONDS, "route", "status"
         )
+        self.broker_up = add.gauge("broker_up", "1 while the broker answers")
+        self.broker_seconds = add.histogram("broker_seconds", "One small question to the broker and back", SECONDS)
+        self.broker_memory_bytes = add.gauge("broker_memory_bytes", "Memory of the broker that counts for its limit")
+        self.broker_memory_limit_bytes = add.gauge("broker_memory_limit_bytes", "Its limit (maxmemory); 0: none")
+        self.broker_system_memory_bytes = add.gauge("broker_system_memory_bytes", "Memory of the broker's machine")
+        self.broker_noeviction = add.gauge("broker_noeviction", "1 while the broker never evicts")
+        self.broker_evicted = add.counter("broker_evicted", "Keys that the broker has evicted")
+        self.broker_aof_enabled = add.gauge("broker_aof_enabled", "1 while the broker keeps an append-only file")
+        self.broker_disk_ok = add.gauge("broker_disk_ok", "0 after a write of the broker to its disk failed")
+        self.broker_clients = add.gauge("broker_clients", "Connections of the broker")
+        self.broker_commands = add.counter("broker_commands", "Commands that the broker has carried out")
 
 
 def create_registry() -> CollectorRegistry:
@@ -217,6 +240,9 @@ class _Exposition(Collector):
     def gauge(self, name: str, doc: str) -> Gauge:
         return self.gauges(name, doc).labels()
 
+    def histogram(self, name: str, doc: str, bounds: Sequence[float]) -> Histogram:
+        return self.histograms(name, doc, bounds).labels()
+
     def describe(self) -> Iterable[Metric]:
         return [Metric(f"rollcast_{name}", doc, kind) for name, doc, kind, _ in self._rows]
 
@@ -234,7 +260,7 @@ Check = Callable[[], Sequence[str]]  # reasons why not; empty: all is well
 
 
 class MetricsServer:
-    """`/metrics`, `/livez` and `/readyz` of one process on 127.0.0.1. `close()` frees the port."""
+    """`/metrics`, `/livez` and `/readyz` of one process. `close()` frees the port."""
 
     def __init__(self, server: ThreadingHTTPServer) -> None:
         self._server = server
@@ -251,7 +277,9 @@ class MetricsServer:
         self._thread.join()
 
 
-def serve_metrics(registry: CollectorRegistry, port: int, livez: Check, readyz: Check) -> MetricsServer:
+def serve_metrics(
+    registry: CollectorRegistry, port: int, livez: Check, readyz: Check, host: str = "127.0.0.1"
+) -> MetricsServer:
     """Serves until closed; port 0: any free one. The checks answer with reasons (503) or with none (200).
 
     Raises PortInUse.
@@ -280,7 +308,9 @@ def serve_metrics(registry: CollectorRegistry, port: int, livez: Check, readyz: 
             """A scrape every few seconds is no event."""
 
     try:
-        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        server = ThreadingHTTPServer((host, port), Handler)
     except OSError as error:
-        raise PortInUse(f"metrics port {port}: {error.strerror}; choose another metrics_port") from None
+        raise PortInUse(
+            f"metrics port {port} of {host}: {error.strerror}; choose another metrics_port or metrics_host"
+        ) from None
     return MetricsServer(server)

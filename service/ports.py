@@ -99,6 +99,8 @@ class Committed(NamedTuple):
     trimmed: int  # entries that left the log
     errors: list[str]  # elements that failed inside EXEC: foreign writes to our keys
     dead_overflow: int = 0  # refused entries that left the quarantine: it is bounded
+    unwritten: Sequence[int] = ()  # places in the commit's records of those among the failed elements
+    repaired: bool = True  # what failed in the commit before was done by this one
 
 
 class Renewed(NamedTuple):
@@ -299,6 +301,20 @@ class Pressure(NamedTuple):
     memory_limit: int
 
 
+class BrokerStatus(NamedTuple):
+    """What the broker says of itself. What it does not tell (a managed one) is 0, or assumed to be well."""
+
+    memory_bytes: int  # what counts for the limit
+    memory_limit: int  # 0: it has none
+    system_memory: int  # of its machine
+    noeviction: bool
+    evicted: int  # keys, since it started
+    aof_enabled: bool
+    disk_ok: bool  # its last writes to disk succeeded
+    clients: int
+    commands: int  # carried out since it started
+
+
 class DeadRow(NamedTuple):
     """One refused entry in quarantine, without its bytes."""
 
@@ -418,6 +434,8 @@ class Predictions(Protocol):
         ...
 
     async def shard_status(self) -> list[ShardStatus]: ...
+
+    async def broker_status(self) -> BrokerStatus: ...
 
     async def workers(self) -> list[WorkerInfo]:
         """What each live worker says of itself."""

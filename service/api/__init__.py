@@ -78,7 +78,7 @@ def create_app(
         metrics=metrics,
         registry=registry,
         follower=follower,
-        monitor=Monitor(predictions, metrics),
+        monitor=Monitor(predictions, metrics, backlog),
         backlog=backlog,
         bindings=Bindings(predictions, follower, backlog),
         layouts={

@@ -147,6 +147,10 @@ class Backlog:
         """Unfinished entries of a shard, own appends of the last moment with them."""
         return self._entries[shard] + self._added[shard][0]
 
+    def waiting_bytes(self, shard: int) -> int:
+        """About what they take in the broker."""
+        return self._bytes[shard] + self._added[shard][1]
+
     def revision(self, stream: str) -> str:
         """Changes when the settings of some stream of this one's shard were changed by a control."""
         return self._revisions[shard_of(stream, len(self._revisions))]

@@ -13,7 +13,7 @@ from service.api.query import MAX_WAIT_S, Query
 from service.api.refusals import refusal
 from service.codec import entry_fields
 from service.controls import Control, encode_control
-from service.errors import NoWorker, UnknownModel
+from service.errors import NoWorker, Unavailable, UnknownModel
 from service.ports import OutRecord
 
 
@@ -38,10 +38,20 @@ async def append(
 ) -> tuple[str, OutRecord | None]:
     """The new entry's id, and its record if `wait_s` is neither None nor 0. Raises WaitTimeout."""
     if not wait_s:
-        return await context.predictions.append(stream, fields), None
+        return await _append(context, stream, fields), None
     with context.follower.waiting(stream) as waiter:
-        entry_id = await context.predictions.append(stream, fields)
+        entry_id = await _append(context, stream, fields)
         return entry_id, await waiter.record(entry_id, wait_s)
+
+
+async def _append(context: Context, stream: str, fields: Mapping[str, bytes]) -> str:
+    try:
+        entry_id = await context.predictions.append(stream, fields)
+    except Unavailable as error:
+        context.metrics.turned_away.labels(error.reason).inc()
+        raise
+    context.metrics.appended.inc()
+    return entry_id
 
 
 def answer(record: OutRecord) -> Response:

@@ -52,6 +52,8 @@ class Intake:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._models = context.infos()
+        for error in Unavailable.__subclasses__():
+            context.metrics.turned_away.labels(error.reason)
 
     async def posted(self, entry: PostedEntry) -> Ready:
         """Of a map: exactly one of `data`, `samples` and `text` is given, by kind."""
@@ -117,8 +119,15 @@ class Intake:
 
     async def append(self, ready: Ready, fsync: bool = False) -> str:
         """One XADD. Returns the id; with `fsync` when it is on disk."""
-        self._context.backlog.admit(ready.stream, len(ready.fields["data"]))
-        return await self._context.predictions.append(ready.stream, ready.fields, fsync)
+        metrics = self._context.metrics
+        try:
+            self._context.backlog.admit(ready.stream, len(ready.fields["data"]))
+            entry_id = await self._context.predictions.append(ready.stream, ready.fields, fsync)
+        except Unavailable as error:
+            metrics.turned_away.labels(error.reason).inc()
+            raise
+        metrics.appended.inc()
+        return entry_id
 
     async def append_many(self, entries: Sequence[Ready]) -> list[str | RollcastError]:
         """In order, in one round trip; of each its id, or why it is not in the log."""
@@ -134,6 +143,10 @@ class Intake:
         wanted = [(entries[at].stream, entries[at].fields) for at in admitted]
         for at, found in zip(admitted, await self._context.predictions.append_many(wanted), strict=True):
             answers[at] = found
+        for answer in answers:
+            if isinstance(answer, RollcastError):
+                self._context.metrics.turned_away.labels(answer.reason).inc()
+        self._context.metrics.appended.inc(sum(isinstance(answer, str) for answer in answers))
         return answers
 
     async def _choose(self, stream: str, kind: str, asked: str | None, block: Block | None = None) -> str:
@@ -153,6 +166,7 @@ class Intake:
         width = None if named is not None or block is None else block.width  # with a model, `to_rows` says more
         chosen = choose_model(self._models, kind, asked=asked, bound=bound, default=default, width=width).name
         if not await self._context.monitor.serves(chosen):
+            self._context.metrics.turned_away.labels(NoWorker.reason).inc()
             raise NoWorker(f"no live worker serves model {chosen!r}", retry_after_s=2.0)
         return chosen
 

@@ -1,12 +1,14 @@
-"""What an api process measures of the deployment, about once a second: shards, their lag, live workers."""
+"""What an api process measures of the deployment, about once a second: shards, their lag, live workers, the broker."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from typing import Final
 
+from service.api.backlog import Backlog
 from service.errors import RollcastError
 from service.metrics import ApiMetrics
 from service.ports import Predictions, ShardStatus, WorkerInfo
@@ -19,12 +21,13 @@ log = logging.getLogger("rollcast.api")
 class Monitor:
     """Written by its own task, `run`, and by `serves` when its news is stale."""
 
-    def __init__(self, predictions: Predictions, metrics: ApiMetrics) -> None:
+    def __init__(self, predictions: Predictions, metrics: ApiMetrics, backlog: Backlog) -> None:
         self.workers: Sequence[WorkerInfo] = ()
         self.shards: Sequence[ShardStatus] = ()
         self.away: str | None = "the broker has not answered yet"
         self._predictions = predictions
         self._metrics = metrics
+        self._backlog = backlog
         self._workers_at = float("-inf")
 
     async def run(self) -> None:
@@ -32,19 +35,22 @@ class Monitor:
             try:
                 await self.refresh()
             except RollcastError as error:
-                self.away = error.detail
+                self._lose(error.detail)
             except Exception as error:
                 log.exception("measuring the shards failed")
-                self.away = f"{type(error).__name__}: {error}"
+                self._lose(f"{type(error).__name__}: {error}")
             await asyncio.sleep(POLL_S)
 
     async def refresh(self) -> None:
         await self._refresh_workers()
+        await self._refresh_broker()
         self.shards = await self._predictions.shard_status()
         self.away = None
+        self._metrics.broker_up.set(1)
         for status in self.shards:
             self._metrics.lag_entries.labels(status.shard).set(status.lag_entries)
             self._metrics.lag_seconds.labels(status.shard).set(status.lag_s)
+            self._metrics.lag_bytes.labels(status.shard).set(self._backlog.waiting_bytes(status.shard))
             self._metrics.shard_owned.labels(status.shard).set(status.owned)
 
     async def serves(self, model: str) -> bool:
@@ -69,6 +75,25 @@ class Monitor:
     async def _refresh_workers(self) -> None:
         self.workers = await self._predictions.workers()
         self._workers_at = asyncio.get_running_loop().time()
+        self._metrics.workers_live.set(len(self.workers))
+
+    async def _refresh_broker(self) -> None:
+        metrics, began = self._metrics, time.monotonic()
+        status = await self._predictions.broker_status()
+        metrics.broker_seconds.observe(time.monotonic() - began)
+        metrics.broker_memory_bytes.set(status.memory_bytes)
+        metrics.broker_memory_limit_bytes.set(status.memory_limit)
+        metrics.broker_system_memory_bytes.set(status.system_memory)
+        metrics.broker_noeviction.set(status.noeviction)
+        metrics.broker_evicted.set(status.evicted)
+        metrics.broker_aof_enabled.set(status.aof_enabled)
+        metrics.broker_disk_ok.set(status.disk_ok)
+        metrics.broker_clients.set(status.clients)
+        metrics.broker_commands.set(status.commands)
+
+    def _lose(self, why: str) -> None:
+        self.away = why
+        self._metrics.broker_up.set(0)
 
     def _lists(self, model: str) -> bool:
         return any(model in worker.models for worker in self.workers)

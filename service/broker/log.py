@@ -296,11 +296,13 @@ class RedisLog(Housekeeping):
             if _is_error(done[-1]) and str(done[-1]).startswith(_GROUP_GONE):
                 done[-1] = b"OK"  # the group is for display only: somebody removed it, the next acquisition makes it
         failed = [at for at, element in enumerate(done) if isinstance(element, _Error)]  # one call an element less
+        repairs = self._repairs.pop(shard, [])
         if not failed:
-            self._repairs.pop(shard, None)
             return Committed(trimmed, [], overflow)
         self._repairs[shard] = repairs_of(commands, [1 + at for at in failed], self._keys[shard])
-        return Committed(trimmed, [str(done[at]) for at in failed], overflow)
+        first = 1 + len(repairs) + bool(commit.deleted)  # of the records among the elements
+        unwritten = [at - first for at in failed if 0 <= at - first < len(commit.records)]
+        return Committed(trimmed, [str(done[at]) for at in failed], overflow, unwritten, failed[0] > len(repairs))
 
     def make_room(self, commit: Commit) -> int:
         keys = self._keys[commit.shard]

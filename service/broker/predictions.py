@@ -22,6 +22,7 @@ from service.codec import Head, id_number, number_id, parse_feed, parse_head, pa
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement, NoFsync, RollcastError
 from service.keys import FORMAT, ShardKeys, meta_key, shard_of, worker_key, workers_key
 from service.ports import (
+    BrokerStatus,
     DeadEntry,
     DeadRow,
     FeedItem,
@@ -411,9 +412,24 @@ class RedisPredictions:
         for kept, length, size, revision in replies:
             unfinished = max(0, length - kept)
             shards.append(ShardBacklog(unfinished, size * unfinished // max(1, length), revision.decode()))
-        memory = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
-        used = int(memory.get("used_memory", 0)) - int(memory.get("mem_not_counted_for_evict", 0))
-        return Pressure(shards, used, int(memory.get("maxmemory", 0)))
+        memory = _info(info)
+        return Pressure(shards, _used(memory), int(memory.get("maxmemory", 0)))
+
+    async def broker_status(self) -> BrokerStatus:
+        (reply,) = await self._ask(("INFO",))
+        said = _info(reply)
+        writes = ("rdb_last_bgsave_status", "aof_last_bgrewrite_status", "aof_last_write_status")
+        return BrokerStatus(
+            memory_bytes=_used(said),
+            memory_limit=int(said.get("maxmemory", 0)),
+            system_memory=int(said.get("total_system_memory", 0)),
+            noeviction=said.get("maxmemory_policy", "noeviction") == "noeviction",
+            evicted=int(said.get("evicted_keys", 0)),
+            aof_enabled=said.get("aof_enabled") == "1",
+            disk_ok=all(said.get(write, "ok") == "ok" for write in writes),
+            clients=int(said.get("connected_clients", 0)),
+            commands=int(said.get("total_commands_processed", 0)),
+        )
 
     async def workers(self) -> list[WorkerInfo]:
         (names,) = await self._ask(("ZRANGE", workers_key(self._prefix), 0, -1))
@@ -472,6 +488,15 @@ class RedisPredictions:
                 await connection.disconnect(nowait=True)
             await self.pool.release(connection)
         return replies
+
+
+def _info(reply: bytes) -> dict[str, str]:
+    return dict(line.split(":", 1) for line in reply.decode(errors="replace").splitlines() if ":" in line)
+
+
+def _used(info: Mapping[str, str]) -> int:
+    """Bytes that count for the broker's limit."""
+    return int(info.get("used_memory", 0)) - int(info.get("mem_not_counted_for_evict", 0))
 
 
 def _is_deleted(position: bytes | None) -> bool:

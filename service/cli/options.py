@@ -26,7 +26,8 @@ OF_WORKER = (
     "broker", "home", "models", "prefix", "shards", "lease_s", "state_ttl_s", "input_history_s", "output_history_s",
     "records_kept", "dead_kept", "dead_bytes", "batch_entries", "max_resident_streams", "decode_threads",
     "max_frame_bytes", "max_pixels",
-    "default_model_frame", "default_model_samples", "default_model_text", "metrics_port", "log_format", "log_level",
+    "default_model_frame", "default_model_samples", "default_model_text", "metrics_port", "metrics_host",
+    "log_format", "log_level",
 )  # fmt: skip
 OF_UP = tuple(Settings.model_fields)
 

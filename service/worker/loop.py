@@ -131,13 +131,13 @@ class Worker:
                     if not self.away:
                         log.warning("broker away", extra={"detail": error.detail})
                     self.away = True
-                    self._lose(list(self._shards.values()), "the broker is away")
+                    self._lose(list(self._shards.values()), "the broker is away", "broker")
                     self._next_beat = 0.0
                     stop.wait(backoff_s)
                     backoff_s = min(1.0, backoff_s * 2)
                 except CommitRefused as error:  # a read was refused: what it was to bring is read again
                     self._refused(error)
-                    self._lose(list(self._shards.values()), "the broker refuses reads")
+                    self._lose(list(self._shards.values()), "the broker refuses reads", "broker")
                     stop.wait(backoff_s)
             self._drain()
         finally:
@@ -184,7 +184,7 @@ class Worker:
         before = time.monotonic()
         soonest_s = BEAT_S
         if self._shards and before > self._deadline:
-            self._lose(list(self._shards.values()), "the leases ran out")
+            self._lose(list(self._shards.values()), "the leases ran out", "lease")
         try:
             self._renew()
             soonest_s = self._balance()
@@ -194,6 +194,7 @@ class Worker:
         self.owned, self.idle = len(self._shards), self._share == 0
         self._next_beat = before + max(SOONEST_S, min(BEAT_S, self._lease_s / 3, soonest_s))
         self._tally.residence(self._residence.evicted)
+        self._tally.held(self.owned)
         self._commit_idle(before)
 
     def _renew(self) -> None:
@@ -202,7 +203,7 @@ class Worker:
         due = before + SOONEST_S > self._renewed + self._lease_s / 3  # a heartbeat is cheap, a lease a script each
         about = msgspec.structs.replace(self._about, trouble=self.trouble)
         renewed = self._broker.renew(list(self._shards) if due else [], msgspec.json.encode(about))
-        self._lose([self._shards[number] for number in renewed.lost], "the lease is another's")
+        self._lose([self._shards[number] for number in renewed.lost], "the lease is another's", "lease")
         if due:
             self._renewed, self._deadline = before, before + self._lease_s
         self._share = share(self._broker.shards, renewed.workers, renewed.place)
@@ -251,9 +252,10 @@ class Worker:
         log.debug("shard acquired", extra={"shard": number, "n": shard.head.n, "low": head.split(b" ")[3].decode()})
         return True
 
-    def _lose(self, shards: Sequence[Shard], why: str) -> None:
+    def _lose(self, shards: Sequence[Shard], why: str, reason: str = "fenced") -> None:
         """A doubt: these shards are acquired and read again."""
         if shards:
+            self._tally.lost(len(shards), reason)
             log.warning("shards lost", extra={"shards": [shard.number for shard in shards], "why": why})
             self._forget(shards)
 
@@ -515,7 +517,7 @@ class Worker:
     def _commit(self, items: list[Item], bound: dict[Stream, bytes]) -> None:
         """One transaction a shard, and more where one would be too large, the earlier entries first."""
         if time.monotonic() > self._deadline:
-            return self._lose(list(self._shards.values()), "the leases ran out")
+            return self._lose(list(self._shards.values()), "the leases ran out", "lease")
         by_shard: dict[Shard, list[Item]] = {}
         for item in items:
             by_shard.setdefault(item.key.shard, []).append(item)
@@ -578,7 +580,10 @@ class Worker:
         shard.in_flight = None
         shard.kept = max(0, shard.kept - done.trimmed)
         self.trouble = ""
-        self._tally.committed(shard.answered, time.perf_counter() - shard.sent_at, time.time())
+        if shard.unwritten and done.repaired:
+            self._tally.repaired(shard.unwritten)
+        shard.unwritten = [shard.answered[at] for at in done.unwritten]
+        self._tally.committed(shard.answered, time.perf_counter() - shard.sent_at, time.time(), shard.unwritten)
         self._tally.dead_overflow(done.dead_overflow)
         shard.repair = bool(done.errors)
         for text in done.errors:

@@ -46,7 +46,7 @@ def write_predictions(
             )
         )  # fmt: skip
         item.state = records[b]
-        item.k, item.events = k, told
+        item.k, item.score, item.events = k, mine[k], told
 
 
 def write_refused(item: Item, error: EntryError, model: str | None) -> None:

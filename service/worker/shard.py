@@ -57,9 +57,8 @@ class Item:
 
     __slots__ = (
         "arrived", "body", "dead", "decode_s", "decoding", "deleted", "done", "drop", "entry", "error", "events",
-        "forget", "fresh_until_ms", "k", "key", "kind", "missed", "model", "number", "ready", "reason", "served",
-        "settings", "size", "state", "steps",
-        "time_us", "type", "x",
+        "forget", "fresh_until_ms", "k", "key", "kind", "missed", "model", "number", "ready", "reason", "score",
+        "served", "settings", "size", "state", "steps", "time_us", "type", "x",
     )  # fmt: skip
 
     def __init__(self, entry: Entry, stream: Stream, arrived: float) -> None:
@@ -93,6 +92,7 @@ class Item:
         self.served = ""  # name of the model
         self.steps = 0
         self.k = -1  # place of the predicted label
+        self.score = 0.0  # the model's, of that label
         self.events: list[Event] = []
 
 
@@ -158,6 +158,7 @@ class Shard:
         self.trials: deque[Item] = deque()  # what waits for its trial then
         self.good = 0  # trials that ended well
         self.repair = False  # elements of the last commit failed: the next one does them again
+        self.unwritten: list[Item] = []  # whose records were among them
 
     @property
     def idle(self) -> bool:

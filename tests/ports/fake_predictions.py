@@ -9,6 +9,7 @@ from service.codec import id_number, number_id, parse_head, parse_position
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, NoFsync
 from service.keys import shard_of
 from service.ports import (
+    BrokerStatus,
     DeadEntry,
     DeadRow,
     FeedItem,
@@ -182,6 +183,10 @@ class FakePredictions:
             lag_s = (self.broker.clock_ms - (waiting[0] >> 64)) / 1000 if waiting else 0.0
             status.append(ShardStatus(shard, it.owner != "", len(waiting), lag_s))
         return status
+
+    async def broker_status(self) -> BrokerStatus:
+        self._check()
+        return BrokerStatus(*self.memory, 0, True, 0, False, True, 1, 0)
 
     async def workers(self) -> list[WorkerInfo]:
         self._check()

@@ -6,7 +6,8 @@ SECONDS ?=
 SOAK ?= 600
 SEED ?=
 BIN ?= .venv-test/bin
-COMPILE = pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+COMPILE = pip compile --quiet --upgrade --python-version 3.11.9 --python-platform x86_64-manylinux_2_28 \
+	--generate-hashes --no-header --no-annotate
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check soak format env lock bench clean

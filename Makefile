@@ -38,6 +38,9 @@ soak: .venv-test/ready  ## ten minutes of rollcast chaos (SOAK= seconds, SEED=),
 	$(BIN)/python -m service.cli chaos --seconds $(SOAK) $(if $(SEED),--seed $(SEED))
 	OVERLOAD_S=60 $(BIN)/python -m pytest -s tests/system/test_overload.py
 
+env:  ## .env with passwords drawn at random, for docker compose
+	@sh deploy/env.sh
+
 lock:  ## pin anew what the images install (needs uv)
 	@command -v uv >/dev/null || { echo "no uv here: pip install uv" >&2; exit 1; }
 	uv $(COMPILE) pyproject.toml -o deploy/requirements.lock

@@ -33,7 +33,20 @@ def recording() -> Path:
 
 def test_help_shows_every_command_with_its_purpose_and_an_example() -> None:
     shown = rollcast("--help").stdout
-    for command in ("up", "api", "worker", "post", "watch", "models", "streams", "state", "dead", "shard", "check"):
+    for command in (
+        "up",
+        "api",
+        "worker",
+        "demo",
+        "post",
+        "watch",
+        "models",
+        "streams",
+        "state",
+        "dead",
+        "shard",
+        "check",
+    ):
         assert re.search(rf"│ {command} +[A-Z]", shown), command
     assert "rollcast up --demo" in shown
 

@@ -211,7 +211,7 @@ def _launch(
     log = folder / f"{name}.log"
     namespaces = ["--mount", "--uts", "--propagation", "private"] + (["--net"] if attach else [])
     spec = {
-        "place": str(place), "upper": upper and str(upper), "layers": list(map(str, layers)), 
+        "place": str(place), "upper": upper and str(upper), "layers": list(map(str, layers)),
         "files": dict(files or {}), "tmpfs": list(tmpfs), "mounts": list(mounts), "read_only": read_only,
         "hostname": name if attach else "", "workdir": workdir, "command": command, "environment": environment,
     }  # fmt: skip
@@ -232,8 +232,8 @@ def _launch(
 
 def _await_own_network(pid: int) -> None:
     """Until unshare has done its work."""
-    ours, deadline = os.readlink("/proc/self/ns/net"), time.monotonic() + 10
-    while os.readlink(f"/proc/{pid}/ns/net") == ours:
+    ours, deadline = Path("/proc/self/ns/net").readlink(), time.monotonic() + 10
+    while Path(f"/proc/{pid}/ns/net").readlink() == ours:
         assert time.monotonic() < deadline, f"process {pid} has no network of its own"
         time.sleep(0.002)
 

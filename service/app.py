@@ -19,13 +19,14 @@ import hiredis
 import uvicorn
 
 from rollcast import Client
+from service import VERSION
 from service.api import Bounds, create_app
 from service.broker.log import RedisLog
 from service.broker.predictions import RedisPredictions
 from service.broker.wire import Wire, safe_url
 from service.contracts import Limits
 from service.demo import Demo
-from service.embedded import EmbeddedBroker
+from service.embedded import EmbeddedBroker, url_on
 from service.engine import OnnxEngine
 from service.errors import BrokerAway, BrokerFailed, PackageRefused, StartError
 from service.faults import fault_from, poison_from
@@ -150,6 +151,7 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
             process=f"worker-{number}",
             metrics=f"http://{_seen_from_here(settings.metrics_host)}:{server.port}/metrics",
             host=socket.gethostname(),
+            rollcast=VERSION,
         ),
         fault=fault_from(os.environ),
         poison=poison_from(os.environ),
@@ -245,7 +247,7 @@ def run_up(settings: Settings, *, demo: bool = False, seconds: float | None = No
     with Interrupts() as interrupts:
         try:
             supervisor.start()
-            log.info("started", extra={"url": url, "broker": broker.url if broker else settings.broker})
+            log.info("started", extra={"url": url, "broker": safe_url(broker.url if broker else settings.broker or "")})
             if demo:
                 return _show_demo(interrupts, url, settings.models, seconds, supervisor)
             _tend(supervisor, interrupts, seconds)
@@ -328,10 +330,7 @@ def broker_url(settings: Settings) -> str:
         with contextlib.suppress(BrokerAway):  # it is waited for
             check_keeps(settings.broker)
         return settings.broker
-    path = settings.home.expanduser().absolute() / "broker.sock"
-    if not path.exists():
-        raise BrokerFailed(f"no broker: give its URL with --broker, or start `rollcast up` (looked for {path})")
-    return f"unix://{path.resolve()}"
+    return url_on(settings.home)
 
 
 def check_answers(url: str) -> None:

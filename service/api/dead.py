@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 
 import msgspec
@@ -19,6 +20,7 @@ from service.ports import DeadEntry, DeadRow
 
 OWN_FIELDS = ("id", "stream", "kind", "reason", "detail", "data")  # of quarantine; the others are the entry's
 PLACE_FIELDS = ("time", "seq", "start", "end")  # they told where the entry stood: a new one stands elsewhere
+log = logging.getLogger("rollcast.api")
 
 
 def dead_routes(context: Context) -> APIRouter:
@@ -54,6 +56,7 @@ def dead_routes(context: Context) -> APIRouter:
     async def delete_dead(stream: str, id: str) -> Response:
         """Drop a refused entry from quarantine. Its record stays."""
         dropped = await context.predictions.drop_dead((await find(stream, id)).row)
+        log.info("refused entry dropped from quarantine", extra={"stream": stream, "cursor": id})
         return json_answer({"id": id, "stream": stream, "dropped": dropped})
 
     @router.post("/v1/dead/{stream}/{id}/retry", **openapi_control.RETRY_DEAD)
@@ -74,6 +77,7 @@ def dead_routes(context: Context) -> APIRouter:
         fields = retry_fields(dead, model)
         context.backlog.admit(stream, dead.row.bytes)
         entry_id, record = await append(context, stream, fields, wait_s)
+        log.info("refused entry appended again", extra={"stream": stream, "cursor": entry_id, "retry_of": id})
         dropped = await context.predictions.drop_dead(dead.row) if drop else False
         if record is not None:
             return answer(record)

@@ -74,6 +74,12 @@ class Subscription:
         self._waiting: deque[Delivery] = deque()
         self._wake = asyncio.Event()
 
+    @property
+    def shown(self) -> str:
+        """What it wants, in words."""
+        wants = self.wants.globs if isinstance(self.wants, Pattern) else (self.wants,) if self.wants else self.chosen
+        return " ".join(sorted(wants or ())[:10])
+
     def _is_wanted(self, stream: str) -> bool:
         return stream == self.wants if self.chosen is None else stream in self.chosen
 

@@ -7,7 +7,7 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.problems import answer_bug
+from service.api.problems import answer_bug, where
 from service.metrics import ApiMetrics
 
 log = logging.getLogger("rollcast.api")
@@ -39,7 +39,7 @@ class Outermost:
         try:
             await self._app(scope, receive, watched)
         except Exception:
-            log.exception("a request failed")
+            log.exception("a request failed", extra=where(scope))
             if status:
                 raise  # its answer was under way: only the end of the connection can tell the client
             await answer_bug()(scope, receive, watched)

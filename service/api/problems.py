@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -17,6 +18,7 @@ from service.errors import NotAnswered, RequestError, RollcastError, Unavailable
 
 MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:rollcast:problem:"
+log = logging.getLogger("rollcast.api")
 HTTP_TYPES: Final = {404: "not-found", 405: "method-not-allowed"}  # what the router itself answers
 
 
@@ -57,11 +59,20 @@ def answer_bug() -> Response:
     return answer_error(RollcastError("a fault of the server; its log has the details"))
 
 
+def where(scope: MutableMapping[str, Any]) -> dict[str, object]:
+    """Which call it was, for the log: never its query, headers or body."""
+    route = getattr(scope.get("route"), "path", "unmatched")
+    return {"method": scope.get("method"), "route": route, "stream": scope.get("path_params", {}).get("stream")}
+
+
 def add_handlers(app: FastAPI) -> None:
     """Every error that leaves a route, and those that never reach one."""
 
     @app.exception_handler(RollcastError)
-    async def on_rollcast_error(_: Request, error: RollcastError) -> Response:
+    async def on_rollcast_error(request: Request, error: RollcastError) -> Response:
+        if isinstance(error, Unavailable):
+            told = {"status": error.status, "reason": error.reason, "detail": error.detail}
+            log.warning("a call was turned away", extra=where(request.scope) | told)
         return answer_error(error)
 
     @app.exception_handler(HTTPException)

@@ -17,7 +17,7 @@ from service.api.delivery import as_events
 from service.api.follower import WHEN_FULL, Pattern, Subscription, read_pattern
 from service.api.many import ManyTail
 from service.api.query import MAX_RECORDS, Query, read_cursor
-from service.api.tails import PAGE, Follows, Tail, deliver, newest_record
+from service.api.tails import PAGE, Follows, Tail, deliver, newest_record, watch_gaps
 from service.codec import id_number, number_id
 from service.contracts import RECORD_TYPES, check_stream_id
 from service.cursors import decode_cursor
@@ -62,7 +62,7 @@ def record_routes(context: Context) -> APIRouter:
 
     def send(wants: str | Pattern, tail: Follows, query: Query) -> Response:
         subscription = follower.subscribe(wants, when_full=query.one_of("when_full", WHEN_FULL, "catch_up"))
-        tail.on_gap = lambda: context.metrics.subscriber_drops.inc() if subscription.overflowed else None
+        watch_gaps(tail, subscription, context.metrics, "sse")
         events = send_events(subscription, tail, context.heartbeat_s)
         return EventStream(events, lambda: follower.unsubscribe(subscription))
 

@@ -31,7 +31,7 @@ from service.api.messages import (
     split_message,
 )
 from service.api.query import read_cursor
-from service.api.tails import Follows, Tail, deliver
+from service.api.tails import Follows, Tail, deliver, watch_gaps
 from service.api.tasks import end
 from service.contracts import check_stream_id
 from service.cursors import decode_cursor
@@ -101,7 +101,7 @@ class Connection:
         except WebSocketDisconnect:
             return None
         self._subscription = subscription
-        tail.on_gap = lambda: self._context.metrics.subscriber_drops.inc() if subscription.overflowed else None
+        watch_gaps(tail, subscription, self._context.metrics, "websocket")
         tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._deliver(tail))]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

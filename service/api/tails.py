@@ -3,6 +3,7 @@ has the rules of cursors; many.py does the same for many streams."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Final, Protocol
 
@@ -10,11 +11,13 @@ from service.api.delivery import Delivery, Notice, Outgoing
 from service.api.follower import Subscription
 from service.codec import id_number, number_id, parse_position
 from service.errors import BrokerAway
+from service.metrics import ApiMetrics
 from service.ports import Predictions
 
 PAGE: Final = 256  # records read from the broker at once
 RETRY_S: Final = 1.0  # after the broker did not answer
 Batch = list[Outgoing]
+log = logging.getLogger("rollcast.api")
 
 
 class Follows(Protocol):
@@ -39,6 +42,21 @@ class Follows(Protocol):
         ...
 
     def bye(self, reason: str) -> Outgoing: ...
+
+
+def watch_gaps(tail: Follows, subscription: Subscription, metrics: ApiMetrics, transport: str) -> None:
+    """Counts and tells the gaps of a subscriber that reads too slowly. Other gaps are none of its doing."""
+
+    def on_gap() -> None:
+        if subscription.overflowed:
+            metrics.subscriber_drops.inc()
+            cursor = None if subscription.many else tail.standing()
+            log.warning(
+                "a subscriber reads too slowly: it misses records",
+                extra={"transport": transport, "stream": subscription.shown, "cursor": cursor},
+            )
+
+    tail.on_gap = on_gap
 
 
 async def deliver(subscription: Subscription, tail: Follows, heartbeat_s: float) -> AsyncIterator[Batch]:

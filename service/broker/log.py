@@ -167,7 +167,7 @@ class RedisLog(Housekeeping):
         """Takes another id when a live process has ours: each would take the other's shards back for ever."""
         if any(isinstance(owner, bytes) and owner.startswith(self._worker.encode() + b" ") for owner in owners):
             twin, self._worker = self._worker, f"{self._worker}~{secrets.token_hex(3)}"
-            log.error("another process has this worker's id", extra={"id": twin, "new_id": self._worker})
+            log.error("another process has this worker's id", extra={"worker": twin, "new_worker": self._worker})
 
     # --- reading -------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rollcast import Problem, ServerAway
 from service import VERSION
-from service.cli import ask, manage, prove, serve, watching
+from service.cli import ask, doctor, manage, prove, serve, watching
 from service.errors import RollcastError, StartError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ app = typer.Typer(
 serve.add_to(app)
 ask.add_to(app)
 manage.add_to(app)
+doctor.add_to(app)
 prove.add_to(app)
 watching.add_to(app)
 

@@ -29,6 +29,7 @@ OF_WORKER = (
     "default_model_frame", "default_model_samples", "default_model_text", "metrics_port", "metrics_host",
     "log_format", "log_level",
 )  # fmt: skip
+OF_DOCTOR = ("broker", "home", "models", "prefix", "shards", "backlog_bytes")
 OF_UP = tuple(Settings.model_fields)
 
 

@@ -39,6 +39,7 @@ from service.worker.shard import Item, Shard, Stream
 from service.worker.sharing import share
 from service.worker.stepping import Stepper
 from service.worker.tally import Tally
+from service.worker.told import tell
 
 COMMIT_ENTRIES: Final = 1024
 COMMIT_BYTES: Final = 8 << 20
@@ -249,14 +250,17 @@ class Worker:
         if careful.is_doubtful(shard, self._broker.suspected(number)):
             self._doubts.add(shard)
             log.warning("one entry at a time: this shard was lost too often", extra={"shard": number})
-        log.debug("shard acquired", extra={"shard": number, "n": shard.head.n, "low": head.split(b" ")[3].decode()})
+        log.debug(
+            "shard acquired", extra={"shard": number, "commit": shard.head.n, "low": head.split(b" ")[3].decode()}
+        )
         return True
 
     def _lose(self, shards: Sequence[Shard], why: str, reason: str = "fenced") -> None:
         """A doubt: these shards are acquired and read again."""
         if shards:
             self._tally.lost(len(shards), reason)
-            log.warning("shards lost", extra={"shards": [shard.number for shard in shards], "why": why})
+            of_one = {"shard": shards[0].number, "commit": shards[0].head.n} if len(shards) == 1 else {}
+            log.warning("shards lost", extra={**of_one, "shards": [shard.number for shard in shards], "why": why})
             self._forget(shards)
 
     def _forget(self, shards: Sequence[Shard]) -> None:
@@ -390,7 +394,7 @@ class Worker:
         for number, found in self._broker.load(wanted).items():
             shard = self._shards[number]
             for name, loaded in zip(wanted[number], found, strict=True):
-                position, settings = _read_stream(name, loaded)
+                position, settings = _read_stream(name, number, loaded)
                 stream = Stream(name, shard, position or NOWHERE, settings)
                 home = shard_of(name, self._broker.shards)
                 if name != NO_STREAM and home != shard.number:
@@ -482,7 +486,8 @@ class Worker:
     def _try(self, shard: Shard, item: Item, may: bool) -> None:
         if not may:
             careful.refuse(item)
-            log.error("an entry ends its worker: refused", extra={"shard": shard.number, "id": item.entry.id.decode()})
+            which = {"stream": item.key.name, "cursor": item.entry.id.decode(), "shard": shard.number}
+            log.error("an entry ends its worker: refused", extra=which)
         elif item.entry.kind == "frame" and item.error is None and (form := self._form(item)) is not None:
             self._decode_one(item, form)
         _, bound = self._step([item], alone=True)
@@ -585,12 +590,13 @@ class Worker:
         shard.unwritten = [shard.answered[at] for at in done.unwritten]
         self._tally.committed(shard.answered, time.perf_counter() - shard.sent_at, time.time(), shard.unwritten)
         self._tally.dead_overflow(done.dead_overflow)
+        tell(shard, commit.n, shard.answered)
         shard.repair = bool(done.errors)
         for text in done.errors:
             self._tally.commit_error()
             log.error(
                 "an element of a commit failed: somebody else writes to our keys; the next commit repairs it",
-                extra={"shard": shard.number, "n": commit.n, "detail": text},
+                extra={"shard": shard.number, "commit": commit.n, "detail": text},
             )
 
     def _await(self, shard: Shard, commit: Commit) -> Committed:
@@ -616,14 +622,14 @@ class Worker:
             pause_s = min(0.5, pause_s * 2)
 
 
-def _read_stream(name: str, loaded: Loaded) -> tuple[Position | None, StreamSettings]:
+def _read_stream(name: str, shard: int, loaded: Loaded) -> tuple[Position | None, StreamSettings]:
     """A stream's position and settings. What somebody else wrote there is said, and does not stop the shard."""
     position, settings = None, _NO_SETTINGS
     try:
         position = parse_position(loaded.position) if loaded.position else None
         settings = _settings_of(loaded.settings) if loaded.settings else _NO_SETTINGS
-    except (ValueError, msgspec.DecodeError) as error:
-        log.error("foreign value among a stream's keys", extra={"stream": name, "detail": str(error)})
+    except (ValueError, msgspec.DecodeError):
+        log.error("foreign value among a stream's keys", extra={"stream": name, "shard": shard})
     return position, settings
 
 

@@ -1,4 +1,4 @@
-"""The image, built as its Dockerfile says, by the very commands, on this machine's Python instead of the base image's."""
+"""The image, built by the very commands of its Dockerfile, on this machine's Python instead of the base image's."""
 
 from __future__ import annotations
 

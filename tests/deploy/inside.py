@@ -1,5 +1,5 @@
-"""Becomes one container's process: its own root, hostname, user and no rights, then the command. Runs on its own, inside
-new mount, UTS and (for a service) network namespaces; reads what to do as one line of JSON.
+"""Becomes one container's process: its own root, hostname, user and no rights, then the command. Runs on its own,
+inside new mount, UTS and (for a service) network namespaces; reads what to do as one line of JSON.
 
 The root is what an image's build left, over this machine's own programs; nothing else of the machine is there.
 """

@@ -1,5 +1,5 @@
-"""What a container engine does for a compose file, out of Linux namespaces: services run by the very commands, environment,
-users, mounts, networks and health checks of the file, without an engine. Needs root; nothing of it is seen outside.
+"""What a container engine does for a compose file, out of Linux namespaces: services run by the file's very commands,
+environment, users, mounts, networks and health checks, without an engine. Needs root; nothing of it is seen outside.
 
 An image is a folder of changes over this machine's own files (inside.py). Resource limits and log drivers are not done.
 """
@@ -182,7 +182,7 @@ class Host:
 
 
 def run_once(folder: Path, name: str, command: Sequence[str], environment: Mapping[str, str], **more: Any) -> str:
-    """A command in a container that is gone afterwards; what it said. For the RUN of a build: with `upper`, it stays."""
+    """A command in a container that is gone afterwards; what it said. With `upper` its changes stay, as RUN's do."""
     process, log = _launch(folder, name, command=list(command), environment=dict(environment), **more)
     status = process.wait(300)
     said = log.read_text(encoding="utf-8", errors="replace")
@@ -205,7 +205,7 @@ def _launch(
     upper: Path | None = None,
     attach: Any = None,
 ) -> tuple[subprocess.Popen[bytes], Path]:
-    """`upper`: where changes of the root go; None: nowhere. `attach`: called with the pid; its network is its own then."""
+    """`upper`: where changes of the root go; None: nowhere. `attach`: called with the pid, whose network is its own."""
     place = folder / name
     place.mkdir(exist_ok=True)
     log = folder / f"{name}.log"

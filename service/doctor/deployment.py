@@ -1,0 +1,248 @@
+"""What runs on the broker: workers, the models they serve, shards with their owners, lag, quarantine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from service import VERSION
+from service.broker.predictions import RedisPredictions
+from service.codec import decode_settings, id_number, parse_head
+from service.doctor.finding import Finding, advice, fix, listed, well
+from service.doctor.reading import TIMEOUT_S, Reading, count, text
+from service.keys import FORMAT, ShardKeys, meta_key, workers_key
+from service.ports import DeadRow, ShardStatus, WorkerInfo
+
+LAG_S: Final = 30.0  # an entry that has waited for longer
+WATCH_S: Final = 1.0  # how long a shard that lags is watched for commits
+DOUBTFUL: Final = 3  # acquisitions without a commit: careful mode
+AHEAD_S: Final = 1.0  # of ids before the broker's clock
+_DEAD: Final = 100  # refused entries looked at, a shard
+
+
+class Shard(NamedTuple):
+    """One shard as it stands in the broker."""
+
+    number: int
+    owner: str  # a worker's id; empty: none
+    n: int  # commits
+    tries: int
+    suspect: str  # the entry under careful trial
+    dead: int  # refused entries that are kept
+    last_ms: int  # of the last id its log ever gave
+    lag_entries: int
+    lag_s: float
+
+
+def findings(reading: Reading, url: str, prefix: str, shards: int, known: Mapping[str, int]) -> list[Finding]:
+    """`shards`: this process's setting; `known`: models an api knows. Raises BrokerAway."""
+    if reading.loading or reading.info is None:
+        return []
+    (said,) = reading.ask(("HMGET", meta_key(prefix), "format", "shards"))
+    form, there = map(text, said) if isinstance(said, list) else ("", "")
+    if not there.isdecimal():
+        cure = "start `rollcast up`, or correct --broker and --prefix"
+        return [fix("deployment", f"nothing of rollcast has ever run here under the prefix {prefix!r}", cure)]
+    found = [_agreement(prefix, form, int(there), shards)]
+    if form != str(FORMAT):
+        return found
+    status, workers, dead = asyncio.run(_measure(url, prefix, int(there)))
+    rows = _shards(reading, prefix, status)
+    listed_workers = {name.decode() for name in reading.ask(("ZRANGE", workers_key(prefix), 0, -1))[0]}
+    found += _workers(workers, listed_workers)
+    found += _models(reading, prefix, int(there), workers, known)
+    found += _ownership(rows, {worker.id: _name(worker) for worker in workers})
+    found.append(_lag(reading, prefix, rows))
+    found += _clock(reading, rows)
+    found.append(_quarantine(rows, dead))
+    return found
+
+
+async def _measure(url: str, prefix: str, shards: int) -> tuple[list[ShardStatus], list[WorkerInfo], list[DeadRow]]:
+    """As the api does."""
+    predictions = RedisPredictions(url, prefix, shards, timeout_s=TIMEOUT_S, connections=4)
+    try:
+        dead = [row for shard in range(shards) for row in await predictions.dead(shard, "0-0", _DEAD)]
+        return await predictions.shard_status(), await predictions.workers(), dead
+    finally:
+        await predictions.close()
+
+
+def _agreement(prefix: str, form: str, there: int, shards: int) -> Finding:
+    if form != str(FORMAT):
+        cure = "use the version of rollcast that this deployment was made with, or another --prefix"
+        return fix("deployment", f"format {form}, this rollcast ({VERSION}) reads and writes format {FORMAT}", cure)
+    if there != shards:
+        cure = f"--shards {there}, or another --prefix: shards are fixed for the life of a deployment"
+        return fix("deployment", f"{there} shards, here the setting is {shards}: no process starts with that", cure)
+    return well("deployment", f"prefix {prefix!r}, format {form}, {there} shards")
+
+
+# --- workers and models --------------------------------------------------------------------------------------------
+
+
+def _workers(workers: Sequence[WorkerInfo], names: set[str]) -> list[Finding]:
+    found = []
+    if strange := sorted(names - {worker.id for worker in workers}):
+        cure = "replace all processes together (docs/operations.md), or wait two leases if they were just killed"
+        found.append(fix("workers", f"{listed(strange)}: listed, but says nothing that this version can read", cure))
+    if not workers:
+        return [*found, fix("workers", "no live worker: entries wait", "start `rollcast worker --broker URL`")]
+    for worker in workers:
+        if worker.trouble:
+            cure = "docs/operations.md has a line for what the broker answers"
+            found.append(fix("workers", f"{_name(worker)}: the broker refuses its commits: {worker.trouble}", cure))
+    numbers = Counter(worker.rollcast or "an earlier version" for worker in workers)
+    if len(numbers) > 1:
+        shown = ", ".join(f"{n} run {number}" for number, n in sorted(numbers.items()))
+        found.append(fix("workers", f"different versions of rollcast: {shown}", "restart those that were left behind"))
+    if next(iter(numbers)) != VERSION and len(numbers) == 1:
+        cure = "ask with the version that runs, or restart the workers"
+        found.append(advice("workers", f"they run rollcast {next(iter(numbers))}, this is {VERSION}", cure))
+    names_shown = listed(sorted(map(_name, workers)))
+    return found or [well("workers", f"{len(workers)} live: {names_shown}")]
+
+
+def _models(
+    reading: Reading, prefix: str, shards: int, workers: Sequence[WorkerInfo], known: Mapping[str, int]
+) -> list[Finding]:
+    found = []
+    served = {model for worker in workers for model in worker.models}
+    missing = [f"{name} {number}" for name, number in sorted(known.items()) if name not in served]
+    if missing and workers:
+        cure = "start workers with the same --models as the api: posts to these are answered 503"
+        found.append(fix("models", f"known to the api, served by no live worker: {listed(missing)}", cure))
+    for name in sorted(served):
+        numbers = Counter(worker.models[name] for worker in workers if name in worker.models)
+        if name in known:
+            numbers[known[name]] += 0
+        if len(numbers) > 1:
+            shown = " and ".join(map(str, sorted(numbers)))
+            found.append(fix("models", f"{name} is there in versions {shown}", "restart what is behind"))
+        lacking = [_name(worker) for worker in workers if name not in worker.models]
+        if lacking:
+            cure = "give all workers the same --models: any of them may own any shard"
+            found.append(fix("models", f"{name} is not served by {listed(lacking)}", cure))
+    bound = Counter[str]()
+    for shard in range(shards):
+        for value in reading.values(ShardKeys(prefix, shard).settings):
+            bound[_model_of(value)] += 1
+    lost = {name: n for name, n in bound.items() if name and name not in served} if workers else {}
+    for name, n in sorted(lost.items()):
+        cure = "put the package back, or give these streams another model (PUT /v1/streams/STREAM)"
+        found.append(fix("models", f"{n} streams are bound to {name}, which no live worker serves", cure))
+    streams = sum(n for name, n in bound.items() if name)
+    return found or [well("models", f"{listed(sorted(served)) or 'none'}; {streams} streams are bound to one")]
+
+
+def _model_of(settings: bytes) -> str:
+    try:
+        return decode_settings(settings).model or ""
+    except (msgspec.DecodeError, UnicodeDecodeError):  # the id of the last control, or foreign
+        return ""
+
+
+def _name(worker: WorkerInfo) -> str:
+    return f"{worker.process} on {worker.host}" if worker.process and worker.host else worker.process or worker.id
+
+
+# --- shards --------------------------------------------------------------------------------------------------------
+
+
+def _shards(reading: Reading, prefix: str, status: Sequence[ShardStatus]) -> list[Shard]:
+    rows = []
+    for one in status:
+        keys = ShardKeys(prefix, one.shard)
+        owner, head, suspect, dead = reading.ask(
+            ("GET", keys.owner), ("GET", keys.head), ("GET", keys.suspect), ("XLEN", keys.dead)
+        )
+        n, tries = _head(text(head))
+        (about,) = reading.ask(("XINFO", "STREAM", keys.inbox))
+        fields = dict(zip(about[::2], about[1::2], strict=True)) if isinstance(about, list) else {}
+        last_ms = id_number(text(fields.get(b"last-generated-id")) or "0-0") >> 64
+        rows.append(
+            Shard(
+                one.shard, text(owner).partition(" ")[0], n, tries, text(suspect), count(dead), last_ms,
+                one.lag_entries, one.lag_s,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _head(said: str) -> tuple[int, int]:
+    """Commits, and acquisitions since the last one."""
+    try:
+        head = parse_head(said.encode())
+    except ValueError:
+        return 0, 0
+    return head.n, head.tries
+
+
+def _ownership(rows: Sequence[Shard], workers: Mapping[str, str]) -> list[Finding]:
+    """`workers`: the live ones, id -> name."""
+    found = []
+    if free := [str(row.number) for row in rows if not row.owner]:
+        cure = "start workers; one that has just died gives its shards back after lease_s"
+        found.append(fix("shards", f"{len(free)} of {len(rows)} have no owner: {listed(free)}", cure))
+    if ghosts := [str(row.number) for row in rows if row.owner and row.owner not in workers]:
+        cure = "wait for lease_s; if it stays so, something else writes under this prefix"
+        found.append(fix("shards", f"held by a worker that is not live: {listed(ghosts)}", cure))
+    for row in rows:
+        if row.suspect or row.tries >= DOUBTFUL:
+            trial = f", now trying entry {row.suspect.split()[0]}" if row.suspect else ""
+            cure = "see the owner's log: an entry ends its worker, or it is killed (out of memory)"
+            found.append(fix("shards", f"{row.number} was lost {row.tries} times without a commit{trial}", cure))
+    owners = Counter(workers.get(row.owner, row.owner) for row in rows)
+    shown = listed([f"{owner} has {n}" for owner, n in sorted(owners.items())])
+    return found or [well("shards", f"all {len(rows)} have an owner: {shown}")]
+
+
+def _lag(reading: Reading, prefix: str, rows: Sequence[Shard]) -> Finding:
+    waiting = sum(row.lag_entries for row in rows)
+    late = [row for row in rows if row.lag_s > LAG_S]
+    if not late:
+        longest_s = max((row.lag_s for row in rows), default=0.0)
+        return well("lag", f"{waiting} entries wait, the oldest for {longest_s:.1f} s")
+    time.sleep(WATCH_S)
+    heads = reading.ask(*(("GET", ShardKeys(prefix, row.number).head) for row in late))
+    stuck = [str(row.number) for row, head in zip(late, heads, strict=True) if _head(text(head))[0] == row.n]
+    oldest_s = max(row.lag_s for row in late)
+    shown = listed([str(row.number) for row in late])
+    found = f"{waiting} entries wait, the oldest for {oldest_s:.0f} s; behind: shards {shown}"
+    if stuck:
+        cure = "see the lines about workers and shards, and the owner's log"
+        return fix("lag", f"{found}; nothing is committed in {listed(stuck)}", cure)
+    return fix(
+        "lag",
+        f"{found}; they are worked off",
+        "more workers or CPUs, or freshness `latest` where only the newest counts",
+    )
+
+
+def _clock(reading: Reading, rows: Sequence[Shard]) -> list[Finding]:
+    """Ids never go back: after its clock did, the broker goes on counting at the last one's time."""
+    ahead_s = max((row.last_ms / 1000 - reading.now_s for row in rows), default=0.0)
+    if ahead_s <= AHEAD_S:
+        return []
+    found = f"ids are {ahead_s:.0f} s ahead of the broker's clock: it went back, or a producer gave an id of its own"
+    return [
+        fix(
+            "clock",
+            found,
+            "producers XADD with `*`; else wait until the clock has caught up: gaps and ages are wrong until then",
+        )
+    ]
+
+
+def _quarantine(rows: Sequence[Shard], dead: Sequence[DeadRow]) -> Finding:
+    kept = sum(row.dead for row in rows)
+    if not kept:
+        return well("quarantine", "empty")
+    reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(row.reason for row in dead).most_common())
+    some = "" if kept == len(dead) else f" of the first {len(dead)}"
+    return advice("quarantine", f"{kept} refused entries{some}: {reasons}", "`rollcast dead list` shows them")

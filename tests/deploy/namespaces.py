@@ -153,7 +153,7 @@ class Host:
         process, log = _launch(
             self.folder, name,
             command=[*_as_user(user), *image.argv(spec.get("command"))],
-            environment=environment, layers=image.layers, workdir=image.workdir,
+            environment=environment, layers=image.layers, workdir=spec.get("working_dir", image.workdir),
             tmpfs=spec.get("tmpfs", []), mounts=self._mounts(spec, user), read_only=spec.get("read_only", False),
             files={"/etc/resolv.conf": self._network.resolver(spec["networks"]), "/etc/hosts": "127.0.0.1 localhost\n"},
             attach=lambda pid: self._network.attach(pid, service, spec["networks"]),

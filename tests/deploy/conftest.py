@@ -20,10 +20,11 @@ from tests.deployment import ROOT
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an operator has after `make env`: the compose files, deploy/ and an .env."""
+    """What an operator has after `make env`: a checkout, as far as the compose files need it, and an .env."""
     folder = tmp_path_factory.mktemp("project")
-    shutil.copytree(ROOT / "deploy", folder / "deploy", ignore=shutil.ignore_patterns("users.acl"))
-    for file in (COMPOSE, DEMO):
+    for name in ("deploy", "rollcast", "service", "models"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("users.acl", "__pycache__"))
+    for file in (COMPOSE, DEMO, *(ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE", ".dockerignore"))):
         shutil.copy2(file, folder)
     subprocess.run(["sh", str(folder / "deploy" / "env.sh")], check=True, capture_output=True)
     return folder

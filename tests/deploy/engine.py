@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from tests.deploy.composed import COMPOSE, DEMO
+
 
 def there() -> bool:
     """Whether `docker compose` and an engine behind it answer."""
@@ -40,10 +42,9 @@ class Engine:
         return (done.stdout + done.stderr).decode()
 
     def stop(self, service: str) -> tuple[int, str]:
-        container, said = self._ids(service)[-1], ""
+        container = self._ids(service)[-1]
         self._docker("stop", container)  # SIGTERM, and its own grace period
-        status = int(self._docker("inspect", "--format", "{{.State.ExitCode}}", container))
-        said = self.said(service) if self._ids(service)[-1:] == [container] else self._docker("logs", container)
+        status, said = int(self._docker("inspect", "--format", "{{.State.ExitCode}}", container)), self.said(service)
         self._docker("rm", container)
         return status, said
 
@@ -57,7 +58,8 @@ class Engine:
 
     def _compose(self, *words: str, stdin: bytes = b"", check: bool = True) -> subprocess.CompletedProcess[bytes]:
         free = {"API_PORT": "0", "GRAFANA_PORT": "0"}
-        command = ["docker", "compose", "--project-name", self._name, "--project-directory", str(self._project)]
+        files = [word for name in (COMPOSE.name, DEMO.name) for word in ("--file", str(self._project / name))]
+        command = ["docker", "compose", "--project-name", self._name, *files]
         done = subprocess.run(
             [*command, *words], input=stdin, capture_output=True, check=False, env=os.environ | free, timeout=900
         )

@@ -21,7 +21,7 @@ from service.keys import shard_of
 from service.packages import load_packages, samples
 from tests.conftest import needs
 from tests.deploy import engine
-from tests.deploy.composed import COMPOSE, load, read_env
+from tests.deploy.composed import COMPOSE, DEMO, load, read_env
 from tests.deploy.engine import Engine
 from tests.deploy.namespaces import BrokerImage, Host, Image
 from tests.deployment import await_true
@@ -50,8 +50,9 @@ def stand(request: pytest.FixtureRequest, project: Path, environ: dict[str, str]
         for program, package in (("redis-server", "redis-server"), ("prometheus", "prometheus"), ("wget", "wget")):
             needs(program, package)
         image = request.getfixturevalue("built").image
-        images = {"redis": BrokerImage(), "prometheus": Image(entrypoint=["prometheus"]), "api": image, "worker": image}
-        stand = Host(project, load(COMPOSE, environ=environ), images)
+        images = dict.fromkeys(("api", "worker", "demo"), image)
+        images |= {"redis": BrokerImage(), "prometheus": Image(entrypoint=["prometheus"])}
+        stand = Host(project, load(COMPOSE, DEMO, environ=environ), images)
     try:
         stand.up(redis=1, api=1, worker=2, prometheus=1)
         yield stand
@@ -162,6 +163,14 @@ def test_processes_are_nobody_and_may_write_nothing_but_tmp(stand: Stand, servic
     assert found == {
         "uid": 10001, "gid": 10001, "rights": 0, "no_new": "1", "root": read_only, "etc": read_only, "tmp": None,
     }  # fmt: skip
+
+
+def test_the_demo_beside_it_feeds_it_until_it_is_told_to_stop(stand: Stand) -> None:
+    stand.up(demo=1)
+    await_true(lambda: "digit-1 " in stand.said("demo") and "sensor-12 " in stand.said("demo"), "predictions", 40)
+    status, said = stand.stop("demo")
+    assert status == 0
+    assert "digits-cnn: accuracy" in said
 
 
 def test_a_worker_that_is_told_to_stop_drains_and_nothing_waits_for_its_lease(stand: Stand, client: Client) -> None:

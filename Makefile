@@ -49,6 +49,7 @@ lock:  ## pin anew what the images install (needs uv)
 
 bench: .venv-test/ready  ## measure the budget's rows that exist
 	$(BIN)/python -m bench.drain
+	$(BIN)/python -m bench.metrics_cost
 
 clean:  ## remove environments, caches and the demo's data
 	rm -rf .venv .venv-test .rollcast/demo build dist *.egg-info .*_cache .hypothesis

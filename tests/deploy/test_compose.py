@@ -93,15 +93,38 @@ def test_the_shards_backlogs_fit_into_half_of_the_broker(services: dict[str, Any
     assert int(environment["ROLLCAST_SHARDS"]) * int(environment["ROLLCAST_BACKLOG_BYTES"]) <= memory / 2
 
 
-def test_what_the_files_mount_is_there_and_prometheus_knows_the_names(services: dict[str, Any]) -> None:
+def test_what_the_files_mount_is_there(services: dict[str, Any]) -> None:
     for service in services.values():
         for mount in mounts(service):
             if not mount.is_volume and mount.source != "./deploy/redis/users.acl":  # of `make env`
                 assert (ROOT / mount.source).exists(), mount
-    scraped = (ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text()
-    assert yaml.safe_load(scraped)["scrape_configs"]
-    for name in re.findall(r"\b(api|worker)\b(?=:\d|\]|,|$)", scraped):
-        assert name in services
+
+
+def test_what_prometheus_and_grafana_look_for_by_name_are_services(services: dict[str, Any]) -> None:
+    scraped = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    names = {name for job in scraped for found in job["dns_sd_configs"] for name in found["names"]}
+    assert names == {"api", "worker"}
+    for name in names:
+        assert "metrics" in services[name]["networks"]
+    (source,) = (ROOT / "deploy" / "grafana" / "provisioning" / "datasources").glob("*.y*ml")
+    assert yaml.safe_load(source.read_text())["datasources"][0]["url"] == "${PROMETHEUS_URL}"
+    assert services["grafana"]["environment"]["PROMETHEUS_URL"] == "http://prometheus:9090"
+    (provider,) = (ROOT / "deploy" / "grafana" / "provisioning" / "dashboards").glob("*.y*ml")
+    path = yaml.safe_load(provider.read_text())["providers"][0]["options"]["path"]
+    assert path in {mount.target for mount in mounts(services["grafana"])}
+
+
+def test_the_page_lists_every_variable_with_its_default_and_every_user() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    files = COMPOSE.read_text() + DEMO.read_text()
+    rows = re.findall(r"^\| ((?:`[A-Z_]+`(?:, )?)+) \| (\S+) \|", page, re.MULTILINE)
+    documented = {name: default.strip("`") for names, default in rows for name in re.findall("[A-Z_]+", names)}
+    defaults = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", files))
+    assert documented == defaults | dict.fromkeys(_needed(), "drawn") | {
+        "REDIS_PASSWORD_PRODUCER": "drawn", "REDIS_PASSWORD_SUBSCRIBER": "drawn", "COMPOSE_PROFILES": "monitoring",
+    }  # fmt: skip
+    users = re.findall(r"^user (\w+) reset on", (ROOT / "deploy/redis/users.acl.in").read_text(), re.MULTILINE)
+    assert re.findall(r"^\| `(\w+)` \| (?!the|HTTP|models|`)", page, re.MULTILINE)[: len(users)] == users
 
 
 # --- make env ----------------------------------------------------------------------------------------------------

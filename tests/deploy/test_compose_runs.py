@@ -119,10 +119,21 @@ def test_prometheus_finds_the_api_and_every_worker(stand: Stand, client: Client)
         return sorted(one["scrapeUrl"].rpartition(":")[2] for one in targets if one["health"] == "up")
 
     await_true(lambda: [port for port in up() if port in PORTS] == PORTS, "two workers and an api are scraped", 40)
+    groups = prometheus(stand, "rules")["groups"]
+    assert groups
+    assert {rule["health"] for group in groups for rule in group["rules"]} <= {"ok", "unknown"}
     counted = 'query?query=sum(rollcast_records_total{model="activity-lstm",type="prediction"})'
     await_true(
         lambda: any(float(one["value"][1]) >= 1 for one in prometheus(stand, counted)["result"]), "the record", 40
     )
+
+
+def test_doctor_finds_nothing_to_fix(stand: Stand, environ: dict[str, str]) -> None:
+    broker = f"redis://monitor:{environ['REDIS_PASSWORD_MONITOR']}@redis:6379"
+    done = stand.run("api", "rollcast", "doctor", "--url", "http://127.0.0.1:8000", "--broker", broker, "--json")
+    findings = json.loads(done.stdout)["findings"]
+    assert [one for one in findings if one["verdict"] in ("fix", "unknown")] == []
+    assert done.returncode == 0
 
 
 def test_the_broker_is_out_of_reach_of_those_who_only_look(stand: Stand) -> None:

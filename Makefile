@@ -6,9 +6,11 @@ SECONDS ?=
 SOAK ?= 600
 SEED ?=
 BIN ?= .venv-test/bin
+COMPILE = pip compile --quiet --upgrade --python-version 3.11.9 --python-platform x86_64-manylinux_2_28 \
+	--generate-hashes --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check soak format bench clean
+.PHONY: help demo test check soak format env lock bench clean
 
 help:  ## these lines
 	@echo "make TARGET, where TARGET is one of"
@@ -35,6 +37,15 @@ format:  ## format and sort imports
 soak: .venv-test/ready  ## ten minutes of rollcast chaos (SOAK= seconds, SEED=), a minute of overload
 	$(BIN)/python -m service.cli chaos --seconds $(SOAK) $(if $(SEED),--seed $(SEED))
 	OVERLOAD_S=60 $(BIN)/python -m pytest -s tests/system/test_overload.py
+
+env:  ## .env with passwords drawn at random, for docker compose
+	@sh deploy/env.sh
+
+lock:  ## pin anew what the images install (needs uv)
+	@command -v uv >/dev/null || { echo "no uv here: pip install uv" >&2; exit 1; }
+	uv $(COMPILE) pyproject.toml -o deploy/requirements.lock
+	uv $(COMPILE) pyproject.toml --extra train -c deploy/requirements.lock -o deploy/requirements-train.lock
+	printf '%s\n' 'setuptools>=77' | uv $(COMPILE) - -o deploy/requirements-build.lock
 
 bench: .venv-test/ready  ## measure the budget's rows that exist
 	$(BIN)/python -m bench.drain

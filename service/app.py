@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import hiredis
 import uvicorn
@@ -252,7 +253,7 @@ def run_up(settings: Settings, *, demo: bool = False, seconds: float | None = No
             supervisor.start()
             log.info("started", extra={"url": url, "broker": safe_url(broker.url if broker else settings.broker or "")})
             if demo:
-                return _run_demo(supervisor, interrupts, url, settings, seconds)
+                return _show_demo(interrupts, url, settings.models, seconds, supervisor)
             _tend(supervisor, interrupts, seconds)
             return 0
         finally:
@@ -268,17 +269,28 @@ def _tend(supervisor: Supervisor, interrupts: Interrupts, seconds: float | None)
         time.sleep(TURN_S)
 
 
-def _run_demo(
-    supervisor: Supervisor, interrupts: Interrupts, url: str, settings: Settings, seconds: float | None
+def run_demo(url: str, models: Path | None, seconds: float | None) -> int:
+    """The demo's producers and its table on an api that runs elsewhere. Returns the exit status."""
+    with Interrupts() as interrupts:
+        return _show_demo(interrupts, url, models, seconds)
+
+
+def _show_demo(
+    interrupts: Interrupts,
+    url: str,
+    models: Path | None,
+    seconds: float | None,
+    supervisor: Supervisor | None = None,
 ) -> int:
-    _await_ready(supervisor, interrupts, url)
+    _await_ready(interrupts, url, supervisor)
     if interrupts.count:
         return 0
-    demo = Demo(url, settings.models)
+    demo = Demo(url, models)
     demo.start()
     end = None if seconds is None else time.monotonic() + seconds
     while interrupts.count == 0 and (end is None or time.monotonic() < end):
-        supervisor.tend()
+        if supervisor is not None:
+            supervisor.tend()
         demo.draw()
         time.sleep(TURN_S)
     before = interrupts.count
@@ -286,13 +298,15 @@ def _run_demo(
     return 0 if before else status  # an interrupted demo has proved nothing, either way
 
 
-def _await_ready(supervisor: Supervisor, interrupts: Interrupts, url: str) -> None:
+def _await_ready(interrupts: Interrupts, url: str, supervisor: Supervisor | None) -> None:
     deadline = time.monotonic() + READY_S
     with Client(url) as client:
         while interrupts.count == 0 and (reasons := client.reasons_not_ready()):
             if time.monotonic() > deadline:
-                raise StartError(f"not ready after {READY_S:.0f} s: {'; '.join(reasons)}. {supervisor.last_words()}")
-            supervisor.tend()
+                why = f"{url} is not ready after {READY_S:.0f} s: {'; '.join(reasons)}"
+                raise StartError(f"{why}. {supervisor.last_words()}" if supervisor else why)
+            if supervisor is not None:
+                supervisor.tend()
             time.sleep(TURN_S)
 
 

@@ -15,7 +15,6 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,6 +22,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCol
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from service import VERSION
 from service.errors import PortInUse
 
 SECONDS: Final = (
@@ -219,11 +219,7 @@ def create_registry() -> CollectorRegistry:
     """A process's registry, with its CPU time, memory and file descriptors, and `rollcast_build_info`."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    try:
-        number = version("rollcast")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        number = "unknown"
-    _Exposition(registry).gauges("build_info", "Version of rollcast; always 1", "version").labels(number).set(1)
+    _Exposition(registry).gauges("build_info", "Version of rollcast; always 1", "version").labels(VERSION).set(1)
     return registry
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from service import VERSION
 from service.api import document
 from service.api.backlog import Backlog, Bounds
 from service.api.bindings import Bindings
@@ -89,7 +89,7 @@ def create_app(
     )
     app = FastAPI(
         title="rollcast",
-        version=_version(),
+        version=VERSION,
         description="Rolling classifications over live video, sensor and text streams.",
         lifespan=lambda _: _running(context),
     )
@@ -130,10 +130,3 @@ def _described(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         app.openapi_schema = document.describe(app)
     return app.openapi_schema
-
-
-def _version() -> str:
-    try:
-        return version("rollcast")
-    except PackageNotFoundError:
-        return "0"

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Response
 
+from service import VERSION
 from service.api import openapi
 from service.api.context import Context
 from service.contracts import Manifest
@@ -18,8 +19,13 @@ def model_routes(context: Context) -> APIRouter:
 
     @router.get("/v1/models", **openapi.GET_MODELS)
     async def list_models() -> Response:
-        """The model packages, by name: their manifests, their parity figures, and whether a live worker has them."""
-        return _json({"models": [describe(manifest) for _, manifest in sorted(context.models.items())]})
+        """The model packages, by name: their manifests, their parity figures, and whether a live worker has them.
+
+        `rollcast` is the version of this server.
+        """
+        return _json(
+            {"rollcast": VERSION, "models": [describe(manifest) for _, manifest in sorted(context.models.items())]}
+        )
 
     @router.get("/v1/models/{name}", **openapi.GET_MODEL)
     async def get_model(name: str) -> Response:

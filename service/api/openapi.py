@@ -277,8 +277,10 @@ GET_STREAM: Final = _get(
         **_problems(400, 404, 503),
     }
 )
+_SERVER: Final[Schema] = {"type": "string", "description": "this server's version"}
+_MODELS: Final = _object(rollcast=_SERVER, models=_array(_MODEL))
 GET_MODELS: Final = _get(
-    {200: {"description": "The packages.", "content": _json(_object(models=_array(_MODEL)), {"models": [MODEL]})}}
+    {200: {"description": "The packages.", "content": _json(_MODELS, {"rollcast": "0.1.0", "models": [MODEL]})}}
 )
 GET_MODEL: Final = _get({200: {"description": "The package.", "content": _json(_MODEL, MODEL)}, **_problems(404)})
 GET_METRICS: Final = _get(

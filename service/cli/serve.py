@@ -1,4 +1,4 @@
-"""Commands that run rollcast, or look at its files: up, api, worker, check, shard.
+"""Commands that run rollcast, or look at its files: up, api, worker, demo, check, shard.
 
 What they need is imported when they run: `rollcast --help` should not wait for ONNX Runtime.
 """
@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from rollcast.client import DEFAULT_URL
+from service.cli.ask import Url
 from service.cli.options import OF_API, OF_SHARD, OF_UP, OF_WORKER, with_settings
 from service.contracts import check_stream_id
 from service.keys import shard_of
@@ -21,6 +23,7 @@ from service.settings import Settings
 def add_to(app: typer.Typer) -> None:
     for command, settings in ((up, OF_UP), (api, OF_API), (worker, OF_WORKER)):
         app.command(rich_help_panel="Run")(with_settings(settings)(command))
+    app.command(rich_help_panel="Run")(demo)
     app.command(rich_help_panel="Look")(check)
     app.command(rich_help_panel="Look")(with_settings(OF_SHARD)(shard))
 
@@ -62,6 +65,21 @@ def worker(
     from service import app
 
     app.run_worker(settings, number, name)
+
+
+def demo(
+    url: Url = DEFAULT_URL,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", help="Stop by itself after this long; default: on Ctrl-C.", min=0.1)
+    ] = None,
+) -> None:
+    """Feed a running api the demo's real digits and sensor rows, and show a table: its producers without a server.
+
+    Exit status 1 when an answer is missing or an accuracy is low.
+    """
+    from service import app
+
+    raise typer.Exit(app.run_demo(url, None, seconds))
 
 
 def shard(settings: Settings, stream: Annotated[str, typer.Argument(help="A stream's id.")]) -> None:

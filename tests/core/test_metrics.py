@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service import VERSION
 from service.errors import PortInUse
 from service.metrics import SECONDS, ApiMetrics, Histogram, MetricsServer, WorkerMetrics, create_registry, serve_metrics
 
@@ -110,7 +111,7 @@ def test_what_is_shown_is_the_exposition_format(registry: CollectorRegistry, wor
 
 def test_a_registry_says_which_build_it_is() -> None:
     text = generate_latest(create_registry()).decode()
-    assert "rollcast_build_info{version=" in text
+    assert f'rollcast_build_info{{version="{VERSION}"}} 1.0' in text
     assert "process_cpu_seconds_total" in text
 
 

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service import VERSION
 from service.api import create_app
 from service.contracts import FrameInput
 from service.metrics import WorkerMetrics, create_registry, serve_metrics
 from tests.answering import InMemory, OnBroker
+from tests.deployment import rollcast
 from tests.doubles import tiny_manifest
 from tests.serving import Serving, await_true
 
@@ -48,6 +50,17 @@ def test_models_are_listed_with_what_was_proven_of_them(api: Serving) -> None:
     assert tiny["rows"]["features"] == ["x0", "x1", "x2"]
     assert tiny["parity"] == PARITY["tiny"]
     assert api.http.get("/v1/models/tiny").json() == tiny
+
+
+def test_the_version_is_the_same_wherever_it_is_shown(api: Serving) -> None:
+    shown = {
+        api.http.get("/v1/models").json()["rollcast"],
+        api.http.get("/").json()["version"],
+        api.http.get("/openapi.json").json()["info"]["version"],
+        rollcast("--version").stdout.removeprefix("rollcast ").strip(),
+    }
+    assert shown == {VERSION}
+    assert f'rollcast_build_info{{version="{VERSION}"}} 1.0' in api.http.get("/metrics").text
 
 
 def test_a_model_nobody_knows(api: Serving) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from service import VERSION
 from service.packages import load_packages, samples
 from service.settings import Settings, option
 from tests.deployment import Up, rollcast
@@ -36,6 +37,7 @@ def test_help_shows_every_command_with_its_purpose_and_an_example() -> None:
         "up",
         "api",
         "worker",
+        "demo",
         "post",
         "watch",
         "record",
@@ -58,7 +60,7 @@ def test_help_of_up_shows_every_setting() -> None:
 
 
 def test_the_version_is_that_of_the_project() -> None:
-    assert rollcast("--version").stdout.startswith("rollcast ")
+    assert rollcast("--version").stdout == f"rollcast {VERSION}\n"
 
 
 def test_shard_prints_the_streams_shard() -> None:

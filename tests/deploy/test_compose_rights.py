@@ -1,0 +1,218 @@
+"""The broker's users (deploy/redis): the whole system runs under them and is never denied anything, and each of them
+may do nothing else. On Redis and on Valkey, by the very configuration."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+
+from rollcast import Client, Problem
+from service.broker.log import RedisLog
+from service.embedded import find_binary
+from service.keys import ShardKeys, shard_of
+from service.packages import load_packages, samples
+from tests.conftest import needs
+from tests.deploy.guarded import SHARDS, Broker, Process
+from tests.deployment import COMMAND, await_true, environment
+from tests.ports.test_log import commit_of, record
+
+ROW = [39.25, 0.43, 22.75, 0.43, 33.75, 1.3]
+MODEL = "activity-lstm"
+
+
+@pytest.fixture(scope="module", params=["redis", "valkey"])
+def broker(request: pytest.FixtureRequest, project: Path) -> Iterator[Broker]:
+    binary = needs("redis-server", "redis-server") if request.param == "redis" else find_binary(None)
+    broker = Broker(binary, project)
+    yield broker
+    broker.close()
+
+
+# --- enough ------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_may_do_what_it_does_only_in_trouble(broker: Broker) -> None:
+    """Careful mode, a full broker, foreign writes among the keys, a janitor that finds nothing to keep."""
+    log = RedisLog(broker.url("worker"), worker="w", shards=SHARDS, lease_s=30)
+    keys = ShardKeys("rollcast", 0)
+    head = log.acquire(0)
+    assert head is not None
+    log.renew([0], b"{}")
+    assert log.attempt(0, head, b"1-0")
+    log.acquit(0, head)
+    for key in (keys.out("s"), keys.feed, keys.pos, keys.streams):
+        broker.admin.set(key, "somebody else's")
+    first = commit_of(head, record("s", b"5-0"))
+    log.send(first)
+    assert len(log.result(0).errors) == 4
+    second = commit_of(first.after, record("s", b"6-0"), trim=b"1-0")
+    log.make_room(second)
+    log.send(second)
+    assert log.result(0).errors == []
+    assert broker.admin.xlen(keys.out("s")) == 2
+    assert log.idle(0, 0, 0, 10) != []
+    assert log.remove(0, second.after, ["s"], ["t"])
+    log.fetch({0: [1]})
+    log.release(0)
+    log.leave()
+    log.close()
+    assert broker.denied() == []
+    broker.admin.flushall()
+
+
+@pytest.fixture(scope="module")
+def api(broker: Broker) -> Iterator[str]:
+    """The url of an api, with a worker behind it that took the shards over from one that was killed."""
+    first, api = Process("worker", broker), Process("api", broker)
+    await_true(lambda: first.said("worker ready") and api.said("listening"), "both are ready", 60)
+    url = api.said("listening")[0]["url"].replace("0.0.0.0", "127.0.0.1")
+    with Client(url) as client:
+        await_true(lambda: not client.reasons_not_ready(), "the api is ready")
+    second = Process("worker", broker)
+    await_true(lambda: second.said("shards acquired"), "shards are handed over", 60)
+    first.end(signal.SIGKILL)
+    with Client(url) as client:
+        await_true(lambda: not client.reasons_not_ready(), "the shards are taken over")
+    yield url
+    assert [one.end() for one in (api, second)] == [0, 0]
+
+
+def test_nothing_that_the_system_does_is_denied(broker: Broker, api: str) -> None:
+    with Client(api) as client:
+        image = samples(load_packages()[0]["digits-cnn"])[0].path
+        whole = image.read_bytes()
+        spoilt = whole[:45] + bytes(len(whole) - 57) + whole[-12:]  # what the api looks at is right
+        client.post_frame("door-1", image, model="digits-cnn", wait_s=20)
+        for _ in range(3):
+            client.post_samples("belt-1", [ROW] * 3, model=MODEL, wait_s=20)
+        client.configure("belt-1", model=MODEL, state_ttl_s=4.0)
+        saved = client.save_state("belt-1")
+        client.restore("belt-1", saved)
+        client.state("belt-1")
+        client.reset("belt-1")
+        for stream in ("bad-1", "bad-2", "bad-3"):  # more than quarantine keeps
+            with pytest.raises(Problem):
+                client.post_frame(stream, spoilt, model="digits-cnn", wait_s=20)
+        with httpx.Client(base_url=api, trust_env=False, timeout=20) as http:
+            call_the_rest(http)
+        refused = list(client.dead())
+        client.retry_dead(refused[0]["stream"], refused[0]["id"])
+        client.dead_bytes(refused[-1]["stream"], refused[-1]["id"])
+        client.drop_dead(refused[-1]["stream"], refused[-1]["id"])
+        client.delete("belt-1")
+        assert next(iter(client.predictions("door-*", after="0"))).stream == "door-1"
+    keys = ShardKeys("rollcast", shard_of("door-1", SHARDS))
+    await_true(lambda: not broker.admin.hexists(keys.pos, "door-1"), "the janitor removes what is idle", 40)
+    assert broker.denied() == []
+
+
+def call_the_rest(http: httpx.Client) -> None:
+    """What the client does not call, or not so."""
+    for path in (
+        "/v1/streams", "/v1/streams/belt-1", "/v1/streams/belt-1/predictions", "/v1/models",
+        "/v1/streams/belt-1/predictions?type=all&after=0", "/v1/dead?reason=bad_image", "/metrics", "/readyz",
+    ):  # fmt: skip
+        assert http.get(path).status_code == 200, path
+    for sort in ("lag", "drops", "restarts"):
+        assert http.get("/v1/streams", params={"sort": sort}).status_code in (200, 400)
+    fsync = http.post(f"/v1/streams/belt-2/samples?model={MODEL}&ack=fsync", json={"samples": [ROW]})
+    assert (fsync.status_code, "appendfsync" in fsync.json()["detail"]) == (501, True)
+    lines = "".join(
+        json.dumps({"stream": f"many-{n}", "kind": "samples", "samples": [ROW], "model": MODEL}) + "\n"
+        for n in range(9)
+    )
+    posted = http.post("/v1/entries", content=lines, headers={"Content-Type": "application/x-ndjson"})
+    assert [json.loads(line)["stream"] for line in posted.text.splitlines()] == [f"many-{n}" for n in range(9)]
+
+
+def test_the_monitor_sees_what_doctor_asks_for(broker: Broker, api: str) -> None:
+    done = subprocess.run(
+        [*COMMAND, "doctor", "--broker", broker.url("monitor"), "--shards", str(SHARDS), "--json"],
+        env=environment(), capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    findings = {one["check"]: one for one in json.loads(done.stdout)["findings"]}
+    assert [check for check, one in findings.items() if one["verdict"] == "unknown"] == []
+    assert findings["shards"]["verdict"] == "well"
+    assert broker.denied() == []
+
+
+# --- and no more -------------------------------------------------------------------------------------------------
+
+IN, OUT, STATE = "rollcast:{0}:in", "rollcast:{0}:out:cam-1", "rollcast:{0}:state:cam-1"
+HEAD, POS, DEAD, META = "rollcast:{0}:head", "rollcast:{0}:pos", "rollcast:{0}:dead", "rollcast:meta"
+DENIED = re.compile("no permissions|acl failure|can't (run|access)", re.IGNORECASE)
+ENTRY = ("*", "stream", "cam-1", "kind", "frame", "data", "x")
+NOBODY: list[tuple[str, ...]] = [  # of the roles
+    ("FLUSHALL",), ("FLUSHDB",), ("SHUTDOWN", "NOSAVE"), ("SAVE",), ("BGREWRITEAOF",),
+    ("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "REWRITE"), ("ACL", "LIST"), ("ACL", "SETUSER", "x", "on"),
+    ("KEYS", "*"), ("SCAN", "0"), ("RANDOMKEY",), ("MONITOR",), ("CLIENT", "KILL", "TYPE", "normal"),
+    ("CLIENT", "LIST"),
+    ("SCRIPT", "FLUSH"), ("FUNCTION", "FLUSH"), ("REPLICAOF", "127.0.0.1", "1"), ("MODULE", "LIST"),
+    ("SWAPDB", "0", "1"),
+    ("PUBLISH", "x", "x"), ("SUBSCRIBE", "x"), ("RENAME", IN, "x"), ("COPY", IN, "x"), ("DUMP", IN),
+    ("EXPIRE", IN, "1"),
+    ("GET", "other"), ("SET", "other", "x"), ("XADD", "other", "*", "a", "b"), ("SET", META, "x"), ("DEL", META),
+    ("DEL", IN), ("XDEL", IN, "1-0"), ("XSETID", IN, "1-0"),
+    ("XREADGROUP", "GROUP", "rollcast", "x", "STREAMS", IN, ">"),
+]  # fmt: skip
+MAY_NOT: dict[str, list[tuple[str, ...]]] = {
+    "api": [
+        ("XADD", OUT, "*", "type", "x"), ("DEL", OUT), ("XTRIM", IN, "MAXLEN", "0"), ("SET", HEAD, "x"), ("DEL", STATE),
+        ("SET", STATE, "x"), ("HSET", POS, "cam-1", "x"), ("XADD", DEAD, "*", "a", "b"), ("DEL", DEAD),
+        ("EVAL", "return redis.call('SET', KEYS[1], 'x')", "1", HEAD),
+    ],
+    "worker": [
+        ("XADD", IN, *ENTRY), ("HSET", META, "shards", "1"), ("CONFIG", "GET", "*"),
+        ("XGROUP", "DESTROY", IN, "rollcast"),
+        ("EVAL", "return redis.call('XADD', KEYS[1], '*', 'a', 'b')", "1", IN),
+        ("EVAL", "return redis.call('FLUSHALL')", "0"),
+    ],
+    "producer": [
+        ("XRANGE", IN, "-", "+"), ("XREAD", "STREAMS", IN, "0"), ("XLEN", IN), ("XTRIM", IN, "MAXLEN", "0"),
+        ("XADD", OUT, "*", "type", "x"), ("XRANGE", OUT, "-", "+"), ("GET", STATE), ("GET", HEAD), ("INFO",), ("TIME",),
+        ("EVAL", "return 1", "0"), ("HSET", META, "shards", "1"), ("CONFIG", "GET", "*"), ("MULTI",),
+    ],
+    "subscriber": [
+        ("XADD", IN, *ENTRY), ("XRANGE", IN, "-", "+"), ("XREAD", "STREAMS", IN, "0"), ("XRANGE", DEAD, "-", "+"),
+        ("XADD", OUT, "*", "type", "x"), ("DEL", OUT), ("XDEL", OUT, "1-0"), ("GET", STATE), ("HGET", POS, "cam-1"),
+        ("GET", HEAD), ("INFO",), ("EVAL", "return 1", "0"), ("CONFIG", "GET", "*"),
+    ],
+    "monitor": [
+        ("XADD", IN, *ENTRY), ("XRANGE", OUT, "-", "+"), ("XREAD", "STREAMS", OUT, "0"), ("GET", STATE),
+        ("SET", HEAD, "x"), ("XDEL", DEAD, "1-0"), ("HSET", POS, "cam-1", "x"), ("SLOWLOG", "GET"),
+        ("LATENCY", "RESET"), ("MULTI",),
+        ("EVAL", "return redis.call('XTRIM', KEYS[1], 'MAXLEN', 0)", "1", IN),
+        ("EVAL", "return redis.call('GET', KEYS[1])", "1", STATE),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("user", list(MAY_NOT))
+def test_a_role_may_not(broker: Broker, user: str) -> None:
+    before = broker.admin.dbsize()
+    with broker.as_user(user) as client:
+        for command in NOBODY + MAY_NOT[user]:
+            with pytest.raises(redis.ResponseError) as refused:
+                client.execute_command(*command)
+            assert DENIED.search(str(refused.value)), (command, refused.value)
+    assert broker.admin.dbsize() == before
+    broker.denied()
+
+
+def test_nobody_comes_in_without_a_role_and_its_password(broker: Broker) -> None:
+    with broker.as_user(None) as client, pytest.raises(redis.AuthenticationError):
+        client.ping()
+    for user, password in (("default", ""), ("api", "worker"), ("nobody", "x"), ("api", broker.password("worker"))):
+        with (
+            broker.as_user(user, password) as client,
+            pytest.raises(redis.RedisError, match="invalid username-password"),
+        ):
+            client.ping()

@@ -87,9 +87,11 @@ def models(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
     if as_json:
         _print_json(found)
         return
-    table = Table("model", "version", "kind", "labels")
+    table = Table("model", "version", "kind", "labels", "accuracy", "terms of the weights")
     for model in found:
-        table.add_row(model["name"], str(model["version"]), model["kind"], ", ".join(model["labels"]))
+        labels, accuracy = ", ".join(model["labels"]), model["metrics"].get("accuracy")
+        measured = "" if accuracy is None else f"{accuracy:.4f}"
+        table.add_row(model["name"], str(model["version"]), model["kind"], labels, measured, model["weights_terms"])
     Console().print(table)
 
 

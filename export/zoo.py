@@ -81,7 +81,7 @@ GESTURE: dict[str, Any] = {
     "hz": 50.0,
     "columns": UTD_FEATURES,
     "folds": 4,
-    "epochs": 40,
+    "epochs": 24,
     "batch": 32,
     "learning_rate": 5e-3,
     "weight_decay": 0.1,

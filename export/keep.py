@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -19,13 +20,22 @@ class TooLarge(Exception):
 
 
 def best(places: Sequence[Path]) -> Path:
-    """NAME/VERSION of the highest accuracy in validation; of equal ones the first."""
-    return max(places, key=validation)  # max keeps the first
+    """NAME/VERSION of the package that validates best. Those within one standard error of it are as good, as far as
+    validation can tell (Breiman et al., 1984); of these the first."""
+    found = [_validation(place) for place in places]
+    highest, examples = max(found)
+    error = math.sqrt(highest * (1 - highest) / examples)
+    return next(place for place, (accuracy, _) in zip(places, found, strict=True) if accuracy >= highest - error)
 
 
 def validation(place: Path) -> float:
+    return _validation(place)[0]
+
+
+def _validation(place: Path) -> tuple[float, int]:
+    """Accuracy, and of how many examples."""
     manifest = msgspec.json.decode((place / "manifest.json").read_bytes(), type=Manifest)
-    return float(manifest.metrics["validation_accuracy"])
+    return float(manifest.metrics["validation_accuracy"]), int(manifest.metrics["validation_examples"])
 
 
 def keep(place: Path, rivals: Sequence[str], zoo: Path) -> Path:

@@ -200,6 +200,7 @@ def _metrics(task: Task, data: Data, trained: Trained, decisions: Decisions) -> 
         "units": len(decisions.truth),
         "examples": len(data.test or data.train),
         "validation_accuracy": round(trained.history[trained.best - 1]["validation"], 5),
+        "validation_examples": len(data.validation or data.train),
     }
     if data.test is None:
         fold = decisions.example // OFFSET

@@ -227,7 +227,7 @@ TASKS: dict[str, Task] = tasks.TASKS | {
     )
 }
 
-# The packages kept: of each of these the best by validation, of several as good the first.
+# The packages kept: of each of these the best by validation, of several that it cannot tell apart the first.
 ZOO: dict[str, tuple[str, ...]] = {
     "digits-cnn": ("digits-cnn",),
     "digits-mlp": ("digits-mlp",),

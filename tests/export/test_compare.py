@@ -35,7 +35,7 @@ def package(folder: Path, name: str, accuracy: float, size: int = 10) -> Path:
     place.mkdir(parents=True)
     manifest = Manifest(
         format=1, name=name, version=1, kind="samples", labels=["a", "b"], sha256="",
-        metrics={"validation_accuracy": accuracy},
+        metrics={"validation_accuracy": accuracy, "validation_examples": 100},
     )  # fmt: skip
     (place / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     (place / "model.onnx").write_bytes(bytes(size))
@@ -45,9 +45,22 @@ def package(folder: Path, name: str, accuracy: float, size: int = 10) -> Path:
 # --- the zoo -----------------------------------------------------------------------------------------------------
 
 
-def test_the_best_by_validation_is_kept_of_equal_ones_the_first(tmp_path: Path) -> None:
-    places = [package(tmp_path, name, score) for name, score in (("x-a", 0.8), ("x-b", 0.9), ("x-c", 0.9))]
-    assert keep.best(places).parts[-2:] == ("x-b", "1")
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ((0.8, 0.9, 0.7), "x-1"),
+        ((0.8, 0.9, 0.9), "x-1"),
+        ((0.88, 0.8, 0.9), "x-0"),  # a standard error of 0.9 among 100 examples is 0.03
+        ((0.86, 0.88, 0.9), "x-1"),
+        ((1.0, 1.0, 1.0), "x-0"),
+        ((0.99, 1.0, 1.0), "x-1"),
+    ],
+)
+def test_the_best_by_validation_is_kept_of_those_it_cannot_tell_apart_the_first(
+    scores: tuple[float, ...], kept: str, tmp_path: Path
+) -> None:
+    places = [package(tmp_path, f"x-{number}", score) for number, score in enumerate(scores)]
+    assert keep.best(places).parts[-2:] == (kept, "1")
 
 
 def test_keeping_removes_its_rivals_and_nothing_else(tmp_path: Path) -> None:

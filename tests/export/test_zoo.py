@@ -17,23 +17,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from export.keep import LIMIT_BYTES
 from export.metrics import accuracy
 from export.package import stream_run
-from export.zoo import TASKS
+from export.zoo import TASKS, ZOO
 from service.decode import decode_frame
 from service.engine import OnnxEngine
 from service.packages import Package, load_package, load_packages, samples, zoo_folder
 from service.parity import check
 
-NAMES = ("activity-lstm", "digits-cnn")
-MAX_BYTES = 2_000_000
-
-PACKAGES = {name: load_package(zoo_folder() / name / "1") for name in NAMES}
+PACKAGES = {place.parent.name: load_package(place) for place in sorted(zoo_folder().glob("*/1"))}
+NAMES = tuple(PACKAGES)
+WITH_SAMPLES = ("activity-lstm", "digits-cnn")  # what may be passed on
 ENGINES = {name: OnnxEngine(package) for name, package in PACKAGES.items()}
 
 
 def shipped_input(package: Package) -> list[np.ndarray]:
-    """Real streams (T, …) from the samples beside the package: rows, or the frames of one digit after another."""
+    """Real streams (T, …) from the samples beside the package, rows, or the frames of one digit after another; where
+    none are shipped, the certificate's."""
+    if not samples(package):
+        return list(np.load(package.folder / "golden.npz")["x"])
     if package.manifest.frames is not None:
         spec = package.manifest.frames
         frames = [decode_frame(s.path.read_bytes(), spec, max_pixels=10_000) for s in samples(package)]
@@ -63,10 +66,13 @@ def alone(name: str, x: np.ndarray) -> np.ndarray:
 ALONE = {name: [alone(name, x) for x in streams] for name, streams in STREAMS.items()}
 
 
-def test_the_zoo_has_exactly_these_packages_and_nothing_is_refused() -> None:
+def test_the_zoo_has_one_package_of_each_task_and_nothing_is_refused() -> None:
     packages, refused = load_packages()
     assert refused == []
     assert sorted(packages) == sorted(NAMES)
+    kept = {task: [name for name in candidates if name in packages] for task, candidates in ZOO.items()}
+    assert {len(names) for names in kept.values()} == {1}, kept
+    assert len(packages) == len(ZOO)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -81,7 +87,7 @@ def test_a_shipped_package_is_proven_quickly(name: str) -> None:
 def test_a_shipped_package_is_small_and_whole(name: str) -> None:
     folder = PACKAGES[name].folder
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < MAX_BYTES
+    assert sum(path.stat().st_size for path in files) < LIMIT_BYTES
     manifest = PACKAGES[name].manifest
     assert manifest.data is not None
     card = (folder / "card.md").read_text()
@@ -89,17 +95,45 @@ def test_a_shipped_package_is_small_and_whole(name: str) -> None:
         assert said in card
     assert {"learning.png", "confusion.png", "training.json"} <= {path.name for path in files}
     assert manifest.family == TASKS[name].net.family
+    assert manifest.weights_terms == TASKS[name].weights_terms
 
 
-def test_the_shipped_models_are_as_good_as_promised() -> None:
+def test_the_shipped_models_are_as_good_as_promised_or_say_by_how_much_they_are_not() -> None:
     figures = {name: package.manifest.metrics for name, package in PACKAGES.items()}
-    assert figures["digits-cnn"]["accuracy"] >= 0.995
+    for name, metrics in figures.items():
+        missed = f"missed by {TASKS[name].goal - metrics['accuracy']:.4f}. {TASKS[name].tried}"
+        if metrics["accuracy"] < TASKS[name].goal:
+            assert TASKS[name].tried, "what was tried"
+            assert missed in (PACKAGES[name].folder / "card.md").read_text()
+    assert [name for name in NAMES if figures[name]["accuracy"] < TASKS[name].goal] == ["activity-lstm"]
     assert figures["digits-cnn"]["units"] == 10_000
     assert figures["activity-lstm"]["units"] == 380
     assert figures["activity-lstm"]["without_copies"]["copies"] == ["cycling-1", "lying-1", "lying-3"]
+    assert all(len(figures[name]["folds"]) == 4 for name in NAMES if name.startswith(("gesture", "action")))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if PACKAGES[name].manifest.states])
+def test_a_package_with_a_memory_says_what_it_is_worth_while_a_stream_runs(name: str) -> None:
+    package = PACKAGES[name]
+    figures = package.manifest.metrics["streaming"]
+    share, last, rolling = np.array(figures["seen"]).T
+    assert share.tolist() == sorted(share)
+    assert share[-1] == 1
+    assert last[-1] > last[0], "what was seen of a sequence helps"
+    assert rolling[-1] > rolling[0]
+    events = figures["events"]
+    assert events["found"] + events["missed"] == figures["examples"]
+    card = (package.folder / "card.md").read_text()
+    for said in (
+        "## While a stream runs",
+        "streaming.png",
+        f"{events['found']}, {events['missed']}, {events['false']}",
+    ):
+        assert said in card
+    assert (package.folder / "streaming.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", WITH_SAMPLES)
 def test_samples_are_real_input_of_every_label_with_source_and_licence(name: str) -> None:
     package, shipped = PACKAGES[name], samples(PACKAGES[name])
     assert {sample.label for sample in shipped} == set(package.manifest.labels)
@@ -173,9 +207,10 @@ def test_serving_a_package_never_imports_torch_or_models() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stated_accuracy_is_measured_again(name: str, data_folder: Path) -> None:
-    data = TASKS[name].load(data_folder)
-    stated = PACKAGES[name].manifest.metrics["accuracy"]
-    found = accuracy(TASKS[name].decide(stream_run(PACKAGES[name]), data.test))
-    assert found == pytest.approx(stated, abs=3e-3)
+    data, stated = TASKS[name].load(data_folder), PACKAGES[name].manifest.metrics
+    examples, key = (data.train, "on_training_examples") if data.test is None else (data.test, "accuracy")
+    found = accuracy(TASKS[name].decide(stream_run(PACKAGES[name]), examples))
+    assert found == pytest.approx(stated[key], abs=3e-3)
+    assert f"{stated[key]:.4f}" in (PACKAGES[name].folder / "card.md").read_text()
     training = msgspec.json.decode((PACKAGES[name].folder / "training.json").read_bytes())
     assert training["settings"]["task"] == name

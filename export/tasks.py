@@ -392,8 +392,8 @@ TASKS: dict[str, Task] = {
             name="activity-lstm",
             goal=0.96,
             tried="Tried on the same split: GRU 0.874 (0.905 with this recipe's offsets and levels), SimpleRNN 0.824, "
-            "causal 1D CNN 0.821, moments of 6 s and 30 s together 0.813, three nets that answer together 0.916, random "
-            "patterns with votes 0.79 to 0.85, extremely randomised trees on 6 s 0.871.",
+            "causal 1D CNN 0.821, moments of 6 s and 30 s together 0.813, three nets that answer together 0.916, "
+            "random patterns with votes 0.79 to 0.85, extremely randomised trees on 6 s 0.871.",
             load=arem,
             description="What a person does, from the signal strength between three radios on chest and ankles.",
             unit="6 s of a test recording (rows 24, 48, …, 480), seen as a stream",

@@ -70,7 +70,7 @@ class RedisLog(Housekeeping):
         self._control: Wire | None = None
         self._reading: Wire | None = None
         self._asked: list[bytes] | None = None  # the logs of the read under way
-        self._read_by = 0.0  # when its answer must have come, by this process's clock
+        self._read_by = 0.0  # when more of its answer must have come, by this process's clock
         self._read_lost = False  # the last read's connection broke
         self._commits: dict[int, Wire] = {}
         self._owner: dict[int, bytes] = {}  # what stands in the shard's `owner` while it is ours
@@ -204,7 +204,8 @@ class RedisLog(Housekeeping):
                 readable = select.select(watched, [], [], max(0.0, deadline - now))[0]
                 if wire.fileno() not in readable:
                     return None
-                wire.feed(self._timeout_s)
+                if wire.feed(self._timeout_s):  # what is large may take longer than the time for an answer to begin
+                    self._read_by = max(self._read_by, time.monotonic() + self._timeout_s)
         except (BrokerAway, OSError) as error:
             again, self._read_lost = not self._read_lost, True
             self._stop_reading()

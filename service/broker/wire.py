@@ -7,7 +7,6 @@ would double an entry or a commit. After a doubt the connection is closed, never
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,7 @@ _RECEIVE_BYTES = 1 << 18
 
 
 class Wire:
-    """A connected socket and its parser. `timeout_s` bounds every wait for a reply."""
+    """A connected socket and its parser. `timeout_s` bounds every silence: what is large may take longer in all."""
 
     def __init__(self, url: str, timeout_s: float = 5.0) -> None:
         self._timeout_s = timeout_s
@@ -53,21 +52,18 @@ class Wire:
         """Raises BrokerAway when the connection is gone; how much arrived is then unknown."""
         try:
             self._socket.settimeout(self._timeout_s)
-            self._socket.sendall(packed)
+            left = memoryview(packed)
+            while left:
+                left = left[self._socket.send(left) :]
         except OSError as error:
             raise BrokerAway(f"connection to the broker lost while sending: {error}") from error
 
-    def reply(self, timeout_s: float | None = None) -> Any:
-        """The next reply; an error reply is returned as hiredis.ReplyError. Raises BrokerAway past the limit."""
-        limit = self._timeout_s if timeout_s is None else timeout_s
-        deadline = time.monotonic() + limit
-        while True:
-            reply = self.parsed()
-            if reply is not False:
-                return reply
-            self.feed(max(0.001, deadline - time.monotonic()))
-            if time.monotonic() > deadline:
-                raise BrokerAway(f"no answer from the broker within {limit:g} s")
+    def reply(self) -> Any:
+        """The next reply; an error reply is returned as hiredis.ReplyError. Raises BrokerAway when nothing comes."""
+        while (reply := self.parsed()) is False:
+            if not self.feed(self._timeout_s):
+                raise BrokerAway(f"no answer from the broker within {self._timeout_s:g} s")
+        return reply
 
     def parsed(self) -> Any:
         """A reply that is already complete here, or False. Raises BrokerAway for what is no reply at all."""
@@ -76,18 +72,19 @@ class Wire:
         except hiredis.HiredisError as error:
             raise BrokerAway(f"the broker's answer cannot be read: {error}") from error
 
-    def feed(self, timeout_s: float) -> None:
-        """Receives once."""
+    def feed(self, timeout_s: float) -> bool:
+        """Receives once. Returns False when nothing comes in time."""
         try:
             self._socket.settimeout(timeout_s)
             data = self._socket.recv(_RECEIVE_BYTES)
         except TimeoutError:
-            return
+            return False
         except OSError as error:
             raise BrokerAway(f"connection to the broker lost: {error}") from error
         if not data:
             raise BrokerAway("the broker closed the connection")
         self._reader.feed(data)
+        return True
 
     def call(self, *arguments: Argument) -> Any:
         """One command and its reply. Raises hiredis.ReplyError for an error reply."""

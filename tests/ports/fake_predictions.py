@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
-from service.codec import id_number, number_id, parse_head, parse_position
+from service.codec import id_number, number_id, parse_head, read_position
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, NoFsync
 from service.keys import shard_of
 from service.ports import (
@@ -121,7 +121,8 @@ class FakePredictions:
 
     async def stream(self, stream: str) -> StreamRow | None:
         it = self._shard(stream)
-        if stream not in it.pos or parse_position(it.pos[stream]).stepped == b"deleted":
+        position = read_position(it.pos.get(stream))
+        if stream not in it.pos or (position is not None and position.stepped == b"deleted"):
             return None
         return StreamRow(stream, shard_of(stream, self.shards), 0, it.pos[stream], it.settings.get(stream))
 
@@ -138,7 +139,8 @@ class FakePredictions:
 
     async def waiting(self, stream: str) -> Waiting:
         it = self._shard(stream)
-        last = parse_position(it.pos[stream]).last if stream in it.pos else 0
+        position = read_position(it.pos.get(stream))
+        last = position.last if position else 0
         mine = [
             n for n, fields in it.log.items() if n > last and fields[fields.index(b"stream") + 1] == stream.encode()
         ]

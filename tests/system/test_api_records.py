@@ -17,7 +17,7 @@ from service.broker.predictions import RedisPredictions
 from service.codec import id_number
 from service.embedded import EmbeddedBroker
 from service.metrics import create_registry
-from tests.answering import InMemory, OnBroker
+from tests.answering import PATIENT, InMemory, OnBroker
 from tests.doubles import tiny_manifest
 from tests.serving import Serving, await_true
 
@@ -35,7 +35,7 @@ def world(broker_url: str) -> Iterator[OnBroker]:
 
 @pytest.fixture(scope="module")
 def api(world: OnBroker) -> Iterator[Serving]:
-    with Serving(create_app(world.predictions, MODELS, create_registry(), heartbeat_s=0.1)) as serving:
+    with Serving(create_app(world.predictions, MODELS, create_registry(), heartbeat_s=0.1, bounds=PATIENT)) as serving:
         yield serving
 
 

@@ -348,6 +348,18 @@ def parse_position(value: bytes) -> Position:
     )
 
 
+def read_position(value: bytes | None) -> Position | None:
+    """None as well where somebody else wrote there: the worker that meets the stream says so.
+
+    >>> read_position(b"17") is None
+    True
+    """
+    try:
+        return parse_position(value) if value else None
+    except ValueError:
+        return None
+
+
 # --- feed --------------------------------------------------------------------------------------------------------
 
 
@@ -389,3 +401,11 @@ def encode_settings(settings: StreamSettings) -> bytes:
 
 def decode_settings(body: bytes) -> StreamSettings:
     return _settings_decoder.decode(body)
+
+
+def read_settings(body: bytes | None) -> StreamSettings:
+    """None set as well where somebody else wrote there: the worker that meets the stream says so."""
+    try:
+        return _settings_decoder.decode(body) if body else StreamSettings()
+    except msgspec.DecodeError:
+        return StreamSettings()

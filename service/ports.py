@@ -164,10 +164,10 @@ class Log(Protocol):
         """Entries of the log by number, by shard, in one round trip: (id, fields); None for one that is not there."""
         ...
 
-    def idle(self, shard: int, after_ms: int, silent_ms: int, limit: int) -> list[Idle]:
+    def idle(self, shard: int, after_ms: int, silent_ms: int, limit: int, skip: int = 0) -> list[Idle]:
         """Streams silent for longer than `silent_ms` (the broker's clock) whose last entry is from `after_ms` or later.
 
-        The longest silent first, at most `limit`.
+        The longest silent first, at most `limit`, without the first `skip`.
         """
         ...
 

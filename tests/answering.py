@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import msgspec
 import redis
 
+from service.api import Bounds
 from service.broker.predictions import RedisPredictions
 from service.codec import (
     NOWHERE,
@@ -35,6 +36,8 @@ from service.keys import ShardKeys, shard_of, worker_key, workers_key
 from service.ports import Predictions, WorkerInfo
 from tests.doubles import MemoryBroker
 from tests.ports.fake_predictions import FakePredictions
+
+PATIENT = Bounds(seconds=1e9)  # who answers for a worker leaves entries waiting: that looks slow, and is no matter here
 
 
 class Answering(Protocol):

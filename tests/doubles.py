@@ -164,10 +164,10 @@ class MemoryLog:
             for shard, numbers in wanted.items()
         }
 
-    def idle(self, shard: int, after_ms: int, silent_ms: int, limit: int) -> list[Idle]:
+    def idle(self, shard: int, after_ms: int, silent_ms: int, limit: int, skip: int = 0) -> list[Idle]:
         it, until_ms = self.broker.shards[shard], self.broker.clock_ms - silent_ms
         found = sorted((ms, stream) for stream, ms in it.streams.items() if after_ms <= ms <= until_ms)
-        return [Idle(stream, ms, it.pos.get(stream)) for ms, stream in found[:limit]]
+        return [Idle(stream, ms, it.pos.get(stream)) for ms, stream in found[skip : skip + limit]]
 
     def remove(self, shard: int, head: bytes, records: Sequence[str], streams: Sequence[str]) -> bool:
         it = self.broker.shards[shard]

@@ -38,8 +38,9 @@ class Bounds(NamedTuple):
 class Drain:
     """How fast one shard drains: entries finished a second, while there was always something to do.
 
-    A worker that keeps up shows how much comes, not how much it could do: such times are not counted. Time without
-    any progress counts as soon as there is some again; until then it is `stalled_s`.
+    A worker that keeps up shows how much comes, not how much it could do: such times count only where they show that
+    it is faster than was measured, as after a stop. Time without any progress counts as soon as there is some again;
+    until then it is `stalled_s`.
     """
 
     def __init__(self) -> None:
@@ -62,8 +63,12 @@ class Drain:
         if finished == 0 and busy:
             self.stalled_s += took_s
             return
-        if busy:
-            self._samples.append((now, took_s + min(self.stalled_s, WINDOW_S), finished))
+        spent_s, rate = took_s + min(self.stalled_s, WINDOW_S), self.rate
+        faster = not busy and rate is not None and finished > rate * spent_s
+        if faster:
+            self._samples.clear()
+        if busy or faster:
+            self._samples.append((now, spent_s, finished))
             while len(self._samples) > 1 and sum(took for _, took, _ in self._samples) > WINDOW_S:
                 self._samples.popleft()
         self.stalled_s = 0.0

@@ -6,7 +6,7 @@ from typing import Final
 
 from service.api.backlog import Backlog
 from service.api.follower import Follower
-from service.codec import decode_settings
+from service.codec import read_settings
 from service.ports import Predictions
 
 MAX_BINDINGS: Final = 100_000  # streams whose model is remembered
@@ -28,8 +28,7 @@ class Bindings:
         known = self._models.get(stream)
         if known is not None and known[0] == revision:
             return known[1]
-        found = await self._predictions.settings(stream)
-        model = decode_settings(found).model if found else None
+        model = read_settings(await self._predictions.settings(stream)).model
         if model is not None and self._follower.away is None:
             self._models[stream] = revision, model
         return model

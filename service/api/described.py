@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from service.codec import RESTORED, decode_record, decode_settings, number_id, parse_position
+from service.codec import RESTORED, decode_record, number_id, read_position, read_settings
 from service.contracts import Prediction, StreamSettings
 from service.portable import norm_of
 from service.ports import DeadRow, Lag, OutRecord, StateRow, StreamRow
@@ -85,19 +85,19 @@ class DeadSummary(msgspec.Struct, frozen=True):
 
 def stepped_entry(position: bytes | None) -> str | None:
     """Id of the last entry whose state is kept, if there is one."""
-    stepped = parse_position(position).stepped if position else b"-"
+    found = read_position(position)
+    stepped = found.stepped if found else b"-"
     return stepped.removesuffix(RESTORED).decode() if stepped[:1].isdigit() else None
 
 
 def summarise_stream(row: StreamRow, record: OutRecord | None, lag: Lag | None) -> StreamSummary:
     """`record`: that of its last prediction, if it is kept; `lag`: if something waits."""
-    position = parse_position(row.position) if row.position else None
-    settings = decode_settings(row.settings) if row.settings else None
+    position = read_position(row.position)
     last = decode_record(record.body) if record is not None else None
     predicted = last if isinstance(last, Prediction) else None
     return StreamSummary(
         stream=row.stream,
-        model=settings.model if settings else None,
+        model=read_settings(row.settings).model,
         steps=predicted.step if predicted else None,
         label=predicted.rolling.label if predicted else None,
         score=predicted.rolling.score if predicted else None,

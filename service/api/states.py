@@ -10,7 +10,7 @@ from service.api.carrying import carry_out, check_model, json_answer
 from service.api.context import Context
 from service.api.described import stepped_entry, summarise_state
 from service.api.query import Query
-from service.codec import decode_settings
+from service.codec import read_settings
 from service.contracts import check_stream_id
 from service.controls import Control
 from service.errors import NoState, OtherModel, OtherSchema, UnknownStream, UnsupportedMedia
@@ -79,7 +79,7 @@ def state_routes(context: Context) -> APIRouter:
         """The worker judges again, in the control's turn: this spares a caller's mistakes the way through the log."""
         state = read_state(body)
         settings = await context.predictions.settings(stream)
-        bound = decode_settings(settings).model if settings else None
+        bound = read_settings(settings).model
         if bound is not None and state.model != bound:
             raise OtherModel(f"the state is of model {state.model!r}, stream {stream!r} is bound to {bound!r}")
         await check_model(context, state.model)

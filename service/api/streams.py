@@ -20,8 +20,8 @@ from service.api.described import (
     summarise_stream,
 )
 from service.api.query import MAX_RECORDS, Query
-from service.codec import decode_settings
-from service.contracts import STREAM_ID, StreamSettings, check_stream_id
+from service.codec import read_settings
+from service.contracts import STREAM_ID, check_stream_id
 from service.errors import BadCursor, RollcastError, UnknownStream
 from service.ports import Lag, StreamRow
 
@@ -66,7 +66,7 @@ def stream_routes(context: Context) -> APIRouter:
         # the state knows its steps, where the last prediction's record is not kept any more
         summary = summary if state is None else msgspec.structs.replace(summary, steps=state.steps or summary.steps)
         backlog = Backlog(waiting.entries, waiting.complete, context.backlog.entries(row.shard))
-        settings = decode_settings(row.settings) if row.settings else StreamSettings()
+        settings = read_settings(row.settings)
         detail = StreamDetail(**msgspec.structs.asdict(summary), backlog=backlog, state=state, settings=settings)
         last = msgspec.Raw(newest[0].body) if newest else None
         return _json(msgspec.structs.asdict(detail) | {"last": last})

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from service.api.delivery import Delivery, Outgoing
 from service.api.follower import Subscription
 from service.api.notices import Bye, ByeReason, Gap, GapReason, Moved, Wait
-from service.codec import id_number, number_id, parse_position
+from service.codec import id_number, number_id, read_position
 from service.errors import BrokerAway
 from service.metrics import ApiMetrics
 from service.ports import Predictions
@@ -167,5 +167,5 @@ class Tail:
 
 async def newest_record(predictions: Predictions, stream: str) -> int:
     """Id of the stream's last record, kept or not; 0: it never had one."""
-    position = await predictions.position(stream)
-    return id_number(parse_position(position).record) if position else 0
+    position = read_position(await predictions.position(stream))
+    return id_number(position.record) if position else 0

@@ -10,12 +10,13 @@ from service.codec import number_id
 from service.keys import ShardKeys
 from service.ports import Idle
 
-# KEYS streams pos.  ARGV least ms, how long they were silent (ms, by the server's clock), how many at most.
+# KEYS streams pos.  ARGV least ms, how long they were silent (ms, by the server's clock), how many to skip and how many
+# at most.
 # Returns stream, ms of its last entry, position in turn, the longest silent first. Changes nothing.
 IDLE: Final = """
 local now = redis.call('TIME')
 local until_ms = now[1] * 1000 + math.floor(now[2] / 1000) - ARGV[2]
-local found = redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[1], until_ms, 'WITHSCORES', 'LIMIT', 0, ARGV[3])
+local found = redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[1], until_ms, 'WITHSCORES', 'LIMIT', ARGV[3], ARGV[4])
 local answer = {}
 for i = 1, #found, 2 do
   answer[#answer + 1] = found[i]
@@ -57,9 +58,9 @@ class Housekeeping:
             for shard, numbers in wanted.items()
         }
 
-    def idle(self, shard: int, after_ms: int, silent_ms: int, limit: int) -> list[Idle]:
+    def idle(self, shard: int, after_ms: int, silent_ms: int, limit: int, skip: int = 0) -> list[Idle]:
         keys = self._keys[shard]
-        found = self._ask(("EVAL", IDLE, 2, keys.streams, keys.pos, after_ms, silent_ms, limit))[0] or []
+        found = self._ask(("EVAL", IDLE, 2, keys.streams, keys.pos, after_ms, silent_ms, skip, limit))[0] or []
         return [
             Idle(name.decode(), int(float(score)), position or None)
             for name, score, position in zip(found[::3], found[1::3], found[2::3], strict=True)

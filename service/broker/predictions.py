@@ -19,7 +19,7 @@ from redis.retry import Retry
 
 from service.broker import looks
 from service.broker.wire import safe_url
-from service.codec import Head, id_number, number_id, parse_entry, parse_feed, parse_head, parse_position
+from service.codec import Head, id_number, number_id, parse_entry, parse_feed, parse_head, read_position
 from service.contracts import NO_STREAM, Entry
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement, NoFsync, RollcastError
 from service.keys import FORMAT, ShardKeys, meta_key, shard_of, worker_key, workers_key
@@ -332,8 +332,8 @@ class RedisPredictions:
         return StateRow(state, position, settings, int(seconds) * 1000 + int(micros) // 1000)
 
     async def waiting(self, stream: str) -> Waiting:
-        keys, position = self._of(stream), await self.position(stream)
-        last = number_id(parse_position(position).last) if position else b"0-0"
+        keys, position = self._of(stream), read_position(await self.position(stream))
+        last = number_id(position.last) if position else b"0-0"
         command = ("EVAL", looks.WAITING, 2, keys.inbox, keys.head, stream, last, looks.LOOK_ENTRIES, looks.LOOK_BYTES)
         ((entries, complete),) = await self._ask(command)
         return Waiting(entries, complete == 1)
@@ -491,7 +491,8 @@ def _used(info: Mapping[str, str]) -> int:
 
 
 def _is_deleted(position: bytes | None) -> bool:
-    return position is not None and parse_position(position).stepped == b"deleted"
+    found = read_position(position)
+    return found is not None and found.stepped == b"deleted"
 
 
 def _record(entry_id: bytes, fields: Sequence[bytes]) -> OutRecord:

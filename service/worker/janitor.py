@@ -54,11 +54,13 @@ class Janitor:
         """Whether there may be more to do at once."""
         idle = self._broker.idle(shard.number, 0, self._idle_ms, PORTION)
         gone = [one for one in idle if _finished(one, shard) and not _stays(one, shard, pinned)]
-        silent = self._broker.idle(shard.number, shard.sweep.score_ms, self._history_ms, PORTION)
+        sweep = shard.sweep
+        silent = self._broker.idle(shard.number, sweep.score_ms, self._history_ms, PORTION, sweep.skip)
         if not gone and not silent:
             return False
         streams = [one.stream for one in gone]
-        bare = [one.stream for one in silent if one.stream not in set(streams)]
+        stay = [one for one in silent if one.stream not in set(streams)]
+        bare = [one.stream for one in stay]
         if not self._broker.remove(shard.number, shard.written, bare, streams):
             return False  # the shard is another's: the next commit finds out
         for name in streams:
@@ -67,8 +69,13 @@ class Janitor:
         self._swept["records"].inc(len(bare))
         self._swept["streams"].inc(len(streams))
         if silent:
-            last_ms, full = silent[-1].last_ms, len(silent) == PORTION
-            shard.sweep.score_ms = last_ms if full and last_ms != shard.sweep.score_ms else last_ms + 1
+            last_ms = silent[-1].last_ms
+            if len(silent) < PORTION:
+                sweep.score_ms, sweep.skip = last_ms + 1, 0
+            else:  # more may be of the same millisecond
+                seen = sum(one.last_ms == last_ms for one in stay)
+                sweep.skip = seen + (sweep.skip if last_ms == sweep.score_ms else 0)
+                sweep.score_ms = last_ms
         return len(idle) == PORTION or len(silent) == PORTION
 
 

@@ -116,11 +116,12 @@ class Group:
 class Sweep:
     """How far the janitor has come in a shard."""
 
-    __slots__ = ("next_at", "score_ms")
+    __slots__ = ("next_at", "score_ms", "skip")
 
     def __init__(self) -> None:
         self.next_at = 0.0  # by this process's clock
         self.score_ms = 0  # records of streams that were silent since before this are gone
+        self.skip = 0  # and of so many that are silent since then
 
 
 class Held:

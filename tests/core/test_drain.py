@@ -79,6 +79,17 @@ def test_progress_ends_a_stall(shard: Shard) -> None:
     assert shard.drain.rate == pytest.approx(1000)
 
 
+def test_a_stop_is_forgotten_as_soon_as_the_worker_keeps_up_again(shard: Shard) -> None:
+    shard.waiting = 100
+    shard.run(5, rate=0)
+    shard.run(0.1, rate=500)
+    assert shard.drain.rate == pytest.approx(10), "so far it looks slow"
+    shard.run(1, rate=500)
+    assert shard.drain.rate == pytest.approx(500)
+    shard.run(20, rate=500, arriving=10)
+    assert shard.drain.rate == pytest.approx(500), "that little comes does not make it slow"
+
+
 def test_an_old_rate_is_forgotten(shard: Shard) -> None:
     shard.waiting = 1000
     shard.run(5, rate=100)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
-from service.codec import id_number, number_id, parse_entry, parse_head, parse_position
+from service.codec import id_number, number_id, parse_entry, parse_head, parse_position, read_position
 from service.contracts import Entry
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, NoFsync
 from service.keys import shard_of
@@ -136,7 +136,8 @@ class FakePredictions:
 
     async def stream(self, stream: str) -> StreamRow | None:
         it = self._shard(stream)
-        if stream not in it.pos or parse_position(it.pos[stream]).stepped == b"deleted":
+        position = read_position(it.pos.get(stream))
+        if stream not in it.pos or (position is not None and position.stepped == b"deleted"):
             return None
         return self._row(stream, it)
 
@@ -170,7 +171,8 @@ class FakePredictions:
 
     async def waiting(self, stream: str) -> Waiting:
         it = self._shard(stream)
-        last = parse_position(it.pos[stream]).last if stream in it.pos else 0
+        position = read_position(it.pos.get(stream))
+        last = position.last if position else 0
         mine = [
             n for n, fields in it.log.items() if n > last and fields[fields.index(b"stream") + 1] == stream.encode()
         ]

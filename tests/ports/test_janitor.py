@@ -148,6 +148,31 @@ def test_many_idle_streams_go_in_small_portions() -> None:
     assert metrics.swept.labels("streams").value == 450
 
 
+def test_records_of_more_streams_of_one_millisecond_than_a_portion_all_go(world: World) -> None:
+    names, record = [f"s{n}" for n in range(2 * PORTION + 50)], {"type": b"", "body": b"", "prev": b"0-0"}
+    if isinstance(world, MemoryWorld):
+        it = world.shards[0]
+        for name in names:
+            it.streams[name], it.out[name] = world.clock_ms - 3_600_000, {1: (b"", b"", b"")}
+    else:
+        assert isinstance(world, BrokerWorld)
+        pipe, ms = world.client.pipeline(transaction=False), int(time.time() * 1000) - 3_600_000
+        for name in names:
+            pipe.zadd(world.keys[0].streams, {name: ms})
+            pipe.xadd(world.keys[0].out(name), record)  # type: ignore[arg-type]
+        pipe.execute()
+    log, metrics = world.new_log(), WorkerMetrics(CollectorRegistry())
+    head = log.acquire(0)
+    assert head is not None
+    shard = Shard(0, head)
+    janitor = Janitor(log, Residence(10, lambda stream: None), metrics, state_ttl_s=1e6, output_history_s=1.0)
+    for turn in range(5):
+        janitor.sweep([shard], turn * 100.0, lambda stream: False)
+    log.close()
+    assert [name for name in names if world.records(name, 0)] == []
+    assert metrics.swept.labels("records").value == len(names)
+
+
 def test_a_stream_whose_last_entry_lies_above_low_is_left_alone() -> None:
     """Without its position that entry would be stepped a second time after a takeover."""
     world = MemoryWorld(1)

@@ -25,7 +25,7 @@ from tests.conftest import needs
 from tests.doubles import BrightnessEngine, TinyEngine, tiny_manifest
 from tests.living import Living, living, schema
 from tests.serving import await_true
-from tests.worlds import SHARDS
+from tests.worlds import SHARDS, MemoryWorld
 
 ROW = [1.0, 2.0, 3.0]
 ENGINES = TinyEngine(tiny_manifest()), TinyEngine(tiny_manifest("other"), seed=1), BrightnessEngine()
@@ -269,6 +269,28 @@ def test_what_was_refused_for_its_stream_or_shard_is_no_stream_of_the_list(life:
         page = life.api.http.get("/v1/streams", params={"limit": limit}).json()
         assert ([row["stream"] for row in page["streams"]], page["next"]) == (["a"], None)
     assert page["streams"][0]["steps"] == 1
+
+
+def test_what_somebody_else_wrote_among_a_streams_keys_stops_no_call(life: Living) -> None:
+    for stream in "ab":
+        predict(life, stream, model="tiny")
+    for key in ("settings", "pos"):
+        overwrite(life, key, "a", b"12")
+    listed = life.api.http.get("/v1/streams").json()["streams"]
+    assert [(row["stream"], row["model"]) for row in listed] == [("a", None), ("b", "tiny")]
+    assert life.api.http.get("/v1/streams/a").json()["settings"] == {}
+    assert problem(life.api.http.get("/v1/streams/a/state")) == (404, "no-state")
+    body = predict(life, "a", model="tiny")  # the worker knew better
+    assert (body["step"], body["restarted"]) == (2, None)
+    assert life.api.http.get("/v1/streams/a").json()["last_entry"] == body["id"]
+
+
+def overwrite(life: Living, key: str, stream: str, value: bytes) -> None:
+    world: Any = life.world
+    if isinstance(world, MemoryWorld):
+        getattr(world.shards[shard_of(stream, SHARDS)], key)[stream] = value
+    else:
+        world.client.hset(getattr(world.keys[shard_of(stream, SHARDS)], key), stream, value)
 
 
 def test_one_stream_shows_what_it_remembers_what_waits_and_its_settings(kind: str, url: str, prefix: str) -> None:

@@ -12,7 +12,7 @@ from service import VERSION
 from service.api import create_app
 from service.contracts import FrameInput
 from service.metrics import WorkerMetrics, create_registry, serve_metrics
-from tests.answering import InMemory, OnBroker
+from tests.answering import PATIENT, InMemory, OnBroker
 from tests.deployment import rollcast
 from tests.doubles import tiny_manifest
 from tests.serving import Serving, await_true
@@ -35,7 +35,7 @@ def world(broker_url: str) -> Iterator[OnBroker]:
 
 @pytest.fixture(scope="module")
 def api(world: OnBroker) -> Iterator[Serving]:
-    with Serving(create_app(world.predictions, MODELS, create_registry(), parity=PARITY)) as serving:
+    with Serving(create_app(world.predictions, MODELS, create_registry(), parity=PARITY, bounds=PATIENT)) as serving:
         yield serving
 
 

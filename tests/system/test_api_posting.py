@@ -16,7 +16,7 @@ from service.codec import parse_entry
 from service.contracts import Entry, FrameInput, Limits
 from service.errors import AppendUnknown, BrokerAway, BrokerFull
 from service.metrics import create_registry
-from tests.answering import InMemory, OnBroker
+from tests.answering import PATIENT, InMemory, OnBroker
 from tests.doubles import tiny_manifest
 from tests.serving import Serving, await_true
 
@@ -49,7 +49,7 @@ def world(broker_url: str) -> Iterator[OnBroker]:
 
 @pytest.fixture(scope="module")
 def api(world: OnBroker) -> Iterator[Serving]:
-    with Serving(create_app(world.predictions, MODELS, create_registry(), limits=LIMITS)) as serving:
+    with Serving(create_app(world.predictions, MODELS, create_registry(), limits=LIMITS, bounds=PATIENT)) as serving:
         yield serving
 
 

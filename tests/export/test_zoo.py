@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from export.keep import LIMIT_BYTES
 from export.metrics import accuracy
-from export.package import stream_run
+from export.package import learnt, stream_run
 from export.zoo import TASKS, ZOO
 from service.decode import decode_frame
 from service.engine import OnnxEngine
@@ -119,8 +119,8 @@ def test_a_package_with_a_memory_says_what_it_is_worth_while_a_stream_runs(name:
     share, last, rolling = np.array(figures["seen"]).T
     assert share.tolist() == sorted(share)
     assert share[-1] == 1
-    assert last[-1] > last[0], "what was seen of a sequence helps"
-    assert rolling[-1] > rolling[0]
+    assert last[-1] == 1 or last[-1] > last[0], "what was seen of a sequence helps"
+    assert rolling[-1] == 1 or rolling[-1] > rolling[0]
     events = figures["events"]
     assert events["found"] + events["missed"] == figures["examples"]
     card = (package.folder / "card.md").read_text()
@@ -208,7 +208,7 @@ def test_serving_a_package_never_imports_torch_or_models() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stated_accuracy_is_measured_again(name: str, data_folder: Path) -> None:
     data, stated = TASKS[name].load(data_folder), PACKAGES[name].manifest.metrics
-    examples, key = (data.train, "on_training_examples") if data.test is None else (data.test, "accuracy")
+    examples, key = (learnt(data), "on_learnt") if data.test is None else (data.test, "accuracy")
     found = accuracy(TASKS[name].decide(stream_run(PACKAGES[name]), examples))
     assert found == pytest.approx(stated[key], abs=3e-3)
     assert f"{stated[key]:.4f}" in (PACKAGES[name].folder / "card.md").read_text()

@@ -20,6 +20,7 @@ from rollcast.errors import Problem, away, to_problem
 from rollcast.events import Follows, Recording, Subscription, may_come_back
 from rollcast.flow import Flow, Steps
 from rollcast.results import Prediction, Record
+from rollcast.shapes import DeadSummary, StreamSummary
 from rollcast.talk import Talk
 
 P = ParamSpec("P")
@@ -133,12 +134,12 @@ class AsyncClient:
         """As Client.newest."""
         return (await self.history(stream, limit=1)).next
 
-    async def streams(self, *, sort: str | None = None) -> AsyncIterator[dict[str, Any]]:
+    async def streams(self, *, sort: str | None = None) -> AsyncIterator[StreamSummary]:
         """As Client.streams."""
         async for found in self._pages("/v1/streams", "streams", sort=sort):
             yield found
 
-    async def dead(self, *, stream: str | None = None, reason: str | None = None) -> AsyncIterator[dict[str, Any]]:
+    async def dead(self, *, stream: str | None = None, reason: str | None = None) -> AsyncIterator[DeadSummary]:
         """Every refused entry that is kept, without its bytes."""
         async for found in self._pages("/v1/dead", "dead", stream=stream, reason=reason):
             yield found
@@ -199,7 +200,7 @@ class AsyncClient:
             result: Result = end.value
             return result
 
-    async def _pages(self, path: str, name: str, **query: object) -> AsyncIterator[dict[str, Any]]:
+    async def _pages(self, path: str, name: str, **query: object) -> AsyncIterator[Any]:
         after: str | None = ""
         while after is not None:
             page = await self.send(calls.get(path, after=after or None, limit=1000, **query))

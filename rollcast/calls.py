@@ -15,6 +15,7 @@ import msgspec
 from rollcast.content import JSON, ROWS, Frame, Table, body_of, image_of, media_type
 from rollcast.entries import Entry
 from rollcast.results import Accepted, History, Prediction, Record, read_record
+from rollcast.shapes import DeadDetail, Models, StateSummary, StreamDetail
 
 STATE: Final = "application/vnd.rollcast.state+msgpack"  # of a stream's saved state
 _MARGIN_S: Final = 30.0  # beyond what the server was asked to wait
@@ -172,14 +173,14 @@ def get(path: str, **query: object) -> Call[dict[str, Any]]:
     return Call("GET", path, _dict, _query(**query), headers={"Accept": JSON})
 
 
-def stream(stream: str) -> Call[dict[str, Any]]:
+def stream(stream: str) -> Call[StreamDetail]:
     """One stream: model, steps, cursors, last record, what waits, its state, its settings."""
-    return get(f"/v1/streams/{quoted(stream)}")
+    return Call("GET", f"/v1/streams/{quoted(stream)}", _json, headers={"Accept": JSON})
 
 
-def models() -> Call[dict[str, Any]]:
+def models() -> Call[Models]:
     """The model packages: `{"models": […]}`."""
-    return get("/v1/models")
+    return Call("GET", "/v1/models", _json, headers={"Accept": JSON})
 
 
 # --- a stream's life: each is carried out in its turn in the stream's log, and answered by its `done` record --------
@@ -220,9 +221,9 @@ def delete(stream: str) -> Call[dict[str, Any]]:
     return Call("DELETE", f"/v1/streams/{quoted(stream)}", _dict)
 
 
-def state(stream: str) -> Call[dict[str, Any]]:
+def state(stream: str) -> Call[StateSummary]:
     """What a stream remembers, in words: steps, age, norm, bytes, model, version, schema."""
-    return get(f"/v1/streams/{quoted(stream)}/state")
+    return Call("GET", f"/v1/streams/{quoted(stream)}/state", _json, headers={"Accept": JSON})
 
 
 def save_state(stream: str) -> Call[bytes]:
@@ -244,9 +245,9 @@ def reset(stream: str) -> Call[dict[str, Any]]:
 # --- quarantine --------------------------------------------------------------------------------------------------
 
 
-def dead_entry(stream: str, entry_id: str) -> Call[dict[str, Any]]:
+def dead_entry(stream: str, entry_id: str) -> Call[DeadDetail]:
     """One refused entry: why, its fields, and its bytes in base64 (`data`)."""
-    return get(f"/v1/dead/{quoted(stream)}/{entry_id}")
+    return Call("GET", f"/v1/dead/{quoted(stream)}/{entry_id}", _json, headers={"Accept": JSON})
 
 
 def dead_bytes(stream: str, entry_id: str) -> Call[bytes]:
@@ -287,6 +288,10 @@ def _query(**values: object) -> dict[str, str]:
 def _dict(response: httpx.Response) -> dict[str, Any]:
     found: dict[str, Any] = response.json()
     return found
+
+
+def _json(response: httpx.Response) -> Any:
+    return response.json()
 
 
 def _content(response: httpx.Response) -> bytes:

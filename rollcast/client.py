@@ -19,6 +19,7 @@ from rollcast.events import Follows, Recording, Subscription, may_come_back
 from rollcast.flow import Flow, Steps
 from rollcast.gateway import Gateway
 from rollcast.results import Prediction, Record
+from rollcast.shapes import DeadSummary, StreamSummary
 from rollcast.talk import Talk
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
@@ -141,11 +142,11 @@ class Client:
         """The cursor of now: resolved once, so that a connection lost before the first record loses none."""
         return self.history(stream, limit=1).next
 
-    def streams(self, *, sort: str | None = None) -> Iterator[dict[str, Any]]:
+    def streams(self, *, sort: str | None = None) -> Iterator[StreamSummary]:
         """Every stream, by name, or sorted by `lag`, `drops` or `restarts`: the worst first."""
         yield from self._pages("/v1/streams", "streams", sort=sort)
 
-    def dead(self, *, stream: str | None = None, reason: str | None = None) -> Iterator[dict[str, Any]]:
+    def dead(self, *, stream: str | None = None, reason: str | None = None) -> Iterator[DeadSummary]:
         """Every refused entry that is kept, without its bytes."""
         yield from self._pages("/v1/dead", "dead", stream=stream, reason=reason)
 
@@ -198,7 +199,7 @@ class Client:
             result: Result = end.value
             return result
 
-    def _pages(self, path: str, name: str, **query: object) -> Iterator[dict[str, Any]]:
+    def _pages(self, path: str, name: str, **query: object) -> Iterator[Any]:
         after: str | None = ""
         while after is not None:
             page = self.send(calls.get(path, after=after or None, limit=1000, **query))

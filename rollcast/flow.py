@@ -75,14 +75,13 @@ class Flow:
     def number(self, stream: str) -> Steps[int]:
         """The next `seq` of a stream, one above its last: this client is its only producer."""
         if stream not in self._next_seq:
+            last = None
             try:
-                found = yield from self._tried(calls.stream(stream))
+                last = (yield from self._tried(calls.stream(stream)))["seq"]
             except Problem as problem:
                 if problem.status != 404:
                     raise
-                found = {}
-            last = found.get("seq")
-            self._next_seq[stream] = 0 if last is None else int(last) + 1
+            self._next_seq[stream] = 0 if last is None else last + 1
         seq = self._next_seq[stream]
         self._next_seq[stream] = seq + 1
         return seq

@@ -35,7 +35,7 @@ from service.metrics import WorkerMetrics, create_registry, serve_metrics
 from service.packages import Package, load_packages
 from service.parity import ParityReport, verify
 from service.ports import WorkerInfo
-from service.processes import calm_collector
+from service.processes import allow_many_files, calm_collector
 from service.settings import Settings
 from service.supervisor import Child, Interrupts, Supervisor, listen
 from service.worker import Worker
@@ -77,6 +77,7 @@ def run_api(settings: Settings, fd: int | None) -> None:
         timeout_graceful_shutdown=GRACE_S,
     )
     calm_collector()
+    allow_many_files()
     log.info("listening", extra={"url": f"http://{settings.host}:{listener.getsockname()[1]}"})
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn raises them once more after it has stopped

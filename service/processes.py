@@ -12,12 +12,24 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
+OPEN_FILES = 65_536  # that an api process asks for, where the system allows as many
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def allow_many_files() -> None:
+    """Each subscriber is an open file, and many systems allow a process 1,024 unless it asks for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def calm_collector() -> None:

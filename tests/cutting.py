@@ -1,4 +1,4 @@
-"""A proxy in front of a server, which passes so many bytes of an answer and then cuts the connection."""
+"""A proxy in front of a server, which passes so many bytes of a request or an answer and then cuts the connection."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Self
 
 class Cutting:
     """`cuts`: for each connection in turn, bytes of its answers that pass before it is cut; later ones are whole.
-    Requests always arrive whole, so that what was asked was done."""
+    `dies`: the same of its requests; where there is none, requests arrive whole, so that what was asked was done."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self.cuts: deque[int] = deque()
+        self.dies: deque[int] = deque()
         self.cut = 0  # connections that were
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -40,7 +41,8 @@ class Cutting:
                 server = socket.create_connection(("127.0.0.1", self._port))
                 self._open += [client, server]
                 left = self.cuts.popleft() if self.cuts else None
-                threading.Thread(target=self._pass, args=(client, server, None), daemon=True).start()
+                asked = self.dies.popleft() if self.dies else None
+                threading.Thread(target=self._pass, args=(client, server, asked), daemon=True).start()
                 threading.Thread(target=self._pass, args=(server, client, left), daemon=True).start()
 
     def _pass(self, source: socket.socket, sink: socket.socket, left: int | None) -> None:

@@ -117,15 +117,17 @@ class Subscription:
         return dropped
 
     async def wait(self, limit_s: float) -> bool:
-        """Returns False when nothing happened within `limit_s`."""
-        if not (self._waiting or self.behind or self.closing):
+        """Returns False when nothing happened within `limit_s`; at its very end it may have."""
+        if not self._something:
             self._wake.clear()
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(limit_s):
                     await self._wake.wait()
-            except TimeoutError:
-                return False
-        return True
+        return self._something
+
+    @property
+    def _something(self) -> bool:
+        return bool(self._waiting) or self.behind or self.closing
 
     async def pause(self, limit_s: float) -> None:
         """Sleeps, but wakes when the broker is back and when the server stops."""

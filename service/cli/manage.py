@@ -54,7 +54,7 @@ def state(
         elif reset:
             _print_done(client.reset(stream), as_json)
         else:
-            _print_fields(client.state(stream), as_json)
+            _print_fields(dict(client.state(stream)), as_json)
 
 
 # --- quarantine --------------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def list_dead(
         return
     table = Table(*(Column(name, no_wrap=name != "detail") for name in DEAD_COLUMNS))
     for entry in found:
-        table.add_row(*(str(entry[name]) for name in DEAD_COLUMNS))
+        table.add_row(*(str(dict(entry)[name]) for name in DEAD_COLUMNS))
     Console().print(table)
 
 
@@ -93,7 +93,7 @@ def show(
             _write(save, data)
             print(f"{save}: {len(data)} bytes")
             return
-        found = client.dead_entry(stream, entry_id)
+        found: dict[str, Any] = dict(client.dead_entry(stream, entry_id))
     if not as_json:
         found.pop("data")
         found |= found.pop("fields")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rollcast import shapes
 from service.api import create_app
 from service.api.examples import DETAILS
 from service.api.schemas import problem_types
@@ -79,3 +80,11 @@ def test_who_is_told_to_try_again_is_told_when() -> None:
 )
 def test_what_does_not_fit_is_seen(value: Any, schema: dict[str, Any], told: str) -> None:
     assert told in DOCUMENT.wrong(value, schema)
+
+
+@pytest.mark.parametrize(
+    "name", ["StreamSummary", "StreamDetail", "DeadSummary", "StateSummary", "TensorSummary", "Backlog"]
+)
+def test_the_clients_shapes_are_those_of_the_service(name: str) -> None:
+    described = DOCUMENT.document["components"]["schemas"][name]["properties"].keys()
+    assert getattr(shapes, name).__annotations__.keys() - {"last"} == described

@@ -313,7 +313,7 @@ async def test_a_log_that_begins_anew_is_a_gap(scene: Scene) -> None:
         )  # fmt: skip
 
 
-async def test_a_thousand_subscribers_share_one_encoding(scene: Scene) -> None:
+async def test_all_subscribers_share_one_encoding(scene: Scene) -> None:
     many = [scene.subscribe("cam-*", after=None) for _ in range(50)]
     for events in many:
         await standing(events)

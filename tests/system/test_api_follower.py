@@ -9,6 +9,7 @@ from contextlib import aclosing
 import pytest
 
 from rollcast.events import ServerEvent, parse_events
+from service.api.delivery import Delivery
 from service.api.follower import Follower
 from service.api.records import send_events
 from service.api.tails import Tail
@@ -16,7 +17,7 @@ from service.api.tasks import end
 from service.codec import entry_fields
 from service.errors import WaitTimeout
 from service.metrics import ApiMetrics, create_registry
-from service.ports import FeedItem
+from service.ports import FeedItem, OutRecord
 from tests.answering import InMemory
 from tests.ports.fake_predictions import FakePredictions
 
@@ -117,6 +118,18 @@ async def test_a_record_that_was_trimmed_before_it_was_fetched_is_a_gap(scene: S
         gap, event = await take(events, 2)
         assert (gap.event, gap.id) == ("gap", lost[0])
         assert (event.event, event.id) == ("prediction", new[0])
+
+
+async def test_a_record_that_comes_as_silence_ends_is_no_silence(scene: Scene) -> None:
+    """Else a heartbeat would say a cursor behind a record that is still to be delivered."""
+    subscription = scene.follower.subscribe("cam-1")
+    subscription.begin_reading()
+    subscription.caught_up()
+    delivery = Delivery("cam-1", OutRecord("17-0", "prediction", b"{}", "0-0"))
+    asyncio.get_running_loop().call_soon(subscription.push, delivery)
+    assert await subscription.wait(0.0)
+    assert subscription.take() == [delivery]
+    assert not await subscription.wait(0.0)
 
 
 async def test_an_unforeseen_fault_while_following_is_survived(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ def shell(deployment: Up, tmp_path: Path) -> dict[str, str]:
 
 
 def test_every_way_in_and_out_works_as_written(shell: dict[str, str]) -> None:
-    frame, rows, watch, redis, commands, python = blocks("README.md")
+    frame, rows, watch, redis, commands, post, follow = blocks("README.md")
     prediction = json.loads(run(shell, frame, 30))
     assert (prediction["type"], prediction["label"], prediction["stream"]) == ("prediction", "7", "door-7")
     assert json.loads(run(shell, rows, 30)).keys() >= {"id", "stream", "model"}
@@ -33,4 +33,5 @@ def test_every_way_in_and_out_works_as_written(shell: dict[str, str]) -> None:
     assert "door-7" in said
     assert "digits-cnn" in said
     assert len(re.findall(r"step 40 ", said)) == 1
-    assert {"door-7 7", "door-8 7"} <= set(run(shell, python, 5, endless=True).splitlines())
+    assert run(shell, post, 30) == "7\n"
+    assert {"door-7 7", "door-8 7"} <= set(run(shell, follow, 5, endless=True).splitlines())

@@ -74,6 +74,8 @@ class Deployment:
         lines = [json.loads(line) for line in self.log("api").splitlines()]
         self.url = str(next(line["url"] for line in lines if line["event"] == "listening"))
         self.http = httpx.Client(base_url=self.url, trust_env=False, timeout=20)
+
+    def ready(self) -> None:
         await_true(lambda: self.http.get("/readyz").status_code == 200, "the api is ready", 60)
         await_true(lambda: self.live() == 2, "both workers live", 60)
 
@@ -159,13 +161,14 @@ def test_the_right_alerts_fire_and_no_others_and_they_end(
         (tmp_path / name).write_text(shortened((ROOT / "deploy" / "prometheus" / "rules" / name).read_text()))
     deployment = Deployment(tmp_path, broker_url, prefix)
     stack.callback(deployment.close)
-    load = Load(deployment)
-    stack.callback(load.close)
     config = CONFIG.format(port=deployment.url.rpartition(":")[2])
     prometheus = stack.enter_context(Prometheus(tmp_path, config))
+    deployment.ready()
+    load = Load(deployment)
+    stack.callback(load.close)
     await_true(lambda: (prometheus.one("rollcast:appended:rate5m") or 0) > 5, "the load is seen")
     await_true(lambda: prometheus.one("max_over_time(rollcast_workers_live[1m])") == 2, "both workers are seen")
-    await_true(lambda: firing(prometheus) == set(), "what it had not yet scraped it no longer misses")
+    await_true(lambda: firing(prometheus) == set(), "nothing is left of the start")
     began = time.time()
 
     deployment.processes["worker-1"].kill()

@@ -38,6 +38,7 @@ soak: .venv-test/ready  ## ten minutes of rollcast chaos (SOAK= seconds, SEED=),
 
 bench: .venv-test/ready  ## measure the budget's rows that exist
 	$(BIN)/python -m bench.drain
+	$(BIN)/python -m bench.metrics_cost
 
 clean:  ## remove environments, caches and the demo's data
 	rm -rf .venv .venv-test .rollcast/demo build dist *.egg-info .*_cache .hypothesis

@@ -224,7 +224,7 @@ class MemoryLog:
             raise Fenced("head is another's")
         trimmed = 0
         if commit.trim_below is not None:
-            gone = [n for n in it.log if n < id_number(commit.trim_below)]
+            gone = [n for n in list(it.log) if n < id_number(commit.trim_below)]
             trimmed = len(gone)
             for number in gone:
                 del it.log[number]

@@ -19,7 +19,6 @@ from functools import lru_cache
 from typing import Final
 
 import msgspec
-import numpy as np
 
 from service.batching import Scheduler
 from service.codec import NOWHERE, Position, decode_settings, id_number, parse_entry, parse_position
@@ -462,7 +461,7 @@ class Worker:
             item.ready = True
             self._scheduler.wake(item)
         self._decoding -= len(spent)
-        self._tally.decoded(np.array(spent))
+        self._tally.decoded(spent)
         self._fault("after-decode")
 
     # --- careful mode ----------------------------------------------------------------------------------------------
@@ -570,6 +569,7 @@ class Worker:
         """Reads the replies of the commits in flight; none is believed before its whole reply was checked."""
         for shard in [shard for shard in self._shards.values() if shard.in_flight is not None]:
             self._settle_one(shard)
+        self._tally.count()
         self._fault("after-commit")
 
     def _settle_one(self, shard: Shard) -> None:
@@ -589,7 +589,8 @@ class Worker:
             self._tally.repaired(shard.unwritten)
         shard.unwritten = [shard.answered[at] for at in done.unwritten]
         self._tally.committed(shard.answered, time.perf_counter() - shard.sent_at, time.time(), shard.unwritten)
-        self._tally.dead_overflow(done.dead_overflow)
+        if done.dead_overflow:
+            self._tally.dead_overflow(done.dead_overflow)
         tell(shard, commit.n, shard.answered)
         shard.repair = bool(done.errors)
         for text in done.errors:

@@ -11,7 +11,7 @@ from service.codec import encode_record
 from service.contracts import Done, Dropped, Duplicate, Event, Prediction, Refused, Rolling
 from service.errors import EntryError
 from service.worker.model import ServedModel, Stepped
-from service.worker.shard import Item
+from service.worker.shard import Group, Item
 
 DECIMALS = 6  # of scores in records: a float32 has hardly more, and every digit is stored and sent many times
 _NO_EVENTS: list[Event] = []
@@ -24,8 +24,10 @@ def write_predictions(
     column."""
     labels, name, version = model.labels, model.name, model.version
     both = np.stack([stepped.scores, stepped.rows["smooth"]])  # (2, B, K)
-    scores, rolled = np.round(both.astype(np.float64), DECIMALS).tolist()
+    rounded = np.round(both.astype(np.float64), DECIMALS)
+    scores, rolled = rounded.tolist()
     best, best_rolled = both.argmax(axis=2).tolist()
+    group = Group(model, items, best, rounded[0].max(axis=1).tolist())
     steps = stepped.rows["step"].tolist()
     records = model.layout.encode(stepped.rows) if keep else [None] * len(items)
     events = stepped.events
@@ -46,7 +48,9 @@ def write_predictions(
             )
         )  # fmt: skip
         item.state = records[b]
-        item.k, item.score, item.events = k, mine[k], told
+        item.group, item.at, item.events = group, b, told
+        if told or item.reason is not None:
+            group.told.append(item)
 
 
 def write_refused(item: Item, error: EntryError, model: str | None) -> None:

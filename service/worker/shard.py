@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -56,9 +57,9 @@ class Item:
     """One entry on its way through the worker, and what became of it."""
 
     __slots__ = (
-        "arrived", "body", "dead", "decode_s", "decoding", "deleted", "done", "drop", "entry", "error", "events",
-        "forget", "fresh_until_ms", "k", "key", "kind", "missed", "model", "number", "ready", "reason", "score",
-        "served", "settings", "size", "state", "steps", "time_us", "type", "x",
+        "arrived", "at", "body", "dead", "decode_s", "decoding", "deleted", "done", "drop", "entry", "error", "events",
+        "forget", "fresh_until_ms", "group", "key", "kind", "missed", "model", "number", "ready", "reason", "served",
+        "settings", "size", "state", "steps", "time_us", "type", "x",
     )  # fmt: skip
 
     def __init__(self, entry: Entry, stream: Stream, arrived: float) -> None:
@@ -91,9 +92,24 @@ class Item:
         self.kind = entry.kind
         self.served = ""  # name of the model
         self.steps = 0
-        self.k = -1  # place of the predicted label
-        self.score = 0.0  # the model's, of that label
+        self.group: Group | None = None  # of a prediction
+        self.at = 0  # its place there
         self.events: list[Event] = []
+
+
+class Group:
+    """Predictions that were made together, by column, as they are counted. Written by `records` only."""
+
+    __slots__ = ("born_ms", "entries", "labels", "model", "scores", "steps", "told")
+
+    def __init__(self, model: ServedModel, items: Sequence[Item], labels: list[int], scores: list[float]) -> None:
+        self.model = model
+        self.entries = len(items)
+        self.steps = items[0].steps  # of each entry
+        self.born_ms = [item.entry.ms for item in items]
+        self.labels = labels  # places of the predicted ones
+        self.scores = scores  # the model's, of those
+        self.told: list[Item] = []  # those with events, or whose state began anew
 
 
 class Sweep:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -49,18 +50,38 @@ def test_a_gauge_shows_its_last_value(registry: CollectorRegistry, worker: Worke
 def test_many_observations_at_once_are_the_same_as_one_by_one() -> None:
     values = np.concatenate([np.random.default_rng(3).exponential(0.1, 1000), SECONDS, [0.0, 1e9, -1.0]])
     one, many = Histogram(SECONDS), Histogram(SECONDS)
-    for value in values:
-        one.observe(float(value))
-    many.observe_many(values)
-    many.observe_many(np.array([]))
-    assert one.counts.tolist() == many.counts.tolist()
-    assert many.counts.sum() == len(values)
-    assert one.sum == pytest.approx(many.sum)
+    for _ in range(10):  # more than are sorted in at once
+        many.observe_many(values.tolist())
+        many.observe_many([])
+        for value in values:
+            one.observe(float(value))
+    shown, expected = many.samples(), one.samples()
+    assert shown[:-1] == expected[:-1]
+    assert shown[-2] == ("_count", {}, 10 * len(values))
+    assert shown[-1].value == pytest.approx(expected[-1].value)
+    assert many.samples() == shown, "looking changes nothing"
+
+
+def test_a_histogram_may_be_looked_at_while_it_grows() -> None:
+    grows = Histogram(SECONDS)
+    seen: list[float] = []
+
+    def look() -> None:
+        while not seen or seen[-1] < 100_000:
+            seen.append(grows.samples()[-2].value)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for _ in range(1000):
+        grows.observe_many([0.01] * 100)
+    thread.join(30)
+    assert seen == sorted(seen)
+    assert all(count % 100 == 0 for count in seen)
 
 
 def test_a_value_on_a_bound_counts_below_it(registry: CollectorRegistry, worker: WorkerMetrics) -> None:
     worker.batch_entries.labels("tiny").observe(64)
-    worker.batch_entries.labels("tiny").observe_many(np.array([65, 5000]))
+    worker.batch_entries.labels("tiny").observe_many([65, 5000])
     value = registry.get_sample_value
     assert value("rollcast_batch_entries_bucket", {"model": "tiny", "le": "32.0"}) == 0
     assert value("rollcast_batch_entries_bucket", {"model": "tiny", "le": "64.0"}) == 1

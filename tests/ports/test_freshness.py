@@ -63,6 +63,18 @@ def test_only_the_newest_waiting_entry_is_stepped(world: World) -> None:
     assert metrics.dropped.labels("superseded").value == counts["superseded"]
 
 
+def test_a_repeat_that_is_too_old_as_well_counts_as_a_duplicate_only(world: World) -> None:
+    prefer(world, "cam", Freshness("latest", 0.001))
+    picture = cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes()
+    for _ in range(2):
+        world.append("cam", {"stream": b"cam", "kind": b"frame", "data": picture, "seq": b"7"})
+    metrics = WorkerMetrics(CollectorRegistry())
+    with working(world.new_log(), BrightnessEngine(), metrics=metrics):
+        bodies = answered(world, {"cam": 2})
+    assert told(bodies["cam"]) == ["stale", "duplicate"]
+    assert (metrics.dropped.labels("stale").value, metrics.duplicates.value) == (1, 1)
+
+
 def test_what_is_too_old_is_dropped_even_if_it_is_the_newest(world: World) -> None:
     prefer(world, "cam", Freshness("latest", 0.001))
     prefer(world, "patient", Freshness("latest", 1e6 if isinstance(world, BrokerWorld) else 1e12))

@@ -19,7 +19,7 @@ from service.codec import parse_head
 from service.embedded import EmbeddedBroker
 from service.errors import BrokerAway, CommitRefused, Fenced
 from service.keys import ShardKeys, shard_of, worker_key, workers_key
-from service.metrics import WorkerMetrics
+from service.metrics import Counter, Family, WorkerMetrics
 from tests.doubles import TinyEngine, rows_fields, tiny_manifest
 from tests.ports.test_log import commit_of, new_log, record
 from tests.worlds import SHARDS, BrokerWorld, answered, wait_until, working
@@ -205,7 +205,13 @@ def test_a_record_that_a_foreign_write_kept_out_is_written_by_the_next_commit(
     broker_url: str, prefix: str, client: redis.Redis, foreign: str
 ) -> None:
     world, metrics = BrokerWorld(broker_url, prefix), metrics_()
-    with working(world.new_log(), TinyEngine(tiny_manifest()), metrics=metrics):
+    missing: list[float] = []
+
+    def look(point: str) -> None:
+        if point == "after-commit":
+            missing.append(counted(metrics.entries) - counted(metrics.records))
+
+    with working(world.new_log(), TinyEngine(tiny_manifest()), metrics=metrics, fault=look):
         if foreign == "text":
             client.set(world.keys[shard_of("a", SHARDS)].out("a"), "mine")
         else:
@@ -221,6 +227,13 @@ def test_a_record_that_a_foreign_write_kept_out_is_written_by_the_next_commit(
         bodies = answered(world, {"a": expected + 1})["a"]
     assert [body["step"] for body in bodies] == [*range(1, expected + 2)]
     assert metrics.fenced.value == 0
+    assert set(missing) == {0, 1}, "entries without records are seen as long as they are some"
+    assert missing[-1] == counted(metrics.entries) - counted(metrics.records) == 0
+    assert counted(metrics.records) == expected + 1
+
+
+def counted(family: Family[Counter]) -> float:
+    return sum(child.value for child in family.children.values())
 
 
 def read(world: BrokerWorld) -> list[tuple[str, str, bytes, str]]:
@@ -270,9 +283,11 @@ def test_records_behind_one_that_failed_in_the_same_commit_are_written_again_too
         record("b", b"8-0"),
     )
     log.send(first)
-    assert len(log.result(0).errors) == 2
+    done = log.result(0)
+    assert (len(done.errors), done.unwritten) == (2, [0, 1])
     log.send(commit_of(first.after))
-    assert log.result(0).errors == []
+    done = log.result(0)
+    assert (done.errors, done.unwritten, done.repaired) == ([], (), True)
     found: Any = client.xrange(keys.out("a"))
     assert [(i, fields[b"type"]) for i, fields in found] == [(i, b"prediction") for i in (b"5-0", b"6-0", b"7-0")]
     assert client.xlen(keys.out("b")) == 1

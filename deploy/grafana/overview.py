@@ -6,6 +6,7 @@ _MEMORY = (
     f"max(rollcast_broker_memory_bytes{JOB})"
     f" / max((rollcast_broker_memory_limit_bytes{JOB} > 0) or rollcast_broker_system_memory_bytes{JOB})"
 )
+_FIRING = 'ALERTS{alertname=~"Rollcast.+",alertstate="firing"}'
 _PROCESS = "{{instance}} {{process}}"
 
 OVERVIEW = Dashboard(
@@ -17,17 +18,23 @@ OVERVIEW = Dashboard(
             "Is it well?",
             [
                 stat(
+                    "Alerts",
+                    "How many fire? Below is which; each has a runbook in docs/operations.md.",
+                    f"count({_FIRING}) or vector(0)",
+                    bad=1, width=2,
+                ),
+                stat(
                     "Broker",
                     "Does the broker answer the api? If not, nothing is taken and nothing is answered, and nothing is "
                     "lost. `rollcast doctor` says more.",
                     f"min(rollcast_broker_up{JOB})",
-                    words={"0": "away", "1": "answers"}, bad=1, below=True, width=3,
+                    words={"0": "away", "1": "answers"}, bad=1, below=True, width=2,
                 ),
                 stat(
                     "Live workers",
                     "How many tell the broker that they live? None: entries wait.",
                     f"max(rollcast_workers_live{JOB})",
-                    bad=1, below=True, width=3,
+                    bad=1, below=True, width=2,
                 ),
                 stat(
                     "Shards without an owner",
@@ -137,21 +144,28 @@ OVERVIEW = Dashboard(
             "Processes",
             [
                 lines(
+                    "Alerts that fire",
+                    "Which, and since when?",
+                    (f"sum by (alertname, severity) ({_FIRING})", "{{alertname}} ({{severity}})"),
+                    stacked=True, width=6,
+                ),
+                lines(
                     "CPU of processes",
                     "A worker steps on one thread: near 1 (frames: above) it is the limit, add workers.",
                     (f"sum by (instance, process) (rate(process_cpu_seconds_total{JOB}{RATE}))", _PROCESS),
-                    unit="none",
+                    unit="none", width=6,
                 ),
                 lines(
                     "Memory of processes",
                     "Grows with resident streams up to max_resident_streams, then stays.",
                     (f"sum by (instance, process) (process_resident_memory_bytes{JOB})", _PROCESS),
-                    unit="bytes",
+                    unit="bytes", width=6,
                 ),
                 table(
                     "Versions",
                     "Is every process of one version? The number of processes of each.",
                     f"count by (version) (rollcast_build_info{JOB})",
+                    width=6,
                 ),
             ],
         ),

@@ -243,7 +243,7 @@ def _labels(name: str, title: str, query: str) -> Json:
     }  # fmt: skip
 
 
-_JOBS: Final = _labels("job", "Deployment", "label_values(rollcast_build_info, job)")
+_JOBS: Final = _labels("job", "Job", "label_values(rollcast_build_info, job)")
 _MODELS: Final = _labels("model", "Model", 'label_values(rollcast_model_info{job=~"$job"}, model)')
 _DEPLOYS: Final = {
     "name": "Starts of processes", "datasource": _SOURCE, "enable": True, "hide": False, "iconColor": "purple",

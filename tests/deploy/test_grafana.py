@@ -34,11 +34,13 @@ from tests.prometheus import Prometheus
 SHARDS = 4
 RATE = "10s"  # on a busy machine scrapes are late: Grafana takes four times the interval, at least
 CONFIG = """
-global: {{scrape_interval: 500ms, scrape_timeout: 500ms}}
+global: {{scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 500ms}}
+rule_files: [alerts.yml]
 scrape_configs:
   - job_name: rollcast
     static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
 """
+RULES = FOLDER.parents[1] / "prometheus" / "rules" / "alerts.yml"
 SAMPLES = zoo_folder() / "digits-cnn" / "1" / "samples"
 DIGITS = sorted(SAMPLES.glob("*.png"))
 ROWS = [[39.25, 0.43, 22.75, 0.43, 33.75, 1.3]] * 2
@@ -196,6 +198,9 @@ class Shown:
         found = self.values(dashboard, title, model)
         return found[0][1] if len(found) == 1 else math.nan
 
+    def labels(self, dashboard: str, title: str, name: str) -> set[str]:
+        return {labels[name] for labels, _ in self.values(dashboard, title)}
+
     def data(self, panel: dict[str, Any], target: dict[str, Any], end: float) -> list[float]:
         expr = self.filled(target["expr"], end)
         if target["instant"]:
@@ -217,6 +222,16 @@ class Shown:
         return filled
 
 
+def at_once(rules: str) -> Any:
+    """Alert rules that fire without waiting."""
+    groups = yaml.safe_load(rules)
+    for group in groups["groups"]:
+        for rule in group["rules"]:
+            rule |= {"for": "0s"}
+            rule.pop("keep_firing_for", None)
+    return groups
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("g")
@@ -228,6 +243,7 @@ def test_panels_show_what_happened_and_every_one_of_them_has_data(folder: Path) 
         stack.callback(fleet.close)
         fleet.hire()
         port = fleet.http.base_url.port
+        (folder / "alerts.yml").write_text(yaml.safe_dump(at_once(RULES.read_text("utf-8"))))
         prometheus = stack.enter_context(Prometheus(folder, CONFIG.format(port=port)))
         await_true(fleet.ready, "everything is ready")
         await_true(lambda: prometheus.one("sum(rollcast_shards_held)") == SHARDS, "Prometheus sees every shard owned")
@@ -274,6 +290,8 @@ def test_panels_show_what_happened_and_every_one_of_them_has_data(folder: Path) 
         see("overview", "Shards without an owner", 4)
         see("overview", "Entries that wait", 7)
         see("overview", "Live workers", 0)
+        await_true(lambda: "RollcastNoWorker" in shown.labels("overview", "Alerts that fire", "alertname"), "it fires")
+        assert shown.value("overview", "Alerts") >= 1
         assert shown.value("overview", "Oldest entry that waits") > 0
         assert fleet.post("cam-3").status_code == 503
 

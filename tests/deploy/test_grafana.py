@@ -237,6 +237,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("g")
 
 
+@pytest.mark.timeout(300)
 def test_panels_show_what_happened_and_every_one_of_them_has_data(folder: Path) -> None:
     fleet = Fleet(folder)
     with ExitStack() as stack:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
 import httpx
 import msgspec
 from fastapi import APIRouter, Response
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import Metric
-from prometheus_client.parser import text_string_to_metric_families
 
 from service.api import openapi
 from service.api.context import Context
@@ -70,25 +68,33 @@ async def scrape(http: httpx.AsyncClient, addresses: Mapping[str, str]) -> dict[
 
 
 def merge(own: CollectorRegistry, texts: Mapping[str, str]) -> bytes:
-    """One exposition in which every name stands once."""
-    families: dict[str, Metric] = {metric.name: metric for metric in own.collect()}
-    for process, text in texts.items():
-        for metric in text_string_to_metric_families(text):
-            family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
-            for sample in metric.samples:
-                family.add_sample(sample.name, {**sample.labels, "process": process}, sample.value)
-    return generate_latest(_Families(families.values()))
+    """One exposition in which every name stands once. By line: to parse what our own workers wrote would take a hundred
+    times longer (0.2 s for four workers of 20 models)."""
+    families: dict[str, list[str]] = {}
+    for process, text in [("", generate_latest(own).decode()), *texts.items()]:
+        label = f'process="{process}"' if process else ""
+        lines: list[str] = []
+        new = False
+        for line in text.split("\n"):
+            if line.startswith("# HELP "):
+                name = line.split(" ", 3)[2]
+                new = name not in families
+                lines = families.setdefault(name, [])
+            if line.startswith("#"):
+                if new:
+                    lines.append(line)
+            elif line:
+                lines.append(_labelled(line, label) if label else line)
+    return "".join(f"{line}\n" for lines in families.values() for line in lines).encode()
 
 
-class _Families(CollectorRegistry):
-    """What `generate_latest` asks a registry for, and no more."""
-
-    def __init__(self, families: Iterable[Metric]) -> None:
-        super().__init__()
-        self._families = families
-
-    def collect(self) -> Iterator[Metric]:
-        yield from self._families
+def _labelled(line: str, label: str) -> str:
+    """A sample's line with one label more."""
+    name, brace, rest = line.partition("{")
+    if brace and " " not in name:
+        return f"{name}{{{label},{rest}"
+    name, _, value = line.partition(" ")
+    return f"{name}{{{label}}} {value}"
 
 
 def _json(status: int, value: object) -> Response:

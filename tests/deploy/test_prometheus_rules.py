@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from functools import cache
 from typing import Any
 
 import pytest
@@ -25,6 +26,18 @@ def groups(name: str) -> list[dict[str, Any]]:
 
 ALERTS = {rule["alert"]: rule for group in groups("alerts") for rule in group["rules"]}
 RECORDED = {rule["record"]: rule for group in groups("recording") for rule in group["rules"]}
+
+
+@cache
+def cases() -> dict[str, list[str]]:
+    """Of each case by name, the labels of the alerts it expects."""
+    found = [case for path in (FOLDER / "tests").glob("*.yml") for case in yaml.safe_load(path.read_text())["tests"]]
+    expected = {
+        case["name"]: [sample["labels"] for test in case["promql_expr_test"] for sample in test["exp_samples"]]
+        for case in found
+    }
+    assert len(expected) == len(found), "every case has its own name"
+    return expected
 
 
 def promtool(*arguments: str) -> str:
@@ -66,12 +79,7 @@ def test_alerts_fire_when_they_must_and_no_other_does(name: str) -> None:
 
 @pytest.mark.parametrize("alert", ALERTS)
 def test_an_alert_is_tested_both_ways_and_explained(alert: str) -> None:
-    cases = [case for path in (FOLDER / "tests").glob("*.yml") for case in yaml.safe_load(path.read_text())["tests"]]
-    expected = {
-        case["name"]: [sample["labels"] for test in case["promql_expr_test"] for sample in test["exp_samples"]]
-        for case in cases
-        if case["name"].startswith(f"{alert} ")
-    }
+    expected = {name: labels for name, labels in cases().items() if name.startswith(f"{alert} ")}
     fires = {name for name, found in expected.items() if any(f'"{alert}"' in labels for labels in found)}
     assert fires
     assert set(expected) - fires

@@ -394,3 +394,26 @@ def test_an_absent_broker_is_away_and_not_refusing(prefix: str, broker: Embedded
 
 def metrics_() -> WorkerMetrics:
     return WorkerMetrics(CollectorRegistry())
+
+
+def test_which_records_a_commit_lacks_is_told_apart_from_what_it_repairs(
+    broker_url: str, prefix: str, client: redis.Redis
+) -> None:
+    log, keys = new_log(broker_url, prefix), ShardKeys(prefix, 0)
+    head = log.acquire(0)
+    assert head is not None
+    client.set(keys.out("a"), "mine")
+    first = commit_of(head, record("b", b"5-0"), record("a", b"6-0"))
+    log.send(first)
+    assert log.result(0).unwritten == [1]
+    client.set(keys.out("c"), "mine")
+    second = commit_of(first.after, record("b", b"7-0")._replace(prev=b"5-0"), record("c", b"8-0"))
+    log.send(second)
+    done = log.result(0)
+    assert (done.unwritten, done.repaired) == ([1], True)
+    assert client.xlen(keys.out("a")) == 1
+    log.send(commit_of(second.after))
+    done = log.result(0)
+    assert (list(done.unwritten), done.repaired, done.errors) == ([], True, [])
+    assert client.xlen(keys.out("c")) == 1
+    log.close()

@@ -119,6 +119,7 @@ def test_metrics_are_ours_and_the_workers(world: OnBroker, broker_url: str, pref
     worker_metrics = WorkerMetrics(registry)
     worker_metrics.steps.labels("tiny").inc(42)
     worker_metrics.stage_seconds.labels("step").observe(0.001)
+    worker_metrics.predicted.labels("tiny", 'a "{b}"\nc\u2028d').inc()
     server = serve_metrics(registry, 0, list, list)
     own = OnBroker(broker_url, prefix)
     own.serve("tiny", metrics=f"http://127.0.0.1:{server.port}/metrics")
@@ -138,6 +139,8 @@ def test_metrics_are_ours_and_the_workers(world: OnBroker, broker_url: str, pref
     assert found["rollcast_steps_total", ("model", "tiny"), ("process", "worker-0")] == 42
     assert found["rollcast_stage_seconds_count", ("process", "worker-0"), ("stage", "step")] == 1
     assert found[("rollcast_fenced_total", ("process", "worker-0"))] == 0
+    odd = ("label", 'a "{b}"\nc\u2028d')
+    assert found["rollcast_predicted_total", odd, ("model", "tiny"), ("process", "worker-0")] == 1
     route = ("route", "/v1/streams/{stream}/samples")
     assert found["rollcast_http_request_seconds_count", route, ("status", "202")] == 1
     assert found["rollcast_http_request_seconds_count", route, ("status", "415")] == 1

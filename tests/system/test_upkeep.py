@@ -39,6 +39,7 @@ def shell(text: str, folder: Path, up: Up | None = None) -> None:
 # --- backup and restore ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(300)
 def test_a_backup_of_a_running_deployment_is_restored_with_every_state(
     deployment: Up, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_backup_of_a_running_deployment_is_restored_with_every_state(
 # --- restarts ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(300)
 def test_a_rolling_restart_loses_nothing_and_hardly_anybody_waits(tmp_path_factory: pytest.TempPathFactory) -> None:
     up = Up(tmp_path_factory.mktemp("h"), "--workers", "2", "--lease-s", "300")
     over, ended, posted = threading.Event(), threading.Event(), Counter[str]()
@@ -105,7 +107,7 @@ def test_a_rolling_restart_loses_nothing_and_hardly_anybody_waits(tmp_path_facto
     def produce(stream: str) -> None:
         with Client(up.url, numbered=True) as client:
             while not over.wait(0.05):
-                client.post_samples(stream, ROWS, model="activity-lstm")
+                client.post_samples(stream, ROWS, model="activity-lstm", time=1000.0 + posted[stream])
                 posted[stream] += 1
 
     def watch() -> None:
@@ -133,7 +135,7 @@ def test_a_rolling_restart_loses_nothing_and_hardly_anybody_waits(tmp_path_facto
         with Client(up.url) as client:
             ended.set()
             for stream in STREAMS:  # one more of each, so that the watcher looks
-                client.post_samples(stream, ROWS, model="activity-lstm")
+                client.post_samples(stream, ROWS, model="activity-lstm", time=1000.0 + posted[stream])
         watcher.join(30)
         assert not watcher.is_alive()
     finally:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from export.data import Split
-from export.sequences import VideoTask, at_the_end, join
-from export.tasks import Batch, Decisions, Run
+from export.sequences import VideoTask, join
+from export.tasks import Batch, Decisions, Run, at_the_end, trace
 from models.catalogue import Shape
 from models.motion import DepthNet, MotionNet
 from models.views import Shake
@@ -34,6 +34,7 @@ class WatchTask(VideoTask):
     at twice the speed; up to `cut` of the clip missing at each end. Never mirrored: left and right are labels.
     """
 
+    together = 4  # the memory after every step of a clip takes room
     copies: int = 12
     nearer: float = 0.0  # share
     cut: float = 0.0  # share
@@ -61,10 +62,7 @@ class WatchTask(VideoTask):
 
         device, shape = next(net.parameters()).device, self.shape(split, 0)
         seen = [self._watched(clip, shape, 0) for clip in split.x]
-        return at_the_end(read, Split(seen, split.y, split.names, split.group), 64)
-
-    def decide(self, run: Run, split: Split) -> Decisions:
-        return at_the_end(run, split, 4)  # the memory after every step of a clip takes room
+        return at_the_end(trace(read, seen, 64), split)
 
     def _watched(self, clip: np.ndarray, shape: Shape, copy: int) -> np.ndarray:
         """(T, …) float16, T 1 where the end is enough: what the net saw of a copy of `clip`; copy 0 is the clip."""

@@ -10,10 +10,11 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 import msgspec
 import numpy as np
@@ -21,21 +22,23 @@ import typer
 from torch import nn
 
 from export.card import card, own_card
-from export.data import Data, DataError, folds
+from export.data import Data, DataError, Split, folds
 from export.foreign import ForeignError, adapt, foreign_manifest, read_example, read_module
 from export.metrics import accuracy, confusion, interval95
-from export.plots import confusion_matrix, learning_curves
+from export.plots import confusion_matrix, learning_curves, seen_so_far
 from export.runs import CheckpointError, Trained, load_trained
-from export.tasks import Decisions, Run, Task, write_samples
+from export.streaming import choose_rolling, describe
+from export.tasks import Decisions, Run, Task, Trace, write_samples
 from export.to_onnx import Output, run_torch, to_onnx
 from export.zoo import TASKS
-from service.contracts import Manifest, StateTensor, TextInput
+from service.contracts import Manifest, RollingSettings, StateTensor, TextInput
 from service.engine import OnnxEngine
 from service.errors import PackageRefused
 from service.packages import NAME, Package, load_package
 from service.parity import verify
 
 OWN = "Your own network"  # panel of --help
+OFFSET = 1_000_000  # more than a part has examples
 
 
 def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: int = 1) -> Path:
@@ -44,7 +47,42 @@ def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: 
     The accuracy is that of the package in ONNX Runtime, every test example a stream from a fresh state. Raises
     PackageRefused when a parity check fails.
     """
-    manifest = Manifest(
+    manifest = describe_task(task, data, version)
+    with _Draft(into / task.name / str(version)) as folder:
+        if data.tokenizer:
+            manifest = write_tokenizer(data.tokenizer, manifest, folder)
+        manifest = write_model(trained.net, manifest, task.golden(data), folder, task.output(len(data.labels)))
+        parity = verify(load_package(folder))  # as a server would, before anything is said of it
+        run = stream_run(Package(manifest, folder))
+        in_folds = []
+        if data.validation is None:
+            in_folds = judge_folds(task, data, trained.judges, trained.settings.seed, manifest)
+        tested = in_folds if data.test is None else [Seen(data.test, task.trace(run, data.test))]
+        decisions = decisions_of(task, tested)
+        measured = _metrics(task, data, trained, decisions)
+        if data.test is None:
+            measured["on_training_examples"] = round(accuracy(task.decide(run, data.train)), 5)
+        if manifest.states:
+            validation = in_folds or [Seen(data.validation, task.trace(run, data.validation))]
+            rolling, streaming = _as_streams(task, validation, tested)
+            measured["streaming"] = streaming
+            manifest = msgspec.structs.replace(manifest, rolling=rolling)
+            seen_so_far(streaming, folder / "streaming.png")
+        manifest = msgspec.structs.replace(manifest, metrics=measured)
+        _write_manifest(manifest, folder)
+        if task.samples and data.test is not None:
+            write_samples(task, data, folder / "samples")
+        learning_curves(trained.history, trained.best, folder / "learning.png")
+        confusion_matrix(confusion(decisions, len(data.labels)), data.labels, folder / "confusion.png")
+        (folder / "card.md").write_text(card(task, data, manifest, trained.best, len(trained.history), parity))
+        history = {"settings": asdict(trained.settings), "kept_epoch": trained.best, "history": trained.history}
+        _write_json(history | {"task": recipe(task)}, folder / "training.json")
+    return into / task.name / str(version)
+
+
+def describe_task(task: Task, data: Data, version: int) -> Manifest:
+    """The manifest, but for what the graph decides."""
+    return Manifest(
         format=1,
         name=task.name,
         version=version,
@@ -59,26 +97,6 @@ def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: 
         description=task.description,
         **task.describe_input(data),
     )
-    with _Draft(into / task.name / str(version)) as folder:
-        if data.tokenizer:
-            manifest = write_tokenizer(data.tokenizer, manifest, folder)
-        manifest = write_model(trained.net, manifest, task.golden(data), folder, task.output(len(data.labels)))
-        parity = verify(load_package(folder))  # as a server would, before anything is said of it
-        if data.test is not None:
-            decisions = task.decide(stream_run(Package(manifest, folder)), data.test)
-        else:
-            decisions = _judged_in_folds(task, data, trained, manifest)
-        measured = _metrics(task, data, trained, decisions)
-        manifest = msgspec.structs.replace(manifest, metrics=measured)
-        _write_manifest(manifest, folder)
-        if task.samples and data.test is not None:
-            write_samples(task, data, folder / "samples")
-        learning_curves(trained.history, trained.best, folder / "learning.png")
-        confusion_matrix(confusion(decisions, len(data.labels)), data.labels, folder / "confusion.png")
-        (folder / "card.md").write_text(card(task, data, manifest, trained.best, len(trained.history), parity))
-        history = {"settings": asdict(trained.settings), "kept_epoch": trained.best, "history": trained.history}
-        _write_json(history | {"task": _recipe(task)}, folder / "training.json")
-    return into / task.name / str(version)
 
 
 def write_tokenizer(tokenizer: str, manifest: Manifest, folder: Path) -> Manifest:
@@ -115,17 +133,45 @@ def write_model(
     return manifest
 
 
-def _judged_in_folds(task: Task, data: Data, trained: Trained, manifest: Manifest) -> Decisions:
-    """Every example judged by the net of the fold that never saw it, exported and run as a stream."""
+class Seen(NamedTuple):
+    """Examples, and what a net that had not seen them said at every step."""
+
+    split: Split
+    said: Trace
+
+
+def judge_folds(task: Task, data: Data, judges: Sequence[nn.Module], seed: int, manifest: Manifest) -> list[Seen]:
+    """Every training example judged by the net of the fold that never saw it, exported and run as a stream."""
     parts = []
     with tempfile.TemporaryDirectory() as place:
-        pairs = zip(folds(data.train, task.folds, trained.settings.seed), trained.judges, strict=True)
+        pairs = zip(folds(data.train, task.folds, seed), judges, strict=True)
         for number, ((_, held), net) in enumerate(pairs):
             folder = Path(place) / str(number)
             judge = write_model(net, manifest, task.golden(data), folder, task.output(len(data.labels)))
-            found = task.decide(stream_run(Package(judge, folder)), held)
-            parts.append((found.truth, found.guess, found.example + number * len(data.train)))
-    return Decisions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+            parts.append(Seen(held, task.trace(stream_run(Package(judge, folder)), held)))
+    return parts
+
+
+def decisions_of(task: Task, parts: Sequence[Seen]) -> Decisions:
+    """Of all parts; the examples of part n are numbered from n · OFFSET."""
+    found = [task.decisions(part.said, part.split) for part in parts]
+    example = np.concatenate([each.example + number * OFFSET for number, each in enumerate(found)])
+    truth, guess = (np.concatenate([getattr(each, name) for each in found]) for name in ("truth", "guess"))
+    return Decisions(truth, guess, example)
+
+
+def _as_streams(
+    task: Task, validation: Sequence[Seen], tested: Sequence[Seen]
+) -> tuple[RollingSettings, dict[str, Any]]:
+    """Rolling as validation chooses it, and the streaming figures under it. Where folds are all there is, each is
+    measured under what the others chose."""
+    rate = task.rate_hz()
+    interval_s = 1 / rate if rate else 0.0
+    truth = [part.split.y for part in validation]
+    chosen, of_others = choose_rolling([part.said for part in validation], truth, interval_s, task.rolling, task.gap)
+    settings = of_others if tested is validation else [chosen] * len(tested)
+    truth = [part.split.y for part in tested]
+    return chosen, describe([part.said for part in tested], truth, interval_s, settings, task.gap)
 
 
 def stream_run(package: Package) -> Run:
@@ -156,7 +202,7 @@ def _metrics(task: Task, data: Data, trained: Trained, decisions: Decisions) -> 
         "validation_accuracy": round(trained.history[trained.best - 1]["validation"], 5),
     }
     if data.test is None:
-        fold = decisions.example // len(data.train)
+        fold = decisions.example // OFFSET
         hit = decisions.truth == decisions.guess
         metrics["folds"] = [round(float(hit[fold == number].mean()), 5) for number in range(task.folds)]
     elif data.copies:
@@ -172,7 +218,7 @@ def _metrics(task: Task, data: Data, trained: Trained, decisions: Decisions) -> 
     return metrics
 
 
-def _recipe(task: Task) -> dict[str, Any]:
+def recipe(task: Task) -> dict[str, Any]:
     """The task's plain numbers: epochs, batch, augmentation …"""
     fields = {name: getattr(task, name) for name in task.__dataclass_fields__}
     return {name: value for name, value in fields.items() if isinstance(value, (int, float))}

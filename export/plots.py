@@ -1,9 +1,10 @@
-"""Learning curves and confusion matrix as small PNGs."""
+"""Learning curves, confusion matrix, accuracy while a stream runs, and comparisons, as small PNGs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -41,4 +42,44 @@ def confusion_matrix(counts: np.ndarray, labels: Sequence[str], path: Path) -> N
     axes.set_xticks(range(len(labels)), labels, rotation=turned, fontsize=8)
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.set(xlabel="said", ylabel="true")
+    figure.savefig(path, **_PNG)
+
+
+def seen_so_far(streaming: dict[str, Any], path: Path) -> None:
+    """Accuracy by how much of a sequence has been seen, of the net's own label and of the rolling one."""
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.add_subplot()
+    share, last, rolling = np.array(streaming["seen"]).T
+    axes.plot(share * 100, last, label="the last step's label")
+    axes.plot(share * 100, rolling, label="the rolling label", linestyle="--")
+    axes.set(xlabel="% of the sequence seen", ylabel="accuracy", xlim=(0, 100), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=8)
+    figure.savefig(path, **_PNG)
+
+
+def compared(sets: dict[str, Sequence[Any]], path: Path) -> None:
+    """A panel a data set, in it a bar a net: accuracy with its 95 % interval. Rows as export.compared has them."""
+    columns = 4
+    lines = -(-len(sets) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.6 * lines), layout="constrained")
+    for place, (title, nets) in enumerate(sets.items()):
+        axes = figure.add_subplot(lines, columns, place + 1)
+        heights = [net.accuracy for net in nets]
+        axes.bar(range(len(nets)), heights, yerr=[net.half for net in nets], color="#7aa6c2", ecolor="black", capsize=3)
+        axes.set_xticks(range(len(nets)), [net.family for net in nets], rotation=40, fontsize=8)
+        axes.set(title=title, ylim=(max(0.0, min(heights) - 0.15), 1.0))
+        axes.grid(alpha=0.3, axis="y")
+    figure.savefig(path, **_PNG)
+
+
+def shifted(nets: dict[str, Sequence[float]], path: Path) -> None:
+    """Accuracy on images shifted by 0, 1, … pixels, a line a net."""
+    figure = Figure(figsize=(5.5, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for name, accuracies in sorted(nets.items()):
+        axes.plot(range(len(accuracies)), accuracies, marker="o", markersize=3, label=name)
+    axes.set(xlabel="shift, pixels", ylabel="accuracy", ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     figure.savefig(path, **_PNG)

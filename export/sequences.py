@@ -17,18 +17,10 @@ import numpy as np
 import torch
 
 from export.data import Data, Split
-from export.tasks import Batch, Decisions, FrameTask, RowTask, Run, Task
+from export.tasks import Batch, FrameTask, RowTask, Run, Task, Trace, pad, trace
 from export.to_onnx import Output
 from models.catalogue import Shape
 from service.contracts import FrameInput, TextInput
-
-
-def pad(sequences: Sequence[np.ndarray]) -> np.ndarray:
-    """(B, T, …), T that of the longest; zeros behind the others."""
-    padded = np.zeros((len(sequences), max(map(len, sequences)), *sequences[0].shape[1:]), sequences[0].dtype)
-    for row, sequence in zip(padded, sequences, strict=True):
-        row[: len(sequence)] = sequence
-    return padded
 
 
 def weigh(lengths: Sequence[int]) -> np.ndarray:
@@ -45,28 +37,12 @@ def join(sequences: Sequence[np.ndarray], y: np.ndarray) -> Batch:
     return Batch(torch.from_numpy(x), torch.from_numpy(np.repeat(y[:, None], x.shape[1], 1)), torch.from_numpy(weight))
 
 
-def at_the_end(run: Run, split: Split, size: int) -> Decisions:
-    """One decision a sequence, at its last step; run `size` at a time, those of like length together."""
-    lengths = np.array([len(x) for x in split.x])
-    order = np.argsort(lengths, kind="stable")
-    guess = np.zeros(len(split), np.int64)
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        y = run(pad([split.x[i] for i in chosen]))  # (B, T, K)
-        guess[chosen] = y[np.arange(len(chosen)), lengths[chosen] - 1].argmax(-1)
-    return Decisions(split.y, guess, np.arange(len(split)))
-
-
 def surprise(run: Run, split: Split, size: int = 16) -> float:
     """log(1 / probability of the true label) at the last step, averaged over the examples. Images are one step."""
-    found = []
-    for start in range(0, len(split), size):
-        part = split.take(range(start, min(start + size, len(split))))
-        sequences = part.x if isinstance(part.x, list) else list(part.x[:, None])
-        y = run(pad(sequences))
-        ends = np.array([len(each) - 1 for each in sequences])
-        found.append(-np.log(np.maximum(y[np.arange(len(part)), ends, part.y], 1e-9)))
-    return float(np.concatenate(found).mean())
+    sequences = split.x if isinstance(split.x, list) else list(split.x[:, None])
+    said = trace(run, sequences, size)
+    truth = np.array([y[-1, label] for y, label in zip(said, split.y, strict=True)])
+    return float(-np.log(np.maximum(truth, 1e-9)).mean())
 
 
 def golden_cut(data: Data, count: int = 4) -> np.ndarray:
@@ -128,9 +104,6 @@ class SequenceTask(RowTask):
             rows = [self._turned(self._paced(split.x[i], rng), rng) for i in chosen]
             yield join([self._disturbed(each, mean, std, rng).astype(np.float32) for each in rows], split.y[chosen])
 
-    def decide(self, run: Run, split: Split) -> Decisions:
-        return super().decide(run, split) if self.every else at_the_end(run, split, 64)
-
     def golden(self, data: Data) -> np.ndarray:
         return super().golden(data) if self.synthetic else golden_cut(data)
 
@@ -159,6 +132,7 @@ class SequenceTask(RowTask):
 class VideoTask(FrameTask):
     """Clips, a whole one an example. Augmentation: one movement of the picture for a clip, and another speed."""
 
+    together = 16
     hz: float
     speed: float = 0.0
 
@@ -172,8 +146,8 @@ class VideoTask(FrameTask):
             chosen = order[start : start + self.batch]
             yield join([self._seen_otherwise(split.x[i], rng) for i in chosen], split.y[chosen])
 
-    def decide(self, run: Run, split: Split) -> Decisions:
-        return at_the_end(run, split, 16)
+    def trace(self, run: Run, split: Split) -> Trace:
+        return trace(run, list(split.x), self.together)
 
     def golden(self, data: Data) -> np.ndarray:
         return moving_blobs(self.shape(data.train, len(data.labels)).frame)  # recordings of people are not passed on
@@ -207,6 +181,7 @@ class TextTask(Task):
     """Sentences as token ids, classified at every word. Augmentation: a share of the words becomes the unknown one."""
 
     kind = "text"
+    together = 128
     forget: float = 0.0
 
     def shape(self, split: Split, labels: int) -> Shape:
@@ -227,9 +202,6 @@ class TextTask(Task):
     def steps(self, split: Split) -> int:
         whole, rest = divmod(len(split), 8 * self.batch)
         return whole * 8 + math.ceil(rest / self.batch)
-
-    def decide(self, run: Run, split: Split) -> Decisions:
-        return at_the_end(run, split, 128)
 
     def golden(self, data: Data) -> np.ndarray:
         return golden_cut(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -23,6 +23,7 @@ from models.catalogue import NETS, Net, Shape
 from service.contracts import FrameInput, GapPolicy, RollingSettings, RowInput
 
 Run = Callable[[np.ndarray], np.ndarray]  # x (B, T, …) from fresh states -> probabilities (B, T, K)
+Trace = list[np.ndarray]  # of each example the probabilities of all its steps, (T, K)
 
 
 class Batch(NamedTuple):
@@ -40,11 +41,36 @@ class Decisions(NamedTuple):
     example: np.ndarray
 
 
+def pad(sequences: Sequence[np.ndarray]) -> np.ndarray:
+    """(B, T, …), T that of the longest; zeros behind the others."""
+    padded = np.zeros((len(sequences), max(map(len, sequences)), *sequences[0].shape[1:]), sequences[0].dtype)
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return padded
+
+
+def trace(run: Run, sequences: Sequence[np.ndarray], together: int) -> Trace:
+    """`together` at a time, those of like length: what follows an end cannot change what stands before it."""
+    order = np.argsort([len(x) for x in sequences], kind="stable")
+    said: Trace = [np.empty(0)] * len(sequences)
+    for start in range(0, len(order), together):
+        chosen = order[start : start + together]
+        for i, y in zip(chosen, run(pad([sequences[i] for i in chosen])), strict=True):
+            said[i] = y[: len(sequences[i])].copy()
+    return said
+
+
+def at_the_end(said: Trace, split: Split) -> Decisions:
+    """One decision an example, at its last step."""
+    return Decisions(split.y, np.array([y[-1].argmax() for y in said], np.int64), np.arange(len(split)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
     """Everything `export.train NAME` knows before it sees the data."""
 
     kind: ClassVar[str]
+    together: ClassVar[int] = 64  # examples in one call of the net, where it is measured
 
     name: str
     load: Callable[[Path], Data]
@@ -52,6 +78,8 @@ class Task(ABC):
     unit: str  # what one decision of the accuracy is
     weights_terms: str
     limits: str  # what a user should not expect
+    goal: float = 0.0  # the accuracy that is worth reaching on this data; 0: none is set
+    tried: str = ""  # what was tried, where it is missed
     samples: int = 0  # held-out examples that ship with the package, of each label
     epochs: int
     batch: int
@@ -95,9 +123,17 @@ class Task(ABC):
         """What `decide` says of `net`, in training, after each epoch; `run` runs the net."""
         return self.decide(run, split)
 
-    @abstractmethod
     def decide(self, run: Run, split: Split) -> Decisions:
         """The net as it will be served: every example a stream of its own, from a fresh state."""
+        return self.decisions(self.trace(run, split), split)
+
+    def trace(self, run: Run, split: Split) -> Trace:
+        """What the net says at every step of every example."""
+        return trace(run, list(split.x), self.together)
+
+    def decisions(self, said: Trace, split: Split) -> Decisions:
+        """One an example, at its last step."""
+        return at_the_end(said, split)
 
     @abstractmethod
     def golden(self, data: Data) -> np.ndarray:
@@ -112,6 +148,7 @@ class Task(ABC):
         """Writes one example as a user would post it; returns the file's name."""
 
     def rate_hz(self) -> float | None:
+        """Steps a second; None where they have no time of their own."""
         return None
 
 
@@ -140,9 +177,9 @@ class FrameTask(Task):
             y = torch.from_numpy(part.y)[:, None]
             yield Batch(x[:, None], y, torch.ones(y.shape))
 
-    def decide(self, run: Run, split: Split) -> Decisions:
-        parts = [run(split.x[at : at + 250, None])[:, 0] for at in range(0, len(split), 250)]
-        return Decisions(split.y, np.concatenate(parts).argmax(-1), np.arange(len(split)))
+    def trace(self, run: Run, split: Split) -> Trace:
+        images = np.asarray(split.x)
+        return [y for at in range(0, len(images), 250) for y in run(images[at : at + 250, None])]
 
     def golden(self, data: Data) -> np.ndarray:
         held = data.train if data.validation is None else data.validation
@@ -232,20 +269,14 @@ class RowTask(Task):
             y = np.repeat(split.y[chosen][:, None], length, 1)
             yield Batch(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(weight))
 
-    def decide(self, run: Run, split: Split) -> Decisions:
-        lengths = np.array([len(x) for x in split.x])
-        padded = np.zeros((len(split), lengths.max(), split.x[0].shape[1]), np.float32)
-        for x, row in zip(split.x, padded, strict=True):
-            row[: len(x)] = x  # what follows the end cannot change what stands before it
-        guess = np.concatenate([run(padded[at : at + 64]).argmax(-1) for at in range(0, len(split), 64)])
+    def decisions(self, said: Trace, split: Split) -> Decisions:
+        if not self.every:
+            return at_the_end(said, split)
         example, at = np.array(
-            [
-                (i, row)
-                for i, length in enumerate(lengths)
-                for row in (range(self.every - 1, length, self.every) if self.every else [length - 1])
-            ]
+            [(i, row) for i, y in enumerate(said) for row in range(self.every - 1, len(y), self.every)]
         ).T
-        return Decisions(split.y[example], guess[example, at], example)
+        guess = np.array([said[i][row].argmax() for i, row in zip(example, at, strict=True)])
+        return Decisions(split.y[example], guess, example)
 
     def golden(self, data: Data) -> np.ndarray:
         if self.synthetic:
@@ -320,6 +351,7 @@ TASKS: dict[str, Task] = {
     for task in (
         FrameTask(
             name="digits-cnn",
+            goal=0.995,
             load=mnist,
             description="Handwritten digits, one image at a time: convolution, ReLU and max pooling, then a dense net.",
             unit="a test image",
@@ -358,6 +390,7 @@ TASKS: dict[str, Task] = {
         ),
         RowTask(
             name="activity-lstm",
+            goal=0.96,
             load=arem,
             description="What a person does, from the signal strength between three radios on chest and ankles.",
             unit="6 s of a test recording (rows 24, 48, …, 480), seen as a stream",

@@ -1,4 +1,4 @@
-"""Trains a net of the catalogue and packages it: `python -m export.train NAME --data-dir DIR`.
+"""Trains a net of the catalogue and packages it: `python -m export.train NAME --data-dir DIR`; `--all` remakes the zoo.
 
 Reads like a lab protocol: what is trained on what (tasks.py), one epoch, what is kept, when it ends, the package.
 A run lies in `runs/NAME/`: `checkpoint.pt` after every epoch, from which the same command goes on after Ctrl-C or a
@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from export import package
 from export.data import Data, DataError, Split, folds
+from export.keep import TooLarge, best, keep, validation
 from export.metrics import accuracy
 from export.own import parse_form, read_own
 from export.plan import CHOICE, FAMILIES, choose
@@ -41,7 +42,7 @@ from export.runs import (
 )
 from export.sequences import SequenceTask, surprise
 from export.tasks import Batch, Run, Task
-from export.zoo import TASKS
+from export.zoo import TASKS, ZOO
 from models.rocket import Rocket
 from service.errors import PackageRefused
 from service.packages import NAME
@@ -57,22 +58,40 @@ def train(task: Task, data: Data, settings: Settings, folder: Path, *, resume: b
     weights of the last epoch are kept. Raises CheckpointError when `folder` holds another run's checkpoint and `resume`
     is set.
     """
-    labels = len(data.labels)
-    fingerprint = asdict(settings) | {"data": data.sha256}
-    tried: list[History] = []
-    judges: list[nn.Module] = []
-    if data.validation is None:
-        for number, (rest, held) in enumerate(folds(data.train, task.folds, settings.seed), 1):
-            console.print(f"fold {number} of {task.folds}: {len(rest)} examples to train, {len(held)} to validate")
-            learner = _Learner(task, rest, labels, settings, folder / fold_name(number), fingerprint)
-            tried.append(learner.learn(held, settings.epochs, resume))
-            judges.append(learner.last())
-        console.print(f"all {len(data.train)} examples")
-    learner = _Learner(task, data.train, labels, settings, folder / CHECKPOINT, fingerprint)
+    tried, judges = train_in_folds(task, data, settings, folder, resume) if data.validation is None else ([], [])
+    net, history, best = train_on_all(task, data, settings, folder, resume)
+    return Trained(net, settings, with_folds(history, tried), best, judges)
+
+
+def train_in_folds(
+    task: Task, data: Data, settings: Settings, folder: Path, resume: bool
+) -> tuple[list[History], list[nn.Module]]:
+    """Of each fold how it went, and the net, after its last epoch, that never saw it."""
+    tried, judges = [], []
+    for number, (rest, held) in enumerate(folds(data.train, task.folds, settings.seed), 1):
+        console.print(f"fold {number} of {task.folds}: {len(rest)} examples to train, {len(held)} to validate")
+        path = folder / fold_name(number)
+        learner = _Learner(task, rest, len(data.labels), settings, path, _fingerprint(settings, data))
+        tried.append(learner.learn(held, settings.epochs, resume))
+        judges.append(learner.last())
+    return tried, judges
+
+
+def train_on_all(
+    task: Task, data: Data, settings: Settings, folder: Path, resume: bool
+) -> tuple[nn.Module, History, int]:
+    """The net of the kept weights, in eval mode, on the CPU; how it went; and the epoch kept."""
+    console.print(f"all {len(data.train)} examples")
+    fingerprint = _fingerprint(settings, data)
+    learner = _Learner(task, data.train, len(data.labels), settings, folder / CHECKPOINT, fingerprint)
     history = learner.learn(data.validation, task.patience, resume)
-    net = task.net.build(task.shape(data.train, labels))
+    net = task.net.build(task.shape(data.train, len(data.labels)))
     net.load_state_dict(learner.kept["weights"])
-    return Trained(net.eval(), settings, with_folds(history, tried), learner.kept["epoch"], judges)
+    return net.eval(), history, learner.kept["epoch"]
+
+
+def _fingerprint(settings: Settings, data: Data) -> dict[str, Any]:
+    return asdict(settings) | {"data": data.sha256}
 
 
 class _Learner:
@@ -108,7 +127,7 @@ class _Learner:
                 if epoch - self.kept["epoch"] >= patience:
                     console.print(f"stopped early: no better validation for {patience} epochs")
                     break
-                began = time.monotonic()
+                began, busy = time.monotonic(), time.process_time()
                 row = bar.add_task(f"epoch {epoch + 1}/{self.settings.epochs}", total=self._steps(), note="")
                 entry = {"loss": self._epoch(epoch, bar, row)}
                 score = (float(epoch), 0.0)
@@ -116,13 +135,14 @@ class _Learner:
                     run = torch_run(self.average.module, self.settings.device)
                     entry["validation"] = accuracy(self.task.judge(self.average.module, run, validation))
                     score = (entry["validation"], -entry["loss"])
-                self.history.append(entry | {"seconds": round(time.monotonic() - began, 2)})
+                entry |= {"seconds": round(time.monotonic() - began, 2), "cpu_s": round(time.process_time() - busy, 2)}
+                self.history.append(entry)
                 if score > tuple(self.kept["score"]):
                     weights = {name: value.cpu().clone() for name, value in self.average.module.state_dict().items()}
                     self.kept = {"epoch": epoch + 1, "score": score, "weights": weights}
                 values = {"fingerprint": self.fingerprint, "history": self.history, "kept": self.kept}
                 save(self.path, values, self.parts)
-                note = "  ".join(f"{name} {value:.4f}" for name, value in entry.items())
+                note = "  ".join(f"{name} {entry[name]:.4f}" for name in ("loss", "validation") if name in entry)
                 bar.remove_task(row)
                 console.print(f"epoch {epoch + 1}/{self.settings.epochs}  {note}", highlight=False)
         return self.history
@@ -228,14 +248,22 @@ def _progress() -> Progress:
 
 
 def main(
-    name: Annotated[str, typer.Argument(help=f"What to train: {', '.join(TASKS)}; with --data a name of your own.")],
+    name: Annotated[
+        str, typer.Argument(help=f"What to train: {', '.join(TASKS)}; with --data a name of your own.")
+    ] = "",
     data_dir: Annotated[
         Path | None,
         typer.Option(envvar="ROLLCAST_DATA", help="Folder of data sets; docs/models.md says what is in it."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs at most; none: the task's own number.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; none: runs/NAME.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Remakes the zoo: all its candidates, of each task the best by validation.")
+    ] = False,
+    zoo: Annotated[Path, typer.Option(help="With --all: where the best go.")] = Path("models/zoo"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; none: runs/NAME. With --all: of the runs; none: runs.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")] = True,
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0: as many as it likes.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
@@ -263,30 +291,60 @@ def main(
         torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    folder = out if out is not None else Path("runs") / name
+    if everything == bool(name):
+        fail(f"give the name of what to train, or --all; names: {', '.join(TASKS)}")
+    if everything and own is not None:
+        fail("--all remakes the zoo from the public data sets; --data goes with a name of your own")
     settings = Settings(name, seed, epochs or 0, device, precision)
     try:
+        if everything:
+            _remake(data_dir, settings, out or Path("runs"), zoo, resume, version)
+            return
+        folder = out if out is not None else Path("runs") / name
         if own is not None:
             data = read_own(name, own, test, parse_form(size, gray, hz) if frames else None, seed)
             task = _choose(name, data, settings, folder, family, minutes * 60, hz, resume)
         else:
             task = _known(name)
             data = load(task, data_dir)
-        settings = replace(settings, epochs=epochs or task.epochs)
-        trained = train(task, data, settings, folder, resume=resume)
-    except (CheckpointError, DataError) as error:
+        run_task(task, data, settings, folder, resume=resume, version=version)
+    except (CheckpointError, DataError, PackageRefused, TooLarge) as error:
         fail(str(error))
     except KeyboardInterrupt:
         console.print("\nstopped; the same command goes on after the last whole epoch")
         raise typer.Exit(130) from None
-    try:
-        place = package.write_run(task, data, trained, folder / "package", version=version)
-    except PackageRefused as error:
-        fail(str(error))
+
+
+def run_task(
+    task: Task, data: Data, settings: Settings, folder: Path, *, resume: bool = True, version: int = 1
+) -> Path:
+    """One run: trains in `folder`, and writes `folder`/package/NAME/VERSION. Without `settings.epochs` the task's own.
+
+    Raises CheckpointError, PackageRefused.
+    """
+    settings = replace(settings, task=task.name, epochs=settings.epochs or task.epochs)
+    trained = train(task, data, settings, folder, resume=resume)
+    place = package.write_run(task, data, trained, folder / "package", version=version)
     report = msgspec.json.decode((place / "manifest.json").read_bytes())["metrics"]
     low, high = report["interval95"]
     on = "in folds" if data.test is None else "on the test split"
     console.print(f"{place}: accuracy {report['accuracy']:.4f} ({low:.4f} to {high:.4f}) {on}")
+    return place
+
+
+def _remake(data_dir: Path | None, settings: Settings, runs: Path, zoo: Path, resume: bool, version: int) -> None:
+    """Every candidate of the zoo, each as if asked for by name; runs that are finished are not run again."""
+    for kind, names in ZOO.items():
+        places = []
+        for name in names:
+            place, rule = runs / name / "package" / name / str(version), f"{kind}: {name}"
+            console.rule(rule, align="left")
+            if not (resume and place.is_dir()):
+                task = _known(name)
+                run_task(task, load(task, data_dir), settings, runs / name, resume=resume, version=version)
+            places.append(place)
+        kept = keep(best(places), names, zoo)
+        console.print(f"{kind}: {kept} is kept; " + ", ".join(f"{p.parts[-2]} {validation(p):.4f}" for p in places))
 
 
 def _known(name: str) -> Task:
@@ -311,7 +369,7 @@ def _choose(
     def trial(task: Task, rest: Split, held: Split, epochs: int, path: Path) -> tuple[float, float]:
         console.print(f"trying {path.stem.removeprefix('try-')}: {epochs} epochs")
         tried = replace(settings, epochs=epochs)
-        learner = _Learner(task, rest, len(data.labels), tried, path, asdict(tried) | {"data": data.sha256})
+        learner = _Learner(task, rest, len(data.labels), tried, path, _fingerprint(tried, data))
         late = learner.learn(held, epochs, resume)[-max(1, epochs // 3) :]  # their mean: less luck than the best
         run = torch_run(learner.average.module, settings.device)
         return float(np.mean([entry["validation"] for entry in late])), -surprise(run, held)

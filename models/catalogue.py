@@ -15,7 +15,7 @@ from models.mlp import MLP
 from models.motion import DepthNet, MotionNet
 from models.rnn import Cell, Recurrent
 from models.rocket import Rocket
-from models.text import TextCNN, TextLSTM
+from models.text import TextCNN, TextRecurrent
 from models.vibration import Vibration
 from models.video import VideoNet
 
@@ -145,14 +145,16 @@ def _bearing(shape: Shape, family: str) -> nn.Module:
 # --- text --------------------------------------------------------------------------------------------------------
 
 
-def _text_lstm(shape: Shape, strongest: bool = False) -> nn.Module:
-    return TextLSTM(shape.tokens, shape.classes, embedding=64, width=64, strongest=strongest, dropout=0.5)
+def _text(shape: Shape, cell: Cell) -> nn.Module:
+    return TextRecurrent(cell, shape.tokens, shape.classes, embedding=64, width=64, dropout=0.5)
 
 
 def _text_cnn(shape: Shape, strongest: bool = False) -> nn.Module:
     more = {"embedding": 64, "filters": 64, "kernels": (2, 3)}
     return TextCNN(shape.tokens, shape.classes, **more, strongest=strongest, dropout=0.5)
 
+
+RECURRENT: tuple[Cell, ...] = ("lstm", "gru", "rnn")
 
 NETS = {
     "digits-cnn": Net("cnn2d", _digits_cnn),
@@ -172,11 +174,9 @@ NETS = {
     "gesture-rnn": Net("rnn", partial(recurrent, cell="rnn", width=64, dropout=0.4)),
     "gesture-cnn1d": Net("cnn1d", partial(causal, width=48, dilations=(1, 2, 4, 8, 16), dropout=0.3)),
     "gesture-rocket": Net("rocket", partial(patterns, halves=(25,), spatial=True)),
-    "bearing-lstm": Net("lstm", partial(_bearing, family="lstm")),
-    "bearing-gru": Net("gru", partial(_bearing, family="gru")),
-    "bearing-cnn1d": Net("cnn1d", partial(_bearing, family="cnn1d")),
-    "sentiment-lstm": Net("lstm", _text_lstm),
+    **{f"bearing-{family}": Net(family, partial(_bearing, family=family)) for family in (*RECURRENT, "cnn1d")},
+    **{f"sentiment-{cell}": Net(cell, partial(_text, cell=cell)) for cell in RECURRENT},
     "sentiment-cnn1d": Net("cnn1d", _text_cnn),
-    "question-lstm": Net("lstm", _text_lstm),
+    **{f"question-{cell}": Net(cell, partial(_text, cell=cell)) for cell in RECURRENT},
     "question-cnn1d": Net("cnn1d", partial(_text_cnn, strongest=True)),
 }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 Cell = Literal["rnn", "gru", "lstm"]
-_LAYERS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+LAYERS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class Recurrent(nn.Module):
@@ -48,7 +48,7 @@ class Recurrent(nn.Module):
         sees = 2 * len(mean) * len(windows) if windows else len(mean)
         self.input_dropout = nn.Dropout(input_dropout)
         between = dropout if layers > 1 else 0.0
-        self.memory = _LAYERS[cell](sees, width, layers, batch_first=True, dropout=between)
+        self.memory = LAYERS[cell](sees, width, layers, batch_first=True, dropout=between)
         if cell == "lstm" and remembers:
             self._remember(remembers)
         self.dropout = nn.Dropout(dropout)

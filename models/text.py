@@ -1,5 +1,5 @@
-"""Nets for text: embeddings make vectors of words and of pairs of words, an LSTM or a causal CNN reads them, a dense
-layer classifies at every word."""
+"""Nets for text: embeddings make vectors of words and of pairs of words, a recurrent layer or a causal CNN reads them,
+a dense layer classifies at every word."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.cnn1d import CausalConv, RunningMean
+from models.rnn import LAYERS, Cell
 
 SHARPNESS = 4.0  # of the strongest so far: near 0 it would be the mean, at infinity the maximum
 
@@ -72,11 +73,12 @@ class Text(nn.Module):
         return logits, after | kept | {"before": line[:, -1:].float()}
 
 
-class TextLSTM(Text):
-    """Read by an LSTM. State: `h` and `c` (B, 1, width) besides."""
+class TextRecurrent(Text):
+    """Read by an LSTM, a GRU or a SimpleRNN. State: `h` (B, 1, width) besides, and `c` alike for an LSTM."""
 
     def __init__(
         self,
+        cell: Cell,
         tokens: int,
         classes: int,
         *,
@@ -90,16 +92,21 @@ class TextLSTM(Text):
         more: dict[str, Any] = {"pairs": pairs, "pair_embedding": pair_embedding}
         more |= {"strongest": strongest, "dropout": dropout}
         super().__init__(tokens, classes, embedding=embedding, width=width, **more)
-        self.memory = nn.LSTM(embedding, width, batch_first=True)
+        self.cell = cell
+        self.memory = LAYERS[cell](embedding, width, batch_first=True)
 
     def initial_state(self, batch: int) -> dict[str, Tensor]:
-        memory = {name: torch.zeros(batch, 1, self.memory.hidden_size) for name in ("h", "c")}
+        names = ("h", "c") if self.cell == "lstm" else ("h",)
+        memory = {name: torch.zeros(batch, 1, self.memory.hidden_size) for name in names}
         return memory | super().initial_state(batch)
 
     def read(self, words: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        before = state["h"].transpose(0, 1), state["c"].transpose(0, 1)  # torch wants (1, B, width)
-        y, (h, c) = self.memory(words, before)
-        return y, {"h": h.transpose(0, 1), "c": c.transpose(0, 1)}
+        h = state["h"].transpose(0, 1).contiguous()  # torch wants (1, B, width)
+        if self.cell == "lstm":
+            y, (h, c) = self.memory(words, (h, state["c"].transpose(0, 1).contiguous()))
+            return y, {"h": h.transpose(0, 1), "c": c.transpose(0, 1)}
+        y, h = self.memory(words, h)
+        return y, {"h": h.transpose(0, 1)}
 
 
 class TextCNN(Text):

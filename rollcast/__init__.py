@@ -9,8 +9,11 @@ for prediction in client.predictions("cam-*", after="0"):
 """
 
 from rollcast.aio import AsyncClient
+from rollcast.aio_gateway import AsyncGateway
 from rollcast.client import Client
+from rollcast.entries import Entry, Logged, frame, samples, text
 from rollcast.errors import Problem, RollcastError, ServerAway
+from rollcast.gateway import Gateway
 from rollcast.results import (
     Accepted,
     Done,
@@ -28,13 +31,17 @@ from rollcast.results import (
 __all__ = [
     "Accepted",
     "AsyncClient",
+    "AsyncGateway",
     "Client",
     "Done",
     "Dropped",
     "Duplicate",
+    "Entry",
     "Event",
     "Gap",
+    "Gateway",
     "History",
+    "Logged",
     "Prediction",
     "Problem",
     "Record",
@@ -42,4 +49,7 @@ __all__ = [
     "RollcastError",
     "Rolling",
     "ServerAway",
+    "frame",
+    "samples",
+    "text",
 ]

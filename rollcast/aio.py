@@ -9,17 +9,22 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
+import msgspec
 
 from rollcast import calls
+from rollcast.aio_gateway import AsyncGateway
 from rollcast.calls import Call
 from rollcast.client import DEFAULT_URL, RETRY_S, reasons_in, settings_of
+from rollcast.entries import Entry, Logged
 from rollcast.errors import Problem, away, to_problem
-from rollcast.events import Subscription, may_come_back
-from rollcast.flow import Flow
+from rollcast.events import Follows, Recording, Subscription, may_come_back
+from rollcast.flow import Flow, Steps
 from rollcast.results import Prediction, Record
+from rollcast.talk import Talk
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 def _awaited(make: Callable[P, Call[Result]]) -> Callable[Concatenate[AsyncClient, P], Awaitable[Result]]:
@@ -46,7 +51,7 @@ class AsyncClient:
         self.url = url.rstrip("/")
         self._http = httpx.AsyncClient(**settings_of(self.url, api_key))
         self._flow = Flow(self.url, retry_s=retry_s, numbered=numbered)
-        self._numbered = numbered
+        self._api_key, self._retry_s, self._numbered = api_key, retry_s, numbered
         self._turns: dict[str, asyncio.Lock] = {}
 
     async def __aenter__(self) -> Self:
@@ -63,11 +68,13 @@ class AsyncClient:
     post_frame = _awaited(calls.post_frame)
     post_samples = _awaited(calls.post_samples)
     post_text = _awaited(calls.post_text)
+    post_entry = _awaited(calls.post_entry)
     history = _awaited(calls.history)
     stream = _awaited(calls.stream)
     models = _awaited(calls.models)
     configure = _awaited(calls.configure)
     delete = _awaited(calls.delete)
+    control = _awaited(calls.control)
     state = _awaited(calls.state)
     save_state = _awaited(calls.save_state)
     restore = _awaited(calls.restore)
@@ -78,7 +85,7 @@ class AsyncClient:
     drop_dead = _awaited(calls.drop_dead)
 
     async def predictions(
-        self, streams: str | Sequence[str], *, after: str | None = None, when_full: str | None = None
+        self, streams: str | Sequence[str], after: str | None = None, *, when_full: str | None = None
     ) -> AsyncIterator[Prediction]:
         """As Client.predictions."""
         async for record in self.records(streams, after=after, when_full=when_full):
@@ -86,35 +93,48 @@ class AsyncClient:
                 yield record
 
     async def records(
-        self, streams: str | Sequence[str], *, after: str | None = None, when_full: str | None = None
+        self, streams: str | Sequence[str], after: str | None = None, *, when_full: str | None = None
     ) -> AsyncIterator[Record]:
         """As Client.records."""
         subscription = Subscription(streams, after, when_full)
         if after is None and not subscription.many:
             subscription.cursor, subscription.begun = await self.newest(subscription.stream), True
+        following: Follows[Record] = subscription
+        async for record in self._follow(following):
+            yield record
+
+    async def entries(
+        self, stream: str, after: str | None = None, *, listening: Callable[[], None] | None = None
+    ) -> AsyncIterator[Logged]:
+        """As Client.entries."""
+        begun = await self.newest(stream) if after is None else after
+        async for entry in self._follow(Recording(stream, begun, listening)):
+            yield entry
+
+    async def _follow(self, what: Follows[Item]) -> AsyncIterator[Item]:
         while True:
             try:
-                async with self._http.stream(**subscription.request()) as response:
+                async with self._http.stream(**what.request()) as response:
                     if response.status_code != 200:
                         await response.aread()
                         raise to_problem(response)
                     async for line in response.aiter_lines():
-                        if record := subscription.feed(line):
-                            yield record
+                        if (found := what.feed(line)) is not None:
+                            yield found
             except Problem as problem:
                 if not may_come_back(problem):
                     raise
             except httpx.TransportError as error:
-                if not subscription.begun:
+                if not what.begun:
                     raise away(self.url, error) from None
-            await asyncio.sleep(subscription.pause_s())
+            await asyncio.sleep(what.pause_s())
 
     async def newest(self, stream: str) -> str:
         """As Client.newest."""
         return (await self.history(stream, limit=1)).next
 
     async def streams(self, *, sort: str | None = None) -> AsyncIterator[dict[str, Any]]:
-        """Every stream, by name."""
+        """As Client.streams."""
         async for found in self._pages("/v1/streams", "streams", sort=sort):
             yield found
 
@@ -130,6 +150,20 @@ class AsyncClient:
         except (httpx.TransportError, ValueError, KeyError) as error:
             return [str(away(self.url, error))]
 
+    def gateway(
+        self, streams: str | Sequence[str] | None = None, *, after: str | None = None, when_full: str | None = None
+    ) -> AsyncGateway:
+        """As Client.gateway."""
+        wanted = [streams] if isinstance(streams, str) else streams
+        talk = Talk(self._api_key, wanted, after, when_full)
+        return AsyncGateway(self.url, talk, self._numbered_entry, self._retry_s)
+
+    async def _numbered_entry(self, entry: Entry) -> Entry:
+        if not self._numbered or entry.seq is not None:
+            return entry
+        async with self._turns.setdefault(entry.stream, asyncio.Lock()):
+            return msgspec.structs.replace(entry, seq=await self._carry_out(self._flow.number(entry.stream)))
+
     async def send(self, call: Call[Result]) -> Result:
         """Carries out a call. Entries of a numbered stream wait for each other: their numbers must arrive in order."""
         if not self._numbered or call.entry is None:
@@ -138,9 +172,11 @@ class AsyncClient:
             return await self._send(call)
 
     async def _send(self, call: Call[Result]) -> Result:
-        steps = self._flow.steps(call)
-        todo = next(steps)
+        return await self._carry_out(self._flow.steps(call))
+
+    async def _carry_out(self, steps: Steps[Result]) -> Result:
         try:
+            todo = next(steps)
             while True:
                 if isinstance(todo, float):
                     await asyncio.sleep(todo)

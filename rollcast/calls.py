@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote
 
 import httpx
 import msgspec
 
+from rollcast.content import JSON, ROWS, Frame, Table, body_of, image_of, media_type
+from rollcast.entries import Entry
 from rollcast.results import Accepted, History, Prediction, Record, read_record
 
-JSON: Final = "application/json"
-ROWS: Final = "application/octet-stream"
 STATE: Final = "application/vnd.rollcast.state+msgpack"  # of a stream's saved state
 _MARGIN_S: Final = 30.0  # beyond what the server was asked to wait
 Result = TypeVar("Result", covariant=True)
@@ -40,19 +41,6 @@ class Call(Generic[Result]):
         return httpx.Timeout(self.wait_s + _MARGIN_S, connect=5.0)
 
 
-class Frame(Protocol):
-    """An array of pixels: (H, W) or (H, W, 3) uint8, as numpy has it."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-
-class Table(Protocol):
-    """Rows and columns that numpy can make an array of: a DataFrame, a polars frame, an array."""
-
-    def __array__(self) -> Any: ...
-
-
 # --- entries -----------------------------------------------------------------------------------------------------
 
 
@@ -73,7 +61,7 @@ def post_frame(
 
     Returns Accepted, or with `wait_s` the Prediction. Raises Problem, also when the entry was refused, and ServerAway.
     """
-    data = _image(image)
+    data = image_of(image)
     query = _query(model=model, seq=seq, time=time, start=start, end=end, ack=ack, wait=wait_s)
     return _post(stream, "frames", query, data, media_type(data), wait_s)
 
@@ -96,7 +84,7 @@ def post_samples(
     query = _query(
         model=model, seq=seq, time=time, start=start, end=end, interval_s=interval_s, ack=ack, wait=wait_s
     )  # fmt: skip
-    body, media = _rows(rows)
+    body, media = body_of(rows)
     return _post(stream, "samples", query, body, media, wait_s)
 
 
@@ -117,6 +105,22 @@ def post_text(
     return _post(stream, "text", query, text.encode(), "text/plain", wait_s)
 
 
+def post_entry(entry: Entry, *, ack: str | None = None, wait_s: float | None = None) -> Call[Accepted | Prediction]:
+    """Posts an entry that was made before. Returns and raises as `post_frame`."""
+    more = {"model": entry.model, "seq": entry.seq, "time": entry.time, "start": entry.start, "end": entry.end}
+    query = _query(**more, ack=ack, wait=wait_s)
+    if entry.kind == "frame" and entry.data is not None:
+        return _post(entry.stream, "frames", query, entry.data, media_type(entry.data), wait_s)
+    if entry.kind == "text" and entry.text is not None:
+        return _post(entry.stream, "text", query, entry.text.encode(), "text/plain", wait_s)
+    query |= _query(interval_s=entry.interval_s)
+    if entry.kind == "samples" and entry.data is not None:
+        return _post(entry.stream, "samples", query, entry.data, ROWS, wait_s)
+    if entry.kind == "samples" and entry.samples is not None:
+        return _post(entry.stream, "samples", query, *body_of(entry.samples), wait_s)
+    raise ValueError(f"entry of kind {entry.kind!r} without its content: expected frame, samples or text")
+
+
 def _post(
     stream: str, kind: str, query: dict[str, str], body: bytes, media: str, wait_s: float | None
 ) -> Call[Accepted | Prediction]:
@@ -133,41 +137,6 @@ def _record_of(response: httpx.Response) -> Prediction:
     return msgspec.structs.replace(found, cursor=found.id)
 
 
-def _image(image: bytes | str | Path | Frame) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, str | Path):
-        return Path(image).read_bytes()
-    import cv2
-    import numpy as np
-
-    pixels = np.asarray(image)
-    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3))):
-        raise ValueError(f"frame of shape {pixels.shape}, {pixels.dtype}: expected (H, W) or (H, W, 3) uint8")
-    encoded = cv2.imencode(".png", pixels[..., ::-1] if pixels.ndim == 3 else pixels)[1]
-    return bytes(encoded.tobytes())
-
-
-def _rows(rows: Sequence[Sequence[float]] | Table) -> tuple[bytes, str]:
-    columns = getattr(rows, "columns", None)
-    if columns is not None:  # a DataFrame: its names say which column is which
-        header = ",".join(f'"{name}"' for name in columns)
-        lines = [",".join(repr(float(value)) for value in row) for row in _array(rows)]
-        return "\n".join([header, *lines, ""]).encode(), "text/csv"
-    if hasattr(rows, "__array__"):
-        return _array(rows).astype("<f4").tobytes(), ROWS
-    return msgspec.json.encode({"samples": [list(map(float, row)) for row in rows]}), JSON
-
-
-def _array(rows: Any) -> Any:
-    import numpy as np
-
-    found = np.asarray(rows, np.float64)
-    if found.ndim != 2:
-        raise ValueError(f"rows of shape {found.shape}: expected (T, F)")
-    return found
-
-
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
@@ -181,7 +150,7 @@ _page = msgspec.json.Decoder(_Page)
 
 
 def history(
-    stream: str, *, after: str | None = None, limit: int | None = None, every_type: bool = False
+    stream: str, after: str | None = None, *, limit: int | None = None, every_type: bool = False
 ) -> Call[History]:
     """A page of what is kept of a stream, oldest first: after the cursor `after`, or the newest. Predictions only, or
     every type of record."""
@@ -229,6 +198,21 @@ def configure(
     given = {"model": model, "rolling": rolling, "gap": gap, "freshness": freshness, "state_ttl_s": state_ttl_s}
     body = msgspec.json.encode({name: value for name, value in given.items() if value is not None})
     return Call("PUT", f"/v1/streams/{quoted(stream)}", _dict, body=body, headers={"Content-Type": JSON})
+
+
+def control(stream: str, said: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    """Carries out a control as it was recorded: its `action`, and what belongs to that."""
+    action = said.get("action")
+    if action == "settings":
+        body = msgspec.json.encode(said.get("settings") or {})
+        return Call("PUT", f"/v1/streams/{quoted(stream)}", _dict, body=body, headers={"Content-Type": JSON})
+    if action == "restore":
+        return restore(stream, b64decode(said.get("state") or ""))
+    if action == "reset":
+        return reset(stream)
+    if action == "delete":
+        return delete(stream)
+    raise ValueError(f"control {action!r}: expected settings, restore, reset or delete")
 
 
 def delete(stream: str) -> Call[dict[str, Any]]:
@@ -284,21 +268,6 @@ def drop_dead(stream: str, entry_id: str) -> Call[dict[str, Any]]:
 
 
 # --- small parts -------------------------------------------------------------------------------------------------
-
-
-def media_type(image: bytes) -> str:
-    """By its first bytes; the server says what it makes of anything else.
-
-    >>> media_type(bytes([0xFF, 0xD8, 0xFF]))
-    'image/jpeg'
-    """
-    if image[:2] == b"\xff\xd8":
-        return "image/jpeg"
-    if image[:4] == b"\x89PNG":
-        return "image/png"
-    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
-        return "image/webp"
-    return "application/octet-stream"
 
 
 def quoted(stream: str) -> str:

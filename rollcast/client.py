@@ -9,18 +9,23 @@ from types import TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 import httpx
+import msgspec
 
 from rollcast import calls
 from rollcast.calls import Call
+from rollcast.entries import Entry, Logged
 from rollcast.errors import Problem, away, to_problem
-from rollcast.events import Subscription, may_come_back
-from rollcast.flow import Flow
+from rollcast.events import Follows, Recording, Subscription, may_come_back
+from rollcast.flow import Flow, Steps
+from rollcast.gateway import Gateway
 from rollcast.results import Prediction, Record
+from rollcast.talk import Talk
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 RETRY_S: Final = 30.0
 P = ParamSpec("P")
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 def _blocking(make: Callable[P, Call[Result]]) -> Callable[Concatenate[Client, P], Result]:
@@ -50,6 +55,7 @@ class Client:
         numbered: bool = False,
     ) -> None:
         self.url = url.rstrip("/")
+        self._api_key, self._retry_s, self._numbered = api_key, retry_s, numbered
         self._http = httpx.Client(**settings_of(self.url, api_key))
         self._flow = Flow(self.url, retry_s=retry_s, numbered=numbered)
 
@@ -67,11 +73,13 @@ class Client:
     post_frame = _blocking(calls.post_frame)
     post_samples = _blocking(calls.post_samples)
     post_text = _blocking(calls.post_text)
+    post_entry = _blocking(calls.post_entry)
     history = _blocking(calls.history)
     stream = _blocking(calls.stream)
     models = _blocking(calls.models)
     configure = _blocking(calls.configure)
     delete = _blocking(calls.delete)
+    control = _blocking(calls.control)
     state = _blocking(calls.state)
     save_state = _blocking(calls.save_state)
     restore = _blocking(calls.restore)
@@ -82,7 +90,7 @@ class Client:
     drop_dead = _blocking(calls.drop_dead)
 
     def predictions(
-        self, streams: str | Sequence[str], *, after: str | None = None, when_full: str | None = None
+        self, streams: str | Sequence[str], after: str | None = None, *, when_full: str | None = None
     ) -> Iterator[Prediction]:
         """The predictions of a stream, of all that fit a pattern such as `cam-*`, or of several: after the cursor
         `after` (`0`: all that is kept; None: from now on), for ever. `records` has everything else, gaps included."""
@@ -91,7 +99,7 @@ class Client:
                 yield record
 
     def records(
-        self, streams: str | Sequence[str], *, after: str | None = None, when_full: str | None = None
+        self, streams: str | Sequence[str], after: str | None = None, *, when_full: str | None = None
     ) -> Iterator[Record]:
         """As `predictions`, but every record, and a Gap where some cannot be delivered.
 
@@ -100,29 +108,41 @@ class Client:
         subscription = Subscription(streams, after, when_full)
         if after is None and not subscription.many:
             subscription.cursor, subscription.begun = self.newest(subscription.stream), True
+        following: Follows[Record] = subscription
+        yield from self._follow(following)
+
+    def entries(
+        self, stream: str, after: str | None = None, *, listening: Callable[[], None] | None = None
+    ) -> Iterator[Logged]:
+        """The entries of a stream, as they came and as they come, for ever: after the cursor `after` (`0`: all that the
+        log still holds; None: what was not answered yet). A finished entry leaves the log after `input_history_s`.
+        `listening` is called when the server listens, and again with all that it says."""
+        yield from self._follow(Recording(stream, self.newest(stream) if after is None else after, listening))
+
+    def _follow(self, what: Follows[Item]) -> Iterator[Item]:
         while True:
             try:
-                with self._http.stream(**subscription.request()) as response:
+                with self._http.stream(**what.request()) as response:
                     if response.status_code != 200:
                         response.read()
                         raise to_problem(response)
                     for line in response.iter_lines():
-                        if record := subscription.feed(line):
-                            yield record
+                        if (found := what.feed(line)) is not None:
+                            yield found
             except Problem as problem:
                 if not may_come_back(problem):
                     raise
             except httpx.TransportError as error:
-                if not subscription.begun:
+                if not what.begun:
                     raise away(self.url, error) from None
-            clock.sleep(subscription.pause_s())
+            clock.sleep(what.pause_s())
 
     def newest(self, stream: str) -> str:
         """The cursor of now: resolved once, so that a connection lost before the first record loses none."""
         return self.history(stream, limit=1).next
 
     def streams(self, *, sort: str | None = None) -> Iterator[dict[str, Any]]:
-        """Every stream, by name."""
+        """Every stream, by name, or sorted by `lag`, `drops` or `restarts`: the worst first."""
         yield from self._pages("/v1/streams", "streams", sort=sort)
 
     def dead(self, *, stream: str | None = None, reason: str | None = None) -> Iterator[dict[str, Any]]:
@@ -136,11 +156,26 @@ class Client:
         except (httpx.TransportError, ValueError, KeyError) as error:
             return [str(away(self.url, error))]
 
+    def gateway(
+        self, streams: str | Sequence[str] | None = None, *, after: str | None = None, when_full: str | None = None
+    ) -> Gateway:
+        """A WebSocket over which many entries of many streams go at once. `streams`: whose records it gives, as for
+        `predictions`; None: those of the streams posted to there; an empty list: none."""
+        wanted = [streams] if isinstance(streams, str) else streams
+        return Gateway(self.url, Talk(self._api_key, wanted, after, when_full), self._numbered_entry, self._retry_s)
+
+    def _numbered_entry(self, entry: Entry) -> Entry:
+        if not self._numbered or entry.seq is not None:
+            return entry
+        return msgspec.structs.replace(entry, seq=self._carry_out(self._flow.number(entry.stream)))
+
     def send(self, call: Call[Result]) -> Result:
         """Carries out a call."""
-        steps = self._flow.steps(call)
-        todo = next(steps)
+        return self._carry_out(self._flow.steps(call))
+
+    def _carry_out(self, steps: Steps[Result]) -> Result:
         try:
+            todo = next(steps)
             while True:
                 if isinstance(todo, float):
                     clock.sleep(todo)

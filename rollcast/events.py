@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import httpx
 
 from rollcast.calls import quoted
+from rollcast.entries import Logged, read_logged
 from rollcast.errors import Problem
 from rollcast.results import Bye, Record, read_record
 
 SILENCE_S: Final = 60.0  # the server says something every 15 s; longer silence is a lost connection
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
+Item = TypeVar("Item", covariant=True)
 
 
 class ServerEvent(NamedTuple):
@@ -68,6 +70,71 @@ def parse_events(lines: Iterable[str]) -> Iterator[ServerEvent]:
             yield event
 
 
+class Follows(Protocol[Item]):
+    """One that goes on after a lost connection: what to ask for next, what its lines mean. It does no I/O."""
+
+    @property
+    def begun(self) -> bool:
+        """It knows where it stands."""
+        ...
+
+    def request(self) -> dict[str, Any]:
+        """Arguments of httpx's `stream`."""
+        ...
+
+    def feed(self, line: str) -> Item | None:
+        """What this line ends, if it does."""
+        ...
+
+    def pause_s(self) -> float:
+        """Before the next attempt."""
+        ...
+
+
+class Recording:
+    """Where one who records the entries of a stream stands."""
+
+    def __init__(self, stream: str, after: str, listening: Callable[[], None] | None) -> None:
+        self.begun = True
+        self._listening = listening or (lambda: None)
+        self._stream, self._after = stream, after
+        self._pauses = _Pauses()
+
+    def request(self) -> dict[str, Any]:
+        return {
+            "method": "GET",
+            "url": f"/v1/streams/{quoted(self._stream)}/entries",
+            "params": {"after": self._after},
+            "timeout": httpx.Timeout(SILENCE_S, connect=5.0),
+        }
+
+    def feed(self, line: str) -> Logged | None:
+        self._listening()
+        if not line:
+            return None
+        entry = read_logged(line)
+        self._after = entry.id
+        self._pauses.begin()
+        return entry
+
+    def pause_s(self) -> float:
+        return self._pauses.next_s()
+
+
+class _Pauses:
+    """Longer each time, until something comes."""
+
+    def __init__(self) -> None:
+        self._pause_s = _FIRST_PAUSE_S
+
+    def begin(self) -> None:
+        self._pause_s = _FIRST_PAUSE_S
+
+    def next_s(self) -> float:
+        pause_s, self._pause_s = self._pause_s, min(_LONGEST_PAUSE_S, self._pause_s * 2)
+        return pause_s
+
+
 class Subscription:
     """Where one subscriber stands: what to ask for next, how long to wait before. It does no I/O."""
 
@@ -78,14 +145,13 @@ class Subscription:
         self._wanted = [wanted] if isinstance(wanted, str) else list(wanted)
         self._when_full = when_full
         self._reader = EventReader()
-        self._pause_s = _FIRST_PAUSE_S
+        self._pauses = _Pauses()
 
     @property
     def stream(self) -> str:
         return self._wanted[0]
 
     def request(self) -> dict[str, Any]:
-        """Arguments of httpx's `stream`."""
         self._reader = EventReader()
         path = "/v1/predictions" if self.many else f"/v1/streams/{quoted(self.stream)}/predictions"
         params: list[tuple[str, str]] = [("stream", one) for one in self._wanted] if self.many else []
@@ -108,14 +174,12 @@ class Subscription:
             self.cursor, self.begun = self._reader.cursor, True
         if event is None:
             return None
-        self._pause_s = _FIRST_PAUSE_S
+        self._pauses.begin()
         record = read_record(event.data, event.id)
         return None if isinstance(record, Bye) else record
 
     def pause_s(self) -> float:
-        """Before the next attempt: longer each time, until something comes."""
-        pause_s, self._pause_s = self._pause_s, min(_LONGEST_PAUSE_S, self._pause_s * 2)
-        return pause_s
+        return self._pauses.next_s()
 
 
 def may_come_back(problem: Problem) -> bool:

@@ -31,7 +31,7 @@ class Flow:
     def steps(self, call: Call[Result]) -> Steps[Result]:
         """Raises Problem and ServerAway. What might append an entry twice is tried again only with a `seq`."""
         if call.entry is not None and self._numbered and "seq" not in call.query and call.path[-6:] != "/retry":
-            seq = yield from self._number(call.entry)
+            seq = yield from self.number(call.entry)
             call = replace(call, query={**call.query, "seq": str(seq)})
         return (yield from self._tried(call))
 
@@ -72,8 +72,8 @@ class Flow:
             raise problem
         return page.records[0]  # type: ignore[return-value]
 
-    def _number(self, stream: str) -> Steps[int]:
-        """One above the stream's last: this client is the stream's only producer."""
+    def number(self, stream: str) -> Steps[int]:
+        """The next `seq` of a stream, one above its last: this client is its only producer."""
         if stream not in self._next_seq:
             try:
                 found = yield from self._tried(calls.stream(stream))

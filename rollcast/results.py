@@ -79,6 +79,7 @@ class Refused(Answer, frozen=True, tag="refused", kw_only=True):
     reason: str
     detail: str = ""
     model: str | None = None
+    retry_of: str | None = None
 
     type: ClassVar[str] = "refused"
 
@@ -90,6 +91,8 @@ class Dropped(Answer, frozen=True, tag="dropped", kw_only=True):
     stream: str
     reason: str
     detail: str = ""
+    events: list[Event] = []  # exits, where it began or ended the state
+    retry_of: str | None = None
 
     type: ClassVar[str] = "dropped"
 
@@ -112,6 +115,7 @@ class Done(Answer, frozen=True, tag="done", kw_only=True):
     stream: str
     action: str
     events: list[Event] = []
+    retry_of: str | None = None
 
     type: ClassVar[str] = "done"
 

@@ -26,7 +26,7 @@ from service.broker.predictions import RedisPredictions
 from service.broker.wire import Wire, safe_url
 from service.contracts import Limits
 from service.demo import Demo
-from service.embedded import EmbeddedBroker, url_on
+from service.embedded import EmbeddedBroker, machine_memory, url_on
 from service.engine import OnnxEngine
 from service.errors import BrokerAway, BrokerFailed, PackageRefused, StartError
 from service.faults import fault_from, poison_from
@@ -228,7 +228,11 @@ def run_up(settings: Settings, *, demo: bool = False, seconds: float | None = No
     output = settings.home / "rollcast.log" if demo else None  # the demo's table needs the terminal
     broker = None
     if settings.broker is None:
-        broker = EmbeddedBroker(settings.home, settings.broker_binary, appendfsync=settings.appendfsync)
+        wanted = settings.broker_memory_bytes
+        memory_bytes = machine_memory() // 2 if wanted is None else wanted
+        broker = EmbeddedBroker(
+            settings.home, settings.broker_binary, appendfsync=settings.appendfsync, memory_bytes=memory_bytes
+        )
     else:
         check_answers(settings.broker)
 

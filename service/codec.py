@@ -297,7 +297,8 @@ class Position(NamedTuple):
     Stored, `=` is the same id as `last`, and an id alone is `id = - - =`, as it usually is: 36 bytes less a stream.
     Spelt out it is read as well.
     `stepped` is the id of the last entry whose state is kept; `-`: there is none, the next one is `first`;
-    `reset`: a reset dropped it; `version`: another model did; `deleted`: the stream was, and nothing came since.
+    `reset`: a reset dropped it; `version`: another model did; `deleted`: the stream was, and nothing came since. An id
+    with `+` behind it is that of a restore after which nothing was stepped yet.
     """
 
     last: int  # last finished entry, as id_number
@@ -310,6 +311,7 @@ class Position(NamedTuple):
         return encode_position(number_id(self.last), self.record, self.seq, self.seq_id, self.stepped)
 
 
+RESTORED: Final = b"+"
 NOWHERE: Final = Position(0, ZERO_ID, None, b"-", b"-")
 
 

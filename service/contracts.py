@@ -141,6 +141,7 @@ class Dropped(msgspec.Struct, frozen=True, tag="dropped", tag_field="type", omit
     detail: str
     model: str | None = None
     events: list[Event] = []
+    retry_of: str | None = None
 
 
 class Duplicate(msgspec.Struct, frozen=True, tag="duplicate", tag_field="type", omit_defaults=True):
@@ -266,6 +267,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rolling: RollingSettings = RollingSettings()
     gap: GapPolicy = GapPolicy()
     freshness: Freshness = Freshness()
+    state_ttl_s: Annotated[float, msgspec.Meta(gt=0)] | None = None  # shorter than the deployment's; never longer
     family: str = ""  # "cnn2d", "lstm", …
     parameters: int = 0
     data: TrainingData | None = None
@@ -305,7 +307,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
 class StreamSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a shard's `settings` hash holds for one stream: JSON. `model` is bound by PUT or by the first entry.
 
-    What is None is as the package (or, for `state_ttl_s`, the deployment) has it.
+    What is None is as the package has it, and a `state_ttl_s` that it has not is the deployment's.
     """
 
     model: str | None = None

@@ -60,6 +60,7 @@ class EmbeddedBroker:
         binary: str | None = None,
         *,
         appendfsync: str = "everysec",
+        memory_bytes: int = 0,
         ready_s: float = 15.0,
         loading_s: float = 600.0,
         stop_s: float = 10.0,
@@ -68,6 +69,7 @@ class EmbeddedBroker:
         self.notices: list[str] = []
         self._wanted_binary = binary
         self._appendfsync = appendfsync
+        self._memory_bytes = memory_bytes  # 0: no bound
         self._ready_s = ready_s  # until it answers
         self._loading_s = loading_s  # until it has read its data
         self._stop_s = stop_s
@@ -176,6 +178,7 @@ class EmbeddedBroker:
         config = self.home / "broker.conf"
         settings = CONFIG | {
             "appendfsync": self._appendfsync,
+            "maxmemory": str(self._memory_bytes),
             "dir": _quoted(self.home),
             "unixsocket": _quoted(path),
             "pidfile": _quoted(self.home / "broker.pid"),
@@ -314,3 +317,14 @@ def _last_lines(path: Path, start: int) -> str:
         log.seek(start)
         lines = log.read().decode("utf-8", "replace").splitlines()
     return "\n".join(f"  {line}" for line in lines[-_LOG_LINES:]) or "  (nothing)"
+
+
+def machine_memory() -> int:
+    """Bytes that this machine, or the control group that we are in, has for all; 0 where nobody says."""
+    found = []
+    with contextlib.suppress(ValueError, OSError):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(ValueError, OSError):
+            found.append(int(Path(limit).read_text(encoding="ascii")))  # "max": no limit
+    return min((size for size in found if size > 0), default=0)

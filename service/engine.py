@@ -82,9 +82,10 @@ class OnnxEngine:
     def warm_up(self) -> None:
         """Runs the batches a worker meets first, so that the first entry does not wait for allocations."""
         for batch in WARM_UP_BATCHES:
-            self.run(self._blank(batch), self.initial(batch))
+            self.run(self.blank(batch), self.initial(batch))
 
-    def _blank(self, batch: int) -> np.ndarray:
+    def blank(self, batch: int) -> np.ndarray:
+        """One step of input that says nothing, for `batch` streams."""
         manifest = self._manifest
         if manifest.frames is not None:
             frames = manifest.frames

@@ -9,6 +9,8 @@
     {prefix}:{p}:pos                positions, a field a stream
     {prefix}:{p}:settings           settings, a field a stream
     {prefix}:{p}:streams            last entry of each stream, ms
+    {prefix}:{p}:drops              how many entries of a stream were dropped
+    {prefix}:{p}:restarts           how often a stream's state began anew
     {prefix}:{p}:state:STREAM       state record
     {prefix}:{p}:out:STREAM         records
     {prefix}:{p}:feed               one item a commit
@@ -42,8 +44,8 @@ class ShardKeys:
     """The keys of one shard, as bytes, spelt once."""
 
     __slots__ = (
-        "dead", "feed", "head", "inbox", "out_prefix", "owner", "pos", "settings", "shard", "state_prefix",
-        "streams", "suspect",
+        "dead", "drops", "feed", "head", "inbox", "out_prefix", "owner", "pos", "restarts", "settings", "shard",
+        "state_prefix", "streams", "suspect",
     )  # fmt: skip
 
     def __init__(self, prefix: str, shard: int) -> None:
@@ -55,6 +57,8 @@ class ShardKeys:
         self.pos = f"{base}pos".encode()
         self.settings = f"{base}settings".encode()
         self.streams = f"{base}streams".encode()
+        self.drops = f"{base}drops".encode()
+        self.restarts = f"{base}restarts".encode()
         self.feed = f"{base}feed".encode()
         self.dead = f"{base}dead".encode()
         self.suspect = f"{base}suspect".encode()

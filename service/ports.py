@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 
-from service.contracts import Manifest
+from service.contracts import Entry, Manifest
 from service.cursors import Place
-from service.errors import AppendUnknown, BrokerAway, BrokerFull
+from service.errors import AppendUnknown, BrokerAway, BrokerFull, NoFsync
 
 
 class Engine(Protocol):
@@ -91,6 +92,8 @@ class Commit(NamedTuple):
     touched: dict[str, int]  # stream -> ms of its last entry
     trim_below: bytes | None  # housekeeping is due: finished entries below this id may go
     deleted: Sequence[str] = ()  # streams of which nothing may stay but position and the record written here
+    drops: Mapping[str, int] = MappingProxyType({})  # stream -> entries dropped here
+    restarts: Mapping[str, int] = MappingProxyType({})  # stream -> how often its state began anew here
 
 
 class Committed(NamedTuple):
@@ -259,6 +262,18 @@ class StreamRow(NamedTuple):
     last_entry_ms: int
     position: bytes | None  # `pos` of it
     settings: bytes | None  # `settings` of it
+    drops: int = 0  # entries dropped
+    restarts: int = 0  # how often its state began anew, but for the first time
+
+
+class Lag(NamedTuple):
+    """What waits of one stream."""
+
+    oldest_ms: int  # of its oldest unfinished entry's id
+    age_s: float  # by the broker's clock
+
+
+Counted = Literal["drops", "restarts"]
 
 
 class ShardStatus(NamedTuple):
@@ -336,6 +351,10 @@ class DeadEntry(NamedTuple):
     fields: dict[str, bytes]
 
 
+# What became of an append: its id, or why there is none.
+Appended = str | BrokerFull | BrokerAway | AppendUnknown | NoFsync
+
+
 class Predictions(Protocol):
     """The api's side of the broker. Every call raises BrokerAway when the broker does not answer."""
 
@@ -355,9 +374,14 @@ class Predictions(Protocol):
         ...
 
     async def append_many(
-        self, entries: Sequence[tuple[str, Mapping[str, bytes]]]
-    ) -> list[str | BrokerFull | BrokerAway | AppendUnknown]:
+        self, entries: Sequence[tuple[str, Mapping[str, bytes]]], fsync: bool = False
+    ) -> list[Appended]:
         """One XADD each, (stream, fields), in order and in one round trip; of each its id, or as `append` raises."""
+        ...
+
+    def entries(self, stream: str, after: str) -> AsyncGenerator[list[Entry]]:
+        """The entries of one stream with id > after that its log still holds, and those that come, for ever; empty
+        lists at first, when what comes will be heard, and where nothing came for a moment. Ends with BrokerAway."""
         ...
 
     async def records(self, stream: str, after: str, limit: int) -> list[OutRecord]:
@@ -406,6 +430,19 @@ class Predictions(Protocol):
 
     async def streams(self, after: str, limit: int) -> list[StreamRow]:
         """Streams whose name is above `after`, ascending by name, at most `limit`."""
+        ...
+
+    async def rows(self, streams: Iterable[str]) -> list[StreamRow]:
+        """These streams, in this order; deleted ones are left out."""
+        ...
+
+    async def lags(self) -> dict[str, Lag]:
+        """The streams of which something waits. Where a shard has too much waiting to be looked through, those that
+        wait longest; an entry that was never answered counts as well."""
+        ...
+
+    async def counted(self, what: Counted) -> dict[str, int]:
+        """Of each stream how many of its entries were dropped, or how often its state began anew; zeros left out."""
         ...
 
     async def state(self, stream: str) -> StateRow:

@@ -17,7 +17,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from service.errors import BadSettings
 
 PREFIX: Final = "ROLLCAST_"
-OTHER_VARIABLES: Final = frozenset({"ROLLCAST_URL", "ROLLCAST_DATA"})  # read elsewhere: HTTP commands, training
+# read elsewhere: HTTP commands, training
+OTHER_VARIABLES: Final = frozenset({"ROLLCAST_URL", "ROLLCAST_API_KEY", "ROLLCAST_DATA"})
 _SCHEMES: Final = ("redis://", "rediss://", "unix://")
 
 
@@ -52,6 +53,9 @@ class Settings(BaseSettings):
     appendfsync: Literal["everysec", "always"] = Field(
         "everysec",
         description="when the embedded broker syncs its data to disk; always: before each answer, as ack=fsync needs",
+    )
+    broker_memory_bytes: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="memory of the embedded broker's data, at most; none: half of the machine's; 0: no bound"
     )
     home: Path = Field(Path(".rollcast"), description="folder of the embedded broker's data, lock and log")
     host: str = Field("127.0.0.1", description="address the api listens on")

@@ -76,6 +76,8 @@ class InMemory:
         it.out.setdefault(stream, {})[id_number(entry_id)] = (kind.encode(), body, was.record)
         it.pos[stream], it.head = position.encode(), head.encode()
         it.settings[stream] = encode_settings(StreamSettings(model=more.get("model", "tiny")))
+        if kind == "dropped":
+            it.drops[stream] = it.drops.get(stream, 0) + 1
         it.feed[head.n] = [(stream, entry_id)]
         return body.decode()
 
@@ -114,6 +116,8 @@ class OnBroker:
         commit.hset(keys.pos, stream, position.encode())
         commit.hsetnx(keys.settings, stream, encode_settings(StreamSettings(model=more.get("model", "tiny"))))
         commit.zadd(keys.streams, {stream: int(entry_id.partition("-")[0])})
+        if kind == "dropped":
+            commit.zincrby(keys.drops, 1, stream)
         answered = encode_feed([stream.encode(), entry_id.encode()])
         commit.xadd(keys.feed, {"token": head.token, "records": answered}, id=f"{head.n}-0")
         commit.execute()

@@ -31,6 +31,8 @@ class MemoryShard:
     pos: dict[str, bytes] = field(default_factory=dict)
     settings: dict[str, bytes] = field(default_factory=dict)
     streams: dict[str, int] = field(default_factory=dict)  # ms of the last entry
+    drops: dict[str, int] = field(default_factory=dict)
+    restarts: dict[str, int] = field(default_factory=dict)
     feed: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
     dead: dict[int, dict[str, bytes]] = field(default_factory=dict)  # by place: fields
     suspect: dict[bytes, int] = field(default_factory=dict)  # at most one: id, how often it was tried
@@ -97,7 +99,8 @@ class MemoryLog:
         old = parse_head(it.head) if it.head else Head("life", "", 0, 0, 0, 0)
         for number in [n for n in list(it.log) if n <= old.low]:
             del it.log[number]
-        it.head = Head(old.life, f"{self.broker.acquisitions:04x}", old.n, old.low, 0, old.tries + 1).encode()
+        tries = old.tries + 1 if any(n > old.low for n in list(it.log)) else 1
+        it.head = Head(old.life, f"{self.broker.acquisitions:04x}", old.n, old.low, 0, tries).encode()
         self._fences[shard] = it.head
         return it.head
 
@@ -173,7 +176,7 @@ class MemoryLog:
         for stream in (*records, *streams):
             it.out.pop(stream, None)
         for stream in streams:
-            for kept in (it.states, it.pos, it.streams):
+            for kept in (it.states, it.pos, it.streams, it.drops, it.restarts):
                 kept.pop(stream, None)  # type: ignore[attr-defined]
         return True
 
@@ -208,7 +211,11 @@ class MemoryLog:
         it.pos |= commit.positions
         it.settings |= commit.settings
         for stream in commit.deleted:
-            it.settings.pop(stream, None)
+            for kept in (it.settings, it.drops, it.restarts):
+                kept.pop(stream, None)  # type: ignore[attr-defined]
+        for counts, more in ((it.drops, commit.drops), (it.restarts, commit.restarts)):
+            for stream, n in more.items():
+                counts[stream] = counts.get(stream, 0) + n
         it.streams |= commit.touched
         it.feed[commit.n] = [(r.stream, r.id.decode()) for r in commit.records]
 

@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from rollcast.events import ServerEvent, parse_events
+from tests.described import Document
 
 LIMIT_S = 5.0
 
@@ -34,7 +35,8 @@ class Serving:
         await_true(lambda: self._server.started or not self._thread.is_alive(), "the api starts")
         self.port: int = self._server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.http = httpx.Client(base_url=self.url, timeout=LIMIT_S)
+        hooks: Any = {"response": [Document(self.app.openapi()).check]}  # every answer is one that /docs describes
+        self.http = httpx.Client(base_url=self.url, timeout=LIMIT_S, event_hooks=hooks)
         return self
 
     def __exit__(

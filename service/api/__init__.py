@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from service import VERSION
-from service.api import openapi
+from service.api import document
 from service.api.backlog import Backlog, Bounds
 from service.api.bindings import Bindings
 from service.api.context import Context
@@ -24,6 +24,7 @@ from service.api.dead import dead_routes
 from service.api.follower import Follower
 from service.api.health import health_routes
 from service.api.ingest import ingest_routes
+from service.api.logged import logged_routes
 from service.api.models import model_routes
 from service.api.monitor import Monitor
 from service.api.outermost import Outermost
@@ -42,8 +43,8 @@ from service.state import StateLayout
 __all__ = ["Bounds", "create_app"]
 
 ROUTES = (
-    ingest_routes, record_routes, socket_routes, stream_routes, setting_routes, state_routes, dead_routes, model_routes,
-    health_routes,
+    ingest_routes, logged_routes, record_routes, socket_routes, stream_routes, setting_routes, state_routes,
+    dead_routes, model_routes, health_routes,
 )  # fmt: skip
 
 
@@ -127,5 +128,5 @@ async def _running(context: Context) -> AsyncIterator[None]:
 
 def _described(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
-        app.openapi_schema = openapi.describe(app)
+        app.openapi_schema = document.describe(app)
     return app.openapi_schema

@@ -134,7 +134,7 @@ class Backlog:
                 f"and at most {most_bytes:,} bytes may wait",
                 retry_after_s=_retry_after(over, drain.rate, drain.stalled_s),
             )
-        if (seconds := drain.seconds(entries + 1)) > most_s:
+        if entries and (seconds := drain.seconds(entries + 1)) > most_s:
             over = entries - RESUME_SHARE * most_s * (drain.rate or 0.0)
             raise BacklogFull(
                 f"shard {p}: {entries:,} unfinished entries, {seconds:.0f} s of work; at most {most_s:g} s may wait",

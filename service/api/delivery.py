@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import msgspec
 from fastapi.sse import format_sse_event
 
+from service.api.notices import Gap, Moved, Notice, Wait
 from service.codec import id_number
 from service.cursors import Place
 from service.ports import OutRecord
@@ -54,13 +55,6 @@ class Delivery:
         return self._packed
 
 
-class Notice(NamedTuple):
-    """Not a record: `gap`, `bye`, or no more than where the subscriber stands (`cursor`), or why it has to wait."""
-
-    type: str
-    body: dict[str, object]
-
-
 class Outgoing(NamedTuple):
     """One thing a subscriber is given, and its cursor after it (None: as before)."""
 
@@ -74,11 +68,11 @@ def as_events(batch: Iterable[Outgoing]) -> bytes:
     for what, cursor in batch:
         if isinstance(what, Delivery):
             found.append(what.event(cursor or what.record.id))
-        elif what.type == "cursor":
+        elif isinstance(what, Moved):
             found.append(b"id: %s\n: heartbeat\n\n" % cursor.encode() if cursor else b": heartbeat\n\n")
-        elif what.type == "wait":
-            found.append(format_sse_event(comment=str(what.body["detail"])))
+        elif isinstance(what, Wait):
+            found.append(format_sse_event(comment=what.detail))
         else:
-            text = msgspec.json.encode(what.body).decode()
-            found.append(format_sse_event(data_str=text, event=what.type, id=cursor))
+            text = msgspec.json.encode(what).decode()
+            found.append(format_sse_event(data_str=text, event="gap" if isinstance(what, Gap) else "bye", id=cursor))
     return b"".join(found)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import msgspec
 
-from service.codec import decode_record, decode_settings, number_id, parse_position
+from service.codec import RESTORED, decode_record, decode_settings, number_id, parse_position
 from service.contracts import Prediction, StreamSettings
 from service.portable import norm_of
-from service.ports import DeadRow, OutRecord, StateRow, StreamRow
+from service.ports import DeadRow, Lag, OutRecord, StateRow, StreamRow
 from service.state import StateLayout, label_of
 
 
@@ -25,6 +25,9 @@ class StreamSummary(msgspec.Struct, frozen=True):
     last_record: str | None
     seq: int | None  # the producer's last counter
     shard: int
+    lag_s: float = 0.0  # age of its oldest unfinished entry; 0: nothing waits
+    drops: int = 0  # entries dropped, since it began
+    restarts: int = 0  # how often its state began anew, but for the first time
 
 
 class TensorSummary(msgspec.Struct, frozen=True):
@@ -59,7 +62,7 @@ class Backlog(msgspec.Struct, frozen=True):
     shard: int  # unfinished entries of all streams in its shard
 
 
-class StreamDetail(StreamSummary, frozen=True):
+class StreamDetail(StreamSummary, frozen=True, kw_only=True):
     """One stream, with what it remembers, what waits, and its settings."""
 
     backlog: Backlog
@@ -83,11 +86,11 @@ class DeadSummary(msgspec.Struct, frozen=True):
 def stepped_entry(position: bytes | None) -> str | None:
     """Id of the last entry whose state is kept, if there is one."""
     stepped = parse_position(position).stepped if position else b"-"
-    return stepped.decode() if stepped[:1].isdigit() else None
+    return stepped.removesuffix(RESTORED).decode() if stepped[:1].isdigit() else None
 
 
-def summarise_stream(row: StreamRow, record: OutRecord | None) -> StreamSummary:
-    """`record`: that of its last prediction, if it is kept."""
+def summarise_stream(row: StreamRow, record: OutRecord | None, lag: Lag | None) -> StreamSummary:
+    """`record`: that of its last prediction, if it is kept; `lag`: if something waits."""
     position = parse_position(row.position) if row.position else None
     settings = decode_settings(row.settings) if row.settings else None
     last = decode_record(record.body) if record is not None else None
@@ -102,6 +105,9 @@ def summarise_stream(row: StreamRow, record: OutRecord | None) -> StreamSummary:
         last_record=position.record.decode() if position else None,
         seq=position.seq if position else None,
         shard=row.shard,
+        lag_s=lag.age_s if lag else 0.0,
+        drops=row.drops,
+        restarts=row.restarts,
     )
 
 

@@ -12,14 +12,21 @@ from service.api.bodies import media_type, read_block, read_body, read_frame, re
 from service.api.context import Context
 from service.api.intake import Intake, More, Ready
 from service.api.messages import problem_of, read_entry
-from service.api.query import PostQuery, read_post_query
+from service.api.query import PostQuery, Query, read_ack, read_post_query
 from service.api.refusals import refusal
 from service.contracts import check_stream_id
-from service.errors import RollcastError, TooLarge, UnsupportedMedia
+from service.errors import RollcastError, TooLarge, Unavailable, UnsupportedMedia
 
 MAX_LINES = 100_000  # of one request
 AT_ONCE = 256  # lines appended in one round trip
 NDJSON = "application/x-ndjson"
+
+
+class Appended(msgspec.Struct, frozen=True):
+    """The answer to a line: its entry is in the log."""
+
+    id: str
+    stream: str
 
 
 def ingest_routes(context: Context) -> APIRouter:
@@ -55,18 +62,22 @@ def ingest_routes(context: Context) -> APIRouter:
     async def post_entries(request: Request) -> Response:
         """Post many entries of any streams, one a line. Each line is answered by one, in order; a refused line stops
         nothing. Lines are appended as they come; the answer follows the last one."""
+        fsync = read_ack(Query(request.query_params, ("ack",)))
         if media_type(request) != NDJSON:
             raise UnsupportedMedia(f"Content-Type {media_type(request) or 'is missing'}: expected {NDJSON}")
         answers: list[bytes] = []
+        held: dict[str, Unavailable] = {}
         async for lines in _in_groups(read_lines(request, 2 * context.limits.entry_bytes)):
             if len(answers) + len(lines) > MAX_LINES:
                 error = TooLarge(f"request of more than {MAX_LINES} lines: nothing was appended from here on")
                 answers.append(msgspec.json.encode(problem_of(error)))
                 break
-            answers += await append_lines(lines)
+            answers += await append_lines(lines, fsync, held)
         return Response(b"".join(answer + b"\n" for answer in answers), media_type=NDJSON)
 
-    async def append_lines(lines: list[bytes | RollcastError]) -> list[bytes]:
+    async def append_lines(
+        lines: list[bytes | RollcastError], fsync: bool, held: dict[str, Unavailable]
+    ) -> list[bytes]:
         ready: list[Ready | RollcastError] = []
         for line in lines:
             try:
@@ -75,11 +86,11 @@ def ingest_routes(context: Context) -> APIRouter:
                 ready.append(await intake.posted(read_entry(line, packed=False)))
             except RollcastError as error:
                 ready.append(error)
-        found = iter(await intake.append_many([one for one in ready if isinstance(one, Ready)]))
+        found = iter(await intake.append_many([one for one in ready if isinstance(one, Ready)], fsync, held))
         answers = []
         for one in ready:
             told = next(found) if isinstance(one, Ready) else one
-            answer = problem_of(told) if isinstance(told, RollcastError) else {"id": told, "stream": _stream(one)}
+            answer = problem_of(told) if isinstance(told, RollcastError) else Appended(told, _stream(one))
             answers.append(msgspec.json.encode(answer))
         return answers
 

@@ -129,19 +129,28 @@ class Intake:
         metrics.appended.inc()
         return entry_id
 
-    async def append_many(self, entries: Sequence[Ready]) -> list[str | RollcastError]:
-        """In order, in one round trip; of each its id, or why it is not in the log."""
+    async def append_many(
+        self, entries: Sequence[Ready], fsync: bool = False, held: dict[str, Unavailable] | None = None
+    ) -> list[str | RollcastError]:
+        """In order, in one round trip; of each its id (`fsync`: when it is on disk), or why it is not in the log.
+
+        `held`: streams of which an entry before had no room. What follows of them has none either: the caller comes
+        back with all of it, in order.
+        """
+        held = {} if held is None else held
         answers: list[str | RollcastError] = []
         admitted: list[int] = []
         for ready in entries:
-            try:
-                self._context.backlog.admit(ready.stream, len(ready.fields["data"]))
-                admitted.append(len(answers))
-                answers.append("")
-            except Unavailable as error:
-                answers.append(error)
+            full = held.get(ready.stream)
+            if full is None:
+                try:
+                    self._context.backlog.admit(ready.stream, len(ready.fields["data"]))
+                    admitted.append(len(answers))
+                except Unavailable as error:
+                    full = held[ready.stream] = error
+            answers.append(full or "")
         wanted = [(entries[at].stream, entries[at].fields) for at in admitted]
-        for at, found in zip(admitted, await self._context.predictions.append_many(wanted), strict=True):
+        for at, found in zip(admitted, await self._context.predictions.append_many(wanted, fsync), strict=True):
             answers[at] = found
         for answer in answers:
             if isinstance(answer, RollcastError):

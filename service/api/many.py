@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
-from service.api.delivery import Delivery, Notice, Outgoing
+from service.api.delivery import Delivery, Outgoing
 from service.api.follower import Follower
+from service.api.notices import Bye, ByeReason, Gap, GapReason, Moved
 from service.api.tails import Batch
 from service.cursors import BEGINNING, Place, decode_cursor, encode_place, join_places
 from service.errors import BrokerAway
@@ -72,7 +73,7 @@ class ManyTail:
 
     def skip(self, dropped: int, following: Delivery) -> Batch:
         """The cursor stays before them: who comes back with it gets them after all."""
-        return [self._gap({"reason": "slow", "records": dropped}, self._cursor())]
+        return [self._gap(Gap(reason="slow", records=dropped), self._cursor())]
 
     def standing(self) -> str | None:
         """Silence is heard by all: what was committed since did not fit."""
@@ -83,9 +84,9 @@ class ManyTail:
             self._shared = self._follower.cursor()
         return self._cursor()
 
-    def bye(self, reason: str) -> Outgoing:
+    def bye(self, reason: ByeReason) -> Outgoing:
         cursor = None if self._places is None else self._cursor()
-        return Outgoing(Notice("bye", {"type": "bye", "reason": reason}), cursor)
+        return Outgoing(Bye(reason=reason), cursor)
 
     # --- reading what was missed ---------------------------------------------------------------------------------
 
@@ -98,7 +99,7 @@ class ManyTail:
                 raise BrokerAway(self._follower.away)
             self._places = list(self._follower.places)
         self._encoded = [encode_place(place) for place in self._places]
-        return Outgoing(Notice("cursor", {}), self._cursor())
+        return Outgoing(Moved(), self._cursor())
 
     async def _check(self, shard: int, commits: list[FeedItem]) -> Outgoing | None:
         """Is the commit of the cursor still there, and the same one?"""
@@ -164,12 +165,12 @@ class ManyTail:
     def _outgoing(self, delivery: Delivery, cursor: str) -> Outgoing:
         if not delivery.missing:
             return Outgoing(delivery, cursor)
-        return self._gap({"reason": "trimmed", "stream": delivery.stream, "id": delivery.record.id}, cursor)
+        return self._gap(Gap(reason="trimmed", stream=delivery.stream, id=delivery.record.id), cursor)
 
-    def _jump(self, shard: int, place: Place, reason: str) -> Outgoing:
-        return self._gap({"reason": reason, "shard": shard}, self._move(shard, place))
+    def _jump(self, shard: int, place: Place, reason: GapReason) -> Outgoing:
+        return self._gap(Gap(reason=reason, shard=shard), self._move(shard, place))
 
-    def _gap(self, why: dict[str, object], cursor: str) -> Outgoing:
+    def _gap(self, gap: Gap, cursor: str) -> Outgoing:
         """Says that something cannot be delivered: of a stream one record, of a shard whatever fits, or so many."""
         self.on_gap()
-        return Outgoing(Notice("gap", {"type": "gap"} | why), cursor)
+        return Outgoing(gap, cursor)

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from typing import Final, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from service.api.delivery import Delivery, Notice, Outgoing
+from service.api.delivery import Delivery, Outgoing
+from service.api.notices import Bye, Cursor, Moved, Notice
 from service.api.posted import PostedEntry
-from service.api.problems import describe_error
-from service.errors import Malformed, RollcastError
+from service.api.problems import TYPE_PREFIX
+from service.errors import Malformed, RollcastError, Unavailable
 
 MAX_ENTRIES: Final = 1024  # of one message
 
@@ -34,6 +36,23 @@ class Ack(msgspec.Struct, frozen=True, tag="ack", tag_field="type"):
     seq: int | None = None
 
 
+class Welcome(msgspec.Struct, frozen=True, tag="hello", tag_field="type"):
+    """The answer to the first message."""
+
+
+class ProblemSaid(msgspec.Struct, frozen=True, tag="problem", tag_field="type"):
+    """Why an entry is not in the log, or what is wrong with a message: RFC 9457, whose `type` is `problem` here.
+    `index`: which entry of the message, from 0. `retry_after_s`: it is worth trying again after so long."""
+
+    problem: str
+    title: str
+    status: int
+    detail: str
+    index: int | UnsetType = UNSET
+    retry_after_s: float | UnsetType = UNSET
+
+
+Answer = Welcome | Ack | ProblemSaid
 _hello_json = msgspec.json.Decoder(Hello)
 _hello_packed = msgspec.msgpack.Decoder(Hello)
 _list_json = msgspec.json.Decoder(list[msgspec.Raw])
@@ -70,13 +89,12 @@ def read_entry(data: msgspec.Raw | bytes, packed: bool) -> PostedEntry:
         raise Malformed(f"entry: {error}") from None
 
 
-def problem_of(error: RollcastError, **more: object) -> dict[str, object]:
-    """As an RFC 9457 problem, which says by `type` that it is one; its own type is `problem`."""
-    described = describe_error(error)
-    return {"type": "problem", "problem": described.pop("type"), **described, **more}
+def problem_of(error: RollcastError, index: int | UnsetType = UNSET) -> ProblemSaid:
+    retry_after_s = error.retry_after_s if isinstance(error, Unavailable) else UNSET
+    return ProblemSaid(TYPE_PREFIX + error.type, error.title, error.status, error.detail, index, retry_after_s)
 
 
-def encode_answers(answers: Iterable[Ack | dict[str, object]], packed: bool) -> Message:
+def encode_answers(answers: Iterable[Answer], packed: bool) -> Message:
     found = list(answers)
     return msgspec.msgpack.encode(found) if packed else msgspec.json.encode(found).decode()
 
@@ -89,10 +107,12 @@ def encode_batch(batch: Iterable[Outgoing], packed: bool, many: bool) -> Message
         cursor = where or cursor
         if isinstance(what, Delivery):
             parts.append(what.packed() if packed else what.record.body)
-        elif what.type in ("gap", "bye", "wait"):
-            parts.append(_encode(_placed(what, where, many), packed))
+        elif isinstance(what, Bye) and where is not None and not many:
+            parts.append(_encode(msgspec.structs.replace(what, id=where), packed))
+        elif not isinstance(what, Moved):
+            parts.append(_encode(what, packed))
     if many and cursor is not None:
-        parts.append(_encode({"type": "cursor", "cursor": cursor}, packed))
+        parts.append(_encode(Cursor(cursor), packed))
     if not parts:
         return None
     if packed:
@@ -100,12 +120,7 @@ def encode_batch(batch: Iterable[Outgoing], packed: bool, many: bool) -> Message
     return (b"[" + b",".join(parts) + b"]").decode()
 
 
-def _placed(notice: Notice, where: str | None, many: bool) -> dict[str, object]:
-    """A notice of one stream says the cursor after it as its `id`."""
-    return notice.body if many or where is None else notice.body | {"id": where}
-
-
-def _encode(value: dict[str, object], packed: bool) -> bytes:
+def _encode(value: Notice | Cursor, packed: bool) -> bytes:
     return msgspec.msgpack.encode(value) if packed else msgspec.json.encode(value)
 
 

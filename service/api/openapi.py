@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-
-from service.api.described import DeadSummary, StreamDetail, StreamSummary
+from service.api.examples import ACCEPTED, MODEL, PAGE, STREAM, STREAMS
 from service.api.follower import WHEN_FULL
-from service.api.posted import PostedEntry
-from service.api.problems import TYPE_PREFIX
 from service.api.query import MAX_RECORDS, MAX_WAIT_S
 from service.api.schemas import ID as _ID
 from service.api.schemas import RECORD as _RECORD
-from service.api.schemas import REF as _REF
-from service.api.schemas import Responses, Route, Schema, problem_types
+from service.api.schemas import Responses, Route, Schema
 from service.api.schemas import array as _array
 from service.api.schemas import get as _get
 from service.api.schemas import json as _json
@@ -26,8 +19,7 @@ from service.api.schemas import query as _query
 from service.api.schemas import ref as _ref
 from service.api.schemas import seconds as _seconds
 from service.codec import MAX_INTERVAL_S, MAX_SEQ, MAX_TIME_S
-from service.contracts import RECORD_TYPES, Done, Dropped, Duplicate, Manifest, Prediction, Refused
-from service.controls import NewSettings
+from service.contracts import RECORD_TYPES
 from service.metrics import CONTENT_TYPE
 
 _FLAG: Final[Schema] = {"type": "integer", "enum": [0, 1]}
@@ -40,6 +32,11 @@ _MODEL: Final[Schema] = {
 
 # --- posting -----------------------------------------------------------------------------------------------------
 
+_ACK: Final = _query(
+    "ack",
+    {"type": "string", "enum": ["log", "fsync"]},
+    "`fsync`: answer only when it is on disk, or 501; else log.",
+)
 _POST_QUERY: Final = [
     _query(
         "model", {"type": "string"}, "Else the stream's, else the default of this kind, else the only one that fits."
@@ -51,11 +48,7 @@ _POST_QUERY: Final = [
     _query("start", _FLAG, "1: the state begins anew before this entry."),
     _query("end", _FLAG, "1: the state is dropped after this entry."),
     _query("wait", _seconds(MAX_WAIT_S), "Wait this many seconds for the entry's record, and answer with it."),
-    _query(
-        "ack",
-        {"type": "string", "enum": ["log", "fsync"]},
-        "`fsync`: answer only when it is on disk, or 501; else log.",
-    ),
+    _ACK,
 ]
 _INTERVAL: Final = _query("interval_s", _seconds(MAX_INTERVAL_S), "Seconds between rows; else the model's rate.")
 _ACCEPTED: Final[Responses] = {
@@ -64,7 +57,7 @@ _ACCEPTED: Final[Responses] = {
         "description": "The entry is in the log.",
         "content": _json(
             _object(id=_ID, stream={"type": "string"}, model={"type": "string"}),
-            {"id": "1763860000000-0", "stream": "cam-1", "model": "digits-cnn"},
+            ACCEPTED,
         ),
     },
     **_problems(400, 404, 409, 410, 413, 415, 422, 429, 501, 503, 504),
@@ -86,7 +79,10 @@ POST_FRAME: Final = _post(
         "image/jpeg": _BINARY,
         "image/png": _BINARY,
         "image/webp": _BINARY,
-        "multipart/form-data": {"schema": _object(frame={"type": "string", "format": "binary"})},
+        "multipart/form-data": {
+            "schema": _object(frame={"type": "string", "format": "binary"}),
+            "encoding": {"frame": {"contentType": "image/jpeg, image/png, image/webp"}},
+        },
     },
     _POST_QUERY,
 )
@@ -144,6 +140,7 @@ POST_ENTRIES: Final[Route] = {
         **_problems(400, 415),
     },
     "openapi_extra": {
+        "parameters": [_ACK],
         "requestBody": {
             "required": True,
             "content": {
@@ -152,9 +149,25 @@ POST_ENTRIES: Final[Route] = {
                     "example": '{"stream":"belt-1","kind":"samples","samples":[[39.25,0.43,22.75,0.43,33.75,1.3]]}\n',
                 }
             },
-        }
+        },
     },
 }
+
+GET_ENTRIES: Final = _get(
+    {
+        200: {
+            "description": "A line an entry, for ever; an empty one at first, and where nothing came for a while.",
+            "content": {
+                "application/x-ndjson": {
+                    "schema": _ref("LoggedEntry"),
+                    "example": '{"id":"1763860000000-0","stream":"talk-1","kind":"text","text":"a funny film"}\n',
+                }
+            },
+        },
+        **_problems(400, 503),
+    },
+    [_query("after", {"type": "string"}, "Begin after this entry; 0, the default: with all that the log still holds.")],
+)
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -182,7 +195,7 @@ GET_PREDICTIONS: Final = _get(
                 "are not kept any more, or were lost with the log's tail."
             ),
             "content": {
-                **_json(_object(predictions=_array(_RECORD), next=_ID, gap={"type": "boolean"})),
+                **_json(_object(predictions=_array(_RECORD), next=_ID, gap={"type": "boolean"}), PAGE),
                 "text/event-stream": {
                     "schema": {"type": "string"},
                     "example": 'data: {"type":"prediction","id":"1763860000000-0", …}\nid: 1763860000000-0\n\n',
@@ -235,13 +248,21 @@ GET_MANY_PREDICTIONS: Final = _get(
 GET_STREAMS: Final = _get(
     {
         200: {
-            "description": "The streams, by name.",
-            "content": _json(_object(streams=_array(_ref("StreamSummary")), next={"type": ["string", "null"]})),
+            "description": "The streams, in the order asked for.",
+            "content": _json(
+                _object(streams=_array(_ref("StreamSummary")), next={"type": ["string", "null"]}), STREAMS
+            ),
         },
         **_problems(400, 503),
     },
     [
-        _query("after", {"type": "string"}, "The name after which the page begins."),
+        _query(
+            "sort",
+            {"type": "string", "enum": ["name", "lag", "drops", "restarts"], "default": "name"},
+            "By name; or first those whose oldest unfinished entry is the oldest, that had the most entries dropped, "
+            "whose state began anew most often.",
+        ),
+        _query("after", {"type": "string"}, "Where the page begins: the `next` of the one before."),
         _query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_RECORDS, "default": 100}, "At most so many."),
     ],
 )
@@ -249,63 +270,42 @@ GET_STREAM: Final = _get(
     {
         200: {
             "description": "The stream.",
-            "content": _json({"allOf": [_ref("StreamDetail"), _object(last={"oneOf": [_RECORD, {"type": "null"}]})]}),
+            "content": _json(
+                {"allOf": [_ref("StreamDetail"), _object(last={"oneOf": [_RECORD, {"type": "null"}]})]}, STREAM
+            ),
         },
         **_problems(400, 404, 503),
     }
 )
 _SERVER: Final[Schema] = {"type": "string", "description": "this server's version"}
+_MODELS: Final = _object(rollcast=_SERVER, models=_array(_MODEL))
 GET_MODELS: Final = _get(
-    {200: {"description": "The packages.", "content": _json(_object(rollcast=_SERVER, models=_array(_MODEL)))}}
+    {200: {"description": "The packages.", "content": _json(_MODELS, {"rollcast": "0.1.0", "models": [MODEL]})}}
 )
-GET_MODEL: Final = _get({200: {"description": "The package.", "content": _json(_MODEL)}, **_problems(404)})
-GET_METRICS: Final = _get({200: {"description": "Metrics.", "content": {CONTENT_TYPE: {"schema": {"type": "string"}}}}})
-GET_LIVEZ: Final = _get({200: {"description": "Alive.", "content": _json(_object(live={"type": "boolean"}))}})
-_READY: Final = _json(_object(ready={"type": "boolean"}, reasons=_array({"type": "string"})))
+GET_MODEL: Final = _get({200: {"description": "The package.", "content": _json(_MODEL, MODEL)}, **_problems(404)})
+GET_METRICS: Final = _get(
+    {
+        200: {
+            "description": "Metrics.",
+            "content": {
+                CONTENT_TYPE: {
+                    "schema": {"type": "string"},
+                    "example": 'rollcast_steps_total{model="activity-lstm",process="worker-0"} 42.0\n',
+                }
+            },
+        }
+    }
+)
+GET_LIVEZ: Final = _get(
+    {200: {"description": "Alive.", "content": _json(_object(live={"type": "boolean"}), {"live": True})}}
+)
+_READY: Final = _object(ready={"type": "boolean"}, reasons=_array({"type": "string"}))
 GET_READYZ: Final = _get(
-    {200: {"description": "Ready.", "content": _READY}, 503: {"description": "Not ready, and why.", "content": _READY}}
-)
-
-
-# --- the document ------------------------------------------------------------------------------------------------
-
-
-def describe(app: FastAPI) -> Schema:
-    """The OpenAPI document, with the schemas of what msgspec encodes."""
-    document = get_openapi(
-        title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
-    )
-    types = (
-        Prediction,
-        Refused,
-        Dropped,
-        Duplicate,
-        Done,
-        Manifest,
-        StreamSummary,
-        StreamDetail,
-        NewSettings,
-        DeadSummary,
-        PostedEntry,
-    )
-    _, schemas = msgspec.json.schema_components(types, ref_template=_REF + "{name}")
-    schemas["Problem"] = {
-        "type": "object",
-        "description": "RFC 9457. `wait` adds the entry's `id`, `stream` and `reason`, or `of`.",
-        "required": ["type", "title", "status", "detail"],
-        "properties": {
-            "type": {"type": "string", "enum": [TYPE_PREFIX + t for ts in problem_types().values() for t in ts]},
-            "title": {"type": "string"},
-            "status": {"type": "integer"},
-            "detail": {"type": "string"},
+    {
+        200: {"description": "Ready.", "content": _json(_READY, {"ready": True, "reasons": []})},
+        503: {
+            "description": "Not ready, and why.",
+            "content": _json(_READY, {"ready": False, "reasons": ["no worker serves model digits-cnn"]}),
         },
     }
-    components = document.setdefault("components", {})
-    kept = {name: schema for name, schema in components.get("schemas", {}).items() if "Validation" not in name}
-    components["schemas"] = {**kept, **schemas}
-    for path in document["paths"].values():
-        for call in path.values():
-            validation = call["responses"].get("422", {}).get("content", {}).get("application/json")
-            if validation is not None:  # added by the framework for path parameters; ours are problems
-                del call["responses"]["422"]
-    return document
+)

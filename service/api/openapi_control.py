@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from service.api.examples import COMPONENTS, DEAD, DEAD_ENTRY
 from service.api.query import MAX_RECORDS, MAX_WAIT_S
 from service.api.schemas import ID, Responses, Route, Schema, array, get, json, object_of, problems, query, ref, seconds
 from service.portable import MEDIA_TYPE
@@ -41,6 +42,7 @@ def _control(*statuses: int, body: Schema | None = None, **more: Schema) -> Rout
 
 PUT_STREAM: Final = _control(
     404,
+    413,
     429,
     body=json(
         ref("NewSettings"),
@@ -73,7 +75,7 @@ GET_DEAD: Final = get(
     {
         200: {
             "description": "Refused entries, shard by shard, the oldest first; `next` is the `after` of the next page.",
-            "content": json(object_of(dead=array(ref("DeadSummary")), next={"type": ["string", "null"]})),
+            "content": json(object_of(dead=array(ref("DeadSummary")), next={"type": ["string", "null"]}), DEAD),
         },
         **problems(400, 503),
     },
@@ -88,7 +90,7 @@ GET_DEAD_ENTRY: Final = get(
     {
         200: {
             "description": "The entry; with `Accept: application/octet-stream` its bytes alone, as they came.",
-            "content": {**json(_DEAD_ENTRY), "application/octet-stream": _BINARY},
+            "content": {**json(_DEAD_ENTRY, DEAD_ENTRY), "application/octet-stream": _BINARY},
         },
         **problems(400, 404, 503),
     }
@@ -97,7 +99,10 @@ DELETE_DEAD: Final = get(
     {
         200: {
             "description": "It left quarantine.",
-            "content": json(object_of(id=ID, stream=_STREAM, dropped={"type": "boolean"})),
+            "content": json(
+                object_of(id=ID, stream=_STREAM, dropped={"type": "boolean"}),
+                {"id": "1763860000250-0", "stream": "belt-1", "dropped": True},
+            ),
         },
         **problems(400, 404, 503),
     }
@@ -108,11 +113,14 @@ RETRY_DEAD: Final[Route] = {
     "responses": {
         200: {
             "description": "With `wait`: the new entry's record.",
-            "content": json({"oneOf": [ref("Prediction"), ref("Done")]}),
+            "content": json({"oneOf": [ref("Prediction"), ref("Done")]}, COMPONENTS["Prediction"]),
         },
         202: {
             "description": "The new entry is in the log.",
-            "content": json(object_of(id=ID, stream=_STREAM, retry_of=ID, dropped={"type": "boolean"})),
+            "content": json(
+                object_of(id=ID, stream=_STREAM, retry_of=ID, dropped={"type": "boolean"}),
+                {"id": "1763860000900-0", "stream": "belt-1", "retry_of": "1763860000250-0", "dropped": False},
+            ),
         },
         **problems(400, 404, 409, 410, 422, 429, 503, 504),
     },

@@ -1,8 +1,8 @@
-"""An entry as a map."""
+"""An entry as a map: as it is posted, and as it stands in the log."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -26,3 +26,24 @@ class PostedEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     start: bool | Literal[0, 1] = False
     end: bool | Literal[0, 1] = False
     interval_s: Annotated[float, msgspec.Meta(ge=0.0, le=MAX_INTERVAL_S)] | None = None  # between rows
+
+
+class LoggedEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One entry as it stands in the log: an entry as it is posted, and its `id`. A control has `control` instead of
+    content. `fault`: it cannot be read, and was or will be refused; its bytes are as they came."""
+
+    id: str
+    stream: str
+    kind: str
+    data: bytes | None = None
+    text: str | None = None
+    control: dict[str, Any] | None = None
+    shape: tuple[int, int] | None = None
+    model: str | None = None
+    seq: int | None = None
+    time: float | None = None
+    start: bool = False
+    end: bool = False
+    interval_s: float | None = None
+    fault: str | None = None
+    retry_of: str | None = None

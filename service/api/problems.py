@@ -32,7 +32,7 @@ def problem(
     members: Mapping[str, object] | None = None,
 ) -> Response:
     """`{"type", "title", "status", "detail"}` and what this type adds."""
-    body = _body(status, kind, title, detail, members)
+    body = {"type": TYPE_PREFIX + kind, "title": title, "status": status, "detail": detail, **(members or {})}
     return Response(msgspec.json.encode(body), status, dict(headers or {}), MEDIA_TYPE)
 
 
@@ -40,18 +40,6 @@ def answer_error(error: RollcastError) -> Response:
     headers = {"Retry-After": str(math.ceil(error.retry_after_s))} if isinstance(error, Unavailable) else None
     members = error.members if isinstance(error, NotAnswered) else None
     return problem(error.status, error.type, error.title, error.detail, headers=headers, members=members)
-
-
-def describe_error(error: RollcastError) -> dict[str, object]:
-    """As a map, for answers that hold several: `retry_after_s` where a response would have its header."""
-    members: dict[str, object] = dict(error.members) if isinstance(error, NotAnswered) else {}
-    if isinstance(error, Unavailable):
-        members["retry_after_s"] = error.retry_after_s
-    return _body(error.status, error.type, error.title, error.detail, members)
-
-
-def _body(status: int, kind: str, title: str, detail: str, members: Mapping[str, object] | None) -> dict[str, object]:
-    return {"type": TYPE_PREFIX + kind, "title": title, "status": status, "detail": detail, **(members or {})}
 
 
 def answer_bug() -> Response:

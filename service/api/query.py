@@ -100,8 +100,13 @@ def read_post_query(params: QueryParams, *, rows: bool) -> PostQuery:
         end=query.flag("end"),
         wait_s=query.number("wait", 0.0, MAX_WAIT_S),
         interval_s=query.number("interval_s", 0.0, MAX_INTERVAL_S),
-        fsync=query.one_of("ack", ("log", "fsync"), "log") == "fsync",
+        fsync=read_ack(query),
     )
+
+
+def read_ack(query: Query) -> bool:
+    """Whether an entry is to be on disk before it is acknowledged."""
+    return query.one_of("ack", ("log", "fsync"), "log") == "fsync"
 
 
 def read_cursor(text: str, where: str) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any, Final
 
-from service.api.problems import HTTP_TYPES, MEDIA_TYPE
+from service.api.examples import DETAILS, MEMBERS
+from service.api.problems import HTTP_TYPES, MEDIA_TYPE, TYPE_PREFIX
 from service.contracts import Done, Dropped, Duplicate, Prediction, Refused
 from service.errors import RollcastError, StartError
 
@@ -44,28 +46,48 @@ def seconds(high: float) -> Schema:
 def problem_types() -> dict[int, list[str]]:
     """Status -> the problem types that answer with it."""
     types: dict[int, list[str]] = {status: [kind] for status, kind in HTTP_TYPES.items()}
-
-    def visit(error: type[RollcastError]) -> None:
-        if issubclass(error, StartError):
-            return  # said on the terminal, never over HTTP
+    for error in problem_errors():
         if error.type not in types.setdefault(error.status, []):
             types[error.status].append(error.type)
-        for below in error.__subclasses__():
-            visit(below)
-
-    visit(RollcastError)
     return types
 
 
+def problem_errors() -> list[type[RollcastError]]:
+    """Those that are said over HTTP; others only on the terminal."""
+
+    def below(error: type[RollcastError]) -> list[type[RollcastError]]:
+        return [error, *(one for sub in error.__subclasses__() if sub is not StartError for one in below(sub))]
+
+    return below(RollcastError)
+
+
 def problems(*statuses: int) -> Responses:
-    types = problem_types()
-    return {
-        status: {
-            "description": ", ".join(f"`{kind}`" for kind in types[status]),
-            "content": {MEDIA_TYPE: {"schema": ref("Problem")}},
-        }
-        for status in statuses
+    return {status: _problem(status, problem_types()[status]) for status in statuses}
+
+
+def _problem(status: int, kinds: list[str]) -> dict[str, Any]:
+    titles = {error.type: error.title for error in problem_errors()} | {
+        kind: HTTPStatus(code).phrase for code, kind in HTTP_TYPES.items()
     }
+    examples = {
+        kind: {
+            "summary": titles[kind],
+            "value": {
+                "type": TYPE_PREFIX + kind, "title": titles[kind], "status": status, "detail": DETAILS[kind],
+                **MEMBERS.get(kind, {}),
+            },
+        }
+        for kind in kinds
+    }  # fmt: skip
+    described: dict[str, Any] = {
+        "description": ", ".join(f"`{kind}`" for kind in kinds),
+        "content": {MEDIA_TYPE: {"schema": ref("Problem"), "examples": examples}},
+    }
+    if status in (429, 503):
+        described["headers"] = {
+            "Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}
+        }
+    return described
 
 
 ID: Final[Schema] = {"type": "string", "pattern": r"^\d+-\d+$", "examples": ["1763860000000-0"]}

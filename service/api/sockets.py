@@ -21,8 +21,10 @@ from service.api.intake import Intake, Ready
 from service.api.many import ManyTail
 from service.api.messages import (
     Ack,
+    Answer,
     Hello,
     Message,
+    Welcome,
     encode_answers,
     encode_batch,
     problem_of,
@@ -119,7 +121,7 @@ class Connection:
     async def _deliver(self, tail: Follows) -> None:
         assert self._subscription is not None
         many = self._stream is None
-        await self._send(encode_answers([{"type": "hello"}], self._packed))
+        await self._send(encode_answers([Welcome()], self._packed))
         async for batch in deliver(self._subscription, tail, self._context.heartbeat_s):
             message = encode_batch(batch, self._packed, many)
             if message is not None:
@@ -139,7 +141,7 @@ class Connection:
                 continue
             await self._send(encode_answers(await self._append(parts, isinstance(message, bytes)), self._packed))
 
-    async def _append(self, parts: list[msgspec.Raw], packed: bool) -> list[Ack | dict[str, object]]:
+    async def _append(self, parts: list[msgspec.Raw], packed: bool) -> list[Answer]:
         """One answer an entry, in their order."""
         prepared: list[tuple[Ready, int | None] | RollcastError] = []
         for part in parts:
@@ -149,11 +151,11 @@ class Connection:
                 prepared.append(error)
         ready = [one[0] for one in prepared if isinstance(one, tuple)]
         found = iter(await self._intake.append_many(ready))
-        answers: list[Ack | dict[str, object]] = []
+        answers: list[Answer] = []
         for index, one in enumerate(prepared):
             told = next(found) if isinstance(one, tuple) else one
             if isinstance(told, RollcastError):
-                answers.append(problem_of(told, index=index))
+                answers.append(problem_of(told, index))
             else:
                 assert isinstance(one, tuple)
                 answers.append(Ack(told, one[0].stream, one[0].model, one[1]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -19,9 +21,14 @@ from service.api.described import (
 )
 from service.api.query import MAX_RECORDS, Query
 from service.codec import decode_settings
-from service.contracts import StreamSettings, check_stream_id
-from service.errors import UnknownStream
-from service.ports import StreamRow
+from service.contracts import STREAM_ID, StreamSettings, check_stream_id
+from service.errors import BadCursor, RollcastError, UnknownStream
+from service.ports import Lag, StreamRow
+
+Sort = Literal["name", "lag", "drops", "restarts"]
+SORTS: Final[tuple[Sort, ...]] = ("name", "lag", "drops", "restarts")
+UNRANKED: Final = 1 << 62  # the place of streams of which there is nothing to say: behind all others
+MOST: Final = 1 << 61
 
 
 def stream_routes(context: Context) -> APIRouter:
@@ -29,13 +36,22 @@ def stream_routes(context: Context) -> APIRouter:
 
     @router.get("/v1/streams", **openapi.GET_STREAMS)
     async def list_streams(request: Request) -> Response:
-        """The streams, by name: `next` is the `after` of the next page, null on the last one."""
-        query = Query(request.query_params, ("after", "limit"))
-        limit = query.whole("limit", 1, MAX_RECORDS) or 100
-        rows = await context.predictions.streams(query.text("after") or "", limit + 1)
-        page, more = rows[:limit], len(rows) > limit
-        summaries = await summarise(page)
-        return _json({"streams": summaries, "next": page[-1].stream if more else None})
+        """The streams, by name or by what is wrong with them: `next` is the `after` of the next page, null on the last
+        one. By `lag` those whose oldest unfinished entry is the oldest come first, by `drops` and `restarts` those with
+        the most; then all others, by name."""
+        query = Query(request.query_params, ("after", "limit", "sort"))
+        limit, after = query.whole("limit", 1, MAX_RECORDS) or 100, query.text("after")
+        sort = query.one_of("sort", SORTS, "name")
+        lags = await context.predictions.lags()
+        if sort == "name":
+            rows = await context.predictions.streams(after or "", limit + 1)
+            places = [row.stream for row in rows]
+        else:
+            ranks = await rank(sort, lags)
+            rows = await ranked(ranks, read_rank(after) if after else (0, ""), limit + 1)
+            places = [write_rank(ranks.get(row.stream, UNRANKED), row.stream) for row in rows]
+        summaries = await summarise(rows[:limit], lags)
+        return _json({"streams": summaries, "next": places[limit - 1] if len(rows) > limit else None})
 
     @router.get("/v1/streams/{stream}", **openapi.GET_STREAM)
     async def get_stream(stream: str) -> Response:
@@ -43,7 +59,7 @@ def stream_routes(context: Context) -> APIRouter:
         row = await context.predictions.stream(check_stream_id(stream))
         if row is None:
             raise UnknownStream(f"stream {stream!r}: no entry of it was ever answered")
-        (summary,) = await summarise([row])
+        (summary,) = await summarise([row], await context.predictions.lags())
         newest = await context.predictions.newest(stream, 1)
         waiting = await context.predictions.waiting(stream)
         state = summarise_state(await context.predictions.state(stream), context.layouts)
@@ -55,13 +71,51 @@ def stream_routes(context: Context) -> APIRouter:
         last = msgspec.Raw(newest[0].body) if newest else None
         return _json(msgspec.structs.asdict(detail) | {"last": last})
 
-    async def summarise(rows: Sequence[StreamRow]) -> list[StreamSummary]:
+    async def rank(sort: Sort, lags: Mapping[str, Lag]) -> dict[str, int]:
+        """Of the streams that come first: the lower, the earlier."""
+        if sort == "lag":
+            return {stream: lag.oldest_ms for stream, lag in lags.items() if STREAM_ID.fullmatch(stream)}
+        counted = await context.predictions.counted("drops" if sort == "drops" else "restarts")
+        return {stream: MOST - min(n, MOST - 1) for stream, n in counted.items()}
+
+    async def ranked(ranks: Mapping[str, int], after: tuple[int, str], limit: int) -> list[StreamRow]:
+        """Those that come first, then all others by name, as far as they lie behind `after`: rank and name."""
+        order = sorted((place, name) for name, place in ranks.items() if (place, name) > after)
+        rows: list[StreamRow] = []
+        while order and len(rows) < limit:  # more than one turn only where streams were deleted
+            some, order = order[: limit - len(rows)], order[limit - len(rows) :]
+            rows += await context.predictions.rows(name for _, name in some)
+        name = after[1] if after[0] == UNRANKED else ""
+        while len(rows) < limit and (others := await context.predictions.streams(name, MAX_RECORDS)):
+            rows += [row for row in others if row.stream not in ranks]
+            name = others[-1].stream
+        return rows[:limit]
+
+    async def summarise(rows: Sequence[StreamRow], lags: Mapping[str, Lag]) -> list[StreamSummary]:
         """The last prediction of each is fetched, all in one round trip."""
         stepped = {row.stream: at for row in rows if (at := stepped_entry(row.position)) is not None}
         found = dict(zip(stepped, await context.predictions.fetch(list(stepped.items())), strict=True))
-        return [summarise_stream(row, found.get(row.stream)) for row in rows]
+        return [summarise_stream(row, found.get(row.stream), lags.get(row.stream)) for row in rows]
 
     return router
+
+
+def write_rank(place: int, stream: str) -> str:
+    """A cursor, opaque to those who hold it.
+
+    >>> read_rank(write_rank(17, "cam-1"))
+    (17, 'cam-1')
+    """
+    return urlsafe_b64encode(f"{place} {stream}".encode()).decode().rstrip("=")
+
+
+def read_rank(cursor: str) -> tuple[int, str]:
+    """Raises BadCursor."""
+    try:
+        place, _, stream = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition(" ")
+        return int(place), check_stream_id(stream)
+    except (ValueError, RollcastError):
+        raise BadCursor(f"after: {cursor[:60]!r} is no cursor of a sorted list: expected the next of a page") from None
 
 
 def _json(value: object) -> Response:

@@ -7,8 +7,9 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Final, Protocol
 
-from service.api.delivery import Delivery, Notice, Outgoing
+from service.api.delivery import Delivery, Outgoing
 from service.api.follower import Subscription
+from service.api.notices import Bye, ByeReason, Gap, GapReason, Moved, Wait
 from service.codec import id_number, number_id, parse_position
 from service.errors import BrokerAway
 from service.metrics import ApiMetrics
@@ -41,7 +42,7 @@ class Follows(Protocol):
         """The cursor after everything so far; None where it has not moved."""
         ...
 
-    def bye(self, reason: str) -> Outgoing: ...
+    def bye(self, reason: ByeReason) -> Outgoing: ...
 
 
 def watch_gaps(tail: Follows, subscription: Subscription, metrics: ApiMetrics, transport: str) -> None:
@@ -70,7 +71,7 @@ async def deliver(subscription: Subscription, tail: Follows, heartbeat_s: float)
                 subscription.caught_up()
             except BrokerAway as error:
                 subscription.read_again()
-                yield [Outgoing(Notice("wait", {"type": "wait", "detail": error.title}), None)]
+                yield [Outgoing(Wait(error.title), None)]
                 await subscription.pause(RETRY_S)
         elif waiting := subscription.take():
             dropped = subscription.take_dropped()
@@ -80,7 +81,7 @@ async def deliver(subscription: Subscription, tail: Follows, heartbeat_s: float)
                 subscription.read_again()
             yield batch + more
         elif not await subscription.wait(heartbeat_s):
-            yield [Outgoing(Notice("cursor", {}), tail.standing())]
+            yield [Outgoing(Moved(), tail.standing())]
     yield [tail.bye("too_slow" if subscription.too_slow else "closing")]
 
 
@@ -125,9 +126,8 @@ class Tail:
     def standing(self) -> str | None:
         return None  # every record moves it
 
-    def bye(self, reason: str) -> Outgoing:
-        body: dict[str, object] = {"type": "bye", "stream": self._stream, "reason": reason}
-        return Outgoing(Notice("bye", body), self._id() if self._exact else None)
+    def bye(self, reason: ByeReason) -> Outgoing:
+        return Outgoing(Bye(stream=self._stream, reason=reason), self._id() if self._exact else None)
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -148,19 +148,18 @@ class Tail:
         self._cursor, self._exact = delivery.number, True
         return Outgoing(delivery, delivery.record.id)
 
-    def _gap(self, to: int, following: int | None, reason: str) -> Outgoing:
+    def _gap(self, to: int, following: int | None, reason: GapReason) -> Outgoing:
         """Says that records between the cursor and `to` cannot be delivered; its id is the cursor after it."""
-        body: dict[str, object] = {
-            "type": "gap",
-            "id": number_id(to).decode(),
-            "stream": self._stream,
-            "after": self._id(),
-            "next": number_id(following).decode() if following is not None else None,
-            "reason": reason,
-        }
+        gap = Gap(
+            id=number_id(to).decode(),
+            stream=self._stream,
+            after=self._id(),
+            next=number_id(following).decode() if following is not None else None,
+            reason=reason,
+        )
         self._cursor, self._exact = to, True
         self.on_gap()
-        return Outgoing(Notice("gap", body), self._id())
+        return Outgoing(gap, self._id())
 
     def _id(self) -> str:
         return number_id(self._cursor or 0).decode()

@@ -25,14 +25,14 @@ end
 return answer
 """
 
-# KEYS head pos streams, keys that go.  ARGV the head as we know it, streams whose position goes.
+# KEYS head pos streams drops restarts, keys that go.  ARGV the head as we know it, streams whose position goes.
 # Returns 1 when the shard is ours and they are gone.
 REMOVE: Final = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-for i = 4, #KEYS do redis.call('UNLINK', KEYS[i]) end
+for i = 6, #KEYS do redis.call('UNLINK', KEYS[i]) end
 for i = 2, #ARGV do
   redis.call('HDEL', KEYS[2], ARGV[i])
-  redis.call('ZREM', KEYS[3], ARGV[i])
+  for key = 3, 5 do redis.call('ZREM', KEYS[key], ARGV[i]) end
 end
 return 1
 """
@@ -43,7 +43,7 @@ class Housekeeping:
 
     _keys: list[ShardKeys]
 
-    def _ask_all(self, commands: Sequence[bytes]) -> list[Any]:
+    def _ask_all(self, commands: Sequence[bytes], foreign: bool = False) -> list[Any]:
         raise NotImplementedError
 
     def fetch(self, wanted: Mapping[int, Sequence[int]]) -> dict[int, list[tuple[bytes, list[bytes]] | None]]:
@@ -51,7 +51,7 @@ class Housekeeping:
         for shard, numbers in wanted.items():
             for entry_id in map(number_id, numbers):
                 commands.append(("XRANGE", self._keys[shard].inbox, entry_id, entry_id))
-        replies = iter(self._ask(commands))
+        replies = iter(self._ask_all([pack(command) for command in commands]))
         return {
             shard: [tuple(found[0]) if (found := next(replies)) else None for _ in numbers]
             for shard, numbers in wanted.items()
@@ -59,7 +59,7 @@ class Housekeeping:
 
     def idle(self, shard: int, after_ms: int, silent_ms: int, limit: int) -> list[Idle]:
         keys = self._keys[shard]
-        (found,) = self._ask([("EVAL", IDLE, 2, keys.streams, keys.pos, after_ms, silent_ms, limit)])
+        found = self._ask(("EVAL", IDLE, 2, keys.streams, keys.pos, after_ms, silent_ms, limit))[0] or []
         return [
             Idle(name.decode(), int(float(score)), position or None)
             for name, score, position in zip(found[::3], found[1::3], found[2::3], strict=True)
@@ -68,12 +68,13 @@ class Housekeeping:
     def remove(self, shard: int, head: bytes, records: Sequence[str], streams: Sequence[str]) -> bool:
         keys = self._keys[shard]
         gone = [keys.out(name) for name in (*records, *streams)] + [keys.state(name) for name in streams]
-        named = (keys.head, keys.pos, keys.streams, *gone)
-        (reply,) = self._ask([("EVAL", REMOVE, len(named), *named, head, *streams)])
+        named = (keys.head, keys.pos, keys.streams, keys.drops, keys.restarts, *gone)
+        (reply,) = self._ask(("EVAL", REMOVE, len(named), *named, head, *streams))
         return bool(reply == 1)
 
     def known(self, shards: Sequence[int]) -> int:
-        return sum(self._ask([("ZCARD", self._keys[shard].streams) for shard in shards]))
+        return sum(count or 0 for count in self._ask(*(("ZCARD", self._keys[shard].streams) for shard in shards)))
 
-    def _ask(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        return self._ask_all([pack(command) for command in commands])
+    def _ask(self, *commands: tuple[Argument, ...]) -> list[Any]:
+        """What somebody else wrote over a key can wait for the next commit, which repairs it."""
+        return self._ask_all([pack(command) for command in commands], foreign=True)

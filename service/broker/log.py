@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import secrets
 import select
 import time
@@ -27,6 +28,7 @@ from service.ports import Commit, Committed, Loaded, Renewed
 
 # Nothing was applied; it may be sent again. Not among them: READONLY, MOVED, CLUSTERDOWN, … (another primary).
 _REFUSALS: Final = ("OOM", "MISCONF", "LOADING", "NOREPLICAS", "BUSY", "EXECABORT")
+_IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?([A-Z]+) ")
 _Error: Final = hiredis.ReplyError
 _GROUP_GONE: Final = ("NOGROUP", "ERR The XGROUP subcommand requires the key to exist")
 STATE_GRACE_S: Final = 7 * 86_400  # states outlive their TTL by this; the TTL itself is decided by entry ids
@@ -225,11 +227,10 @@ class RedisLog(Housekeeping):
             commands.append(pack(("HMGET", keys.pos, *streams)))
             commands.append(pack(("MGET", *(keys.state(stream) for stream in streams))))
             commands.append(pack(("HMGET", keys.settings, *streams)))
-        replies = self._ask_all(commands)
-        found = iter(replies)
+        found = iter(self._ask_all(commands, foreign=True))
         return {
-            shard: [Loaded(*columns) for columns in zip(next(found), next(found), next(found), strict=True)]
-            for shard in wanted
+            shard: [Loaded(*row) for row in zip(*(next(found) or [None] * len(streams) for _ in range(3)), strict=True)]
+            for shard, streams in wanted.items()
         }
 
     # --- committing ----------------------------------------------------------------------------------------------
@@ -367,8 +368,9 @@ class RedisLog(Housekeeping):
     def _script(self, text: str, keys: Sequence[bytes], arguments: Sequence[Argument]) -> Any:
         return self._ask_all([pack(("EVAL", text, len(keys), *keys, *arguments))])[0]
 
-    def _ask_all(self, commands: Sequence[bytes]) -> list[Any]:
-        """Replies of packed commands, by one round trip. Raises BrokerAway, or CommitRefused."""
+    def _ask_all(self, commands: Sequence[bytes], foreign: bool = False) -> list[Any]:
+        """Replies of packed commands, by one round trip. `foreign`: what somebody else wrote over a key counts as
+        nothing there; the next commit repairs the key. Raises BrokerAway, or CommitRefused."""
         control = self._controlling()
         try:
             control.send(b"".join(commands))
@@ -376,6 +378,8 @@ class RedisLog(Housekeeping):
         except BrokerAway:
             self._disconnect()
             raise
+        if foreign:
+            replies = [None if _is_error(reply) and _code(reply) == "WRONGTYPE" else reply for reply in replies]
         error = next((reply for reply in replies if _is_error(reply)), None)
         if error is not None and _is_refusal(error):
             raise CommitRefused(str(error))
@@ -396,12 +400,22 @@ def _is_error(reply: Any) -> bool:
 
 def _is_refusal(reply: Any) -> bool:
     """Whether the broker answers, but takes nothing at present."""
-    if not _is_error(reply):
-        return False
-    text = str(reply)
-    if text.startswith("ERR Error running script"):  # Redis 6.2 wraps what a command inside a script answered
-        text = text.rpartition(": -")[2]
-    return text.partition(" ")[0] in _REFUSALS
+    return _is_error(reply) and _code(reply) in _REFUSALS
+
+
+def _code(error: Any) -> str:
+    """The word that an error begins with. Redis 6.2 wraps what a command inside a script answered.
+
+    >>> _code("OOM command not allowed when used memory > 'maxmemory'.")
+    'OOM'
+    >>> _code("ERR Error running script (call to f_6b1b): @user_script:4: @user_script: 4: -MISCONF Errors: disk full")
+    'MISCONF'
+    >>> _code("ERR Error running script (call to f_6b1b): @user_script:2: WRONGTYPE Operation against a key")
+    'WRONGTYPE'
+    """
+    text = str(error)
+    inside = _IN_SCRIPT.search(text) if text.startswith("ERR Error running script") else None
+    return inside[1] if inside else text.partition(" ")[0]
 
 
 def _text(value: Any) -> str:

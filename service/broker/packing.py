@@ -19,7 +19,7 @@ _XADD_RECORD: Final = (
     b"$4\r\ntype\r\n$%d\r\n%b\r\n$4\r\nbody\r\n$%d\r\n%b\r\n$4\r\nprev\r\n$%d\r\n%b\r\n"
 )
 _SET_STATE: Final = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nPX\r\n$%d\r\n%b\r\n"
-_TYPES: Final = {b"XADD": b"stream", b"HSET": b"hash", b"ZADD": b"zset"}
+_TYPES: Final = {b"XADD": b"stream", b"HSET": b"hash", b"ZADD": b"zset", b"ZINCRBY": b"zset"}
 
 
 class Keep(NamedTuple):
@@ -71,8 +71,13 @@ def pack_commit(commit: Commit, keys: ShardKeys, keep: Keep, repairs: Sequence[b
         append((b"HSET", keys.settings, *(part for item in commit.settings.items() for part in item)))
     if commit.deleted:
         append((b"HDEL", keys.settings, *commit.deleted))
+        append((b"ZREM", keys.drops, *commit.deleted))
+        append((b"ZREM", keys.restarts, *commit.deleted))
     if commit.touched:
         append((b"ZADD", keys.streams, *(part for stream, ms in commit.touched.items() for part in (ms, stream))))
+    for key, counts in ((keys.drops, commit.drops), (keys.restarts, commit.restarts)):
+        for stream, more in counts.items():
+            append((b"ZINCRBY", key, more, stream))
     answered = encode_feed([part for record in commit.records for part in (record.stream.encode(), record.id)])
     append(
         (

@@ -7,7 +7,7 @@ give it back only after its whole reply was read; `follow` blocks on a connectio
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -17,15 +17,20 @@ from redis.asyncio import BlockingConnectionPool
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from service.broker import looks
 from service.broker.wire import safe_url
-from service.codec import Head, id_number, number_id, parse_feed, parse_head, parse_position
+from service.codec import Head, id_number, number_id, parse_entry, parse_feed, parse_head, parse_position
+from service.contracts import NO_STREAM, Entry
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement, NoFsync, RollcastError
 from service.keys import FORMAT, ShardKeys, meta_key, shard_of, worker_key, workers_key
 from service.ports import (
+    Appended,
     BrokerStatus,
+    Counted,
     DeadEntry,
     DeadRow,
     FeedItem,
+    Lag,
     OutRecord,
     Pressure,
     ShardBacklog,
@@ -40,93 +45,13 @@ _worker_decoder = msgspec.json.Decoder(WorkerInfo)
 Command = tuple[bytes | str | int, ...]
 
 _CHECK_S: Final = 1.0  # how often `follow` makes sure that the logs are still the same ones
+_ENTRIES: Final = 16  # read at once, of whatever size
+_LISTEN_MS: Final = 250
 _COMMITS: Final = 200  # of one shard, read at once
 _REFUSED: Final = (redis.ResponseError, redis.exceptions.BusyLoadingError, redis.exceptions.MasterDownError)
 # A server configured so has written and synced its log before it answers.
 _ON_DISK: Final = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
 _LOST: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
-
-# KEYS owner head in.  Returns whether the lease is held, the head, the log's length and the id of the first entry
-# above low. A script, because XRANGE by itself would send that entry's bytes, frames and all.
-_SHARD_STATUS: Final = """
-local head = redis.call('GET', KEYS[2])
-local low = '0-0'
-if head then low = string.match(head, '^%S+ %S+ %S+ (%S+)') or low end
-local first = redis.call('XRANGE', KEYS[3], '(' .. low, '+', 'COUNT', 1)
-return {redis.call('EXISTS', KEYS[1]), head or '', redis.call('XLEN', KEYS[3]), first[1] and first[1][1] or ''}
-"""
-
-# KEYS in.  A script, because XINFO by itself would send the log's first and last entries too.
-_LAST_GENERATED: Final = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return '0-0' end
-local info = redis.call('XINFO', 'STREAM', KEYS[1])
-for i = 1, #info, 2 do if info[i] == 'last-generated-id' then return info[i + 1] end end
-"""
-
-
-# KEYS in head.  ARGV stream, its position, how many entries and bytes to look through.
-# Entries above the position are counted without sending them. Returns how many are the stream's, and 1 when it saw all.
-_WAITING: Final = """
-local low = string.match(redis.call('GET', KEYS[2]) or '', '^%S+ %S+ %S+ (%S+)') or '0-0'
-local function above(one, other)
-  local a, b = string.match(one, '(%d+)-(%d+)')
-  local c, d = string.match(other, '(%d+)-(%d+)')
-  a, b, c, d = tonumber(a), tonumber(b), tonumber(c), tonumber(d)
-  return a > c or (a == c and b > d)
-end
-local from = above(low, ARGV[2]) and low or ARGV[2]
-local entries, bytes, mine = tonumber(ARGV[3]), tonumber(ARGV[4]), 0
-while entries > 0 and bytes > 0 do
-  local some = redis.call('XRANGE', KEYS[1], '(' .. from, '+', 'COUNT', 16)
-  for _, entry in ipairs(some) do
-    for i = 1, #entry[2], 2 do
-      bytes = bytes - #entry[2][i + 1]
-      if entry[2][i] == 'stream' and entry[2][i + 1] == ARGV[1] then mine = mine + 1 end
-    end
-  end
-  if #some < 16 then return {mine, 1} end
-  from, entries = some[#some][1], entries - 16
-end
-return {mine, 0}
-"""
-_LOOK_ENTRIES: Final = 2048
-_LOOK_BYTES: Final = 4 << 20
-
-# KEYS head in settings.  Returns the number of finished entries in the log, its length and bytes, and the last control
-# that changed settings. A commit that trims writes the count from before: a worker that stops right after it would
-# leave that in the head, so the log is asked whether any finished entry is still there.
-_BACKLOG: Final = """
-local length = redis.call('XLEN', KEYS[2])
-local bytes = length > 0 and redis.call('MEMORY', 'USAGE', KEYS[2]) or 0
-local low, kept = string.match(redis.call('GET', KEYS[1]) or '', '^%S+ %S+ %S+ (%S+) (%d+)')
-kept = tonumber(kept or '0')
-if kept > 0 and #redis.call('XRANGE', KEYS[2], '-', low, 'COUNT', 1) == 0 then kept = 0 end
-return {kept, length, bytes, redis.call('HGET', KEYS[3], '?') or ''}
-"""
-
-# KEYS dead.  ARGV place after which to begin, how many, stream or nothing, reason or nothing, entry id or nothing.
-# A script, so that an entry's bytes stay where they are. Returns place, id, stream, kind, reason, detail, size of each.
-_DEAD: Final = """
-local found, from, limit = {}, ARGV[1], tonumber(ARGV[2])
-while true do
-  local some = redis.call('XRANGE', KEYS[1], '(' .. from, '+', 'COUNT', 16)
-  for _, item in ipairs(some) do
-    local said, size = {}, 0
-    for i = 1, #item[2], 2 do
-      if item[2][i] == 'data' then size = #item[2][i + 1] else said[item[2][i]] = item[2][i + 1] end
-    end
-    local wanted = (ARGV[3] == '' or said.stream == ARGV[3]) and (ARGV[4] == '' or said.reason == ARGV[4])
-    if wanted and (ARGV[5] == '' or said.id == ARGV[5]) then
-      found[#found + 1] = {
-        item[1], said.id or '', said.stream or '', said.kind or '', said.reason or '', said.detail or '', size
-      }
-      if #found == limit then return found end
-    end
-  end
-  if #some < 16 then return found end
-  from = some[#some][1]
-end
-"""
 
 
 class RedisPredictions:
@@ -177,16 +102,14 @@ class RedisPredictions:
     # --- appending -----------------------------------------------------------------------------------------------
 
     async def append(self, stream: str, fields: Mapping[str, bytes], fsync: bool = False) -> str:
-        if fsync:
-            await self._check_fsync()
-        (found,) = await self.append_many([(stream, fields)])
+        (found,) = await self.append_many([(stream, fields)], fsync)
         if isinstance(found, RollcastError):
             raise found
         return found
 
     async def append_many(
-        self, entries: Sequence[tuple[str, Mapping[str, bytes]]]
-    ) -> list[str | BrokerFull | BrokerAway | AppendUnknown]:
+        self, entries: Sequence[tuple[str, Mapping[str, bytes]]], fsync: bool = False
+    ) -> list[Appended]:
         if not entries:
             return []
         commands = [
@@ -194,10 +117,14 @@ class RedisPredictions:
             for stream, fields in entries
         ]
         try:
+            if fsync:
+                await self._check_fsync()
             connection = await self._connect()
+        except NoFsync as error:
+            return [error] * len(entries)
         except BrokerAway as error:
             return [BrokerAway(f"nothing was appended: {error.detail}")] * len(entries)
-        found: list[str | BrokerFull | BrokerAway | AppendUnknown] = []
+        found: list[Appended] = []
         try:
             await connection.send_packed_command(connection.pack_commands(commands))
             for _ in entries:
@@ -231,6 +158,24 @@ class RedisPredictions:
             said = reply[1].decode() if reply else "no such setting"
             if said != wanted:
                 raise NoFsync(f"the broker's {name} is {said!r}: ack=fsync needs {wanted!r} (docs/operations.md)")
+
+    async def entries(self, stream: str, after: str) -> AsyncGenerator[list[Entry]]:
+        connection = self.pool.make_connection()
+        inbox, name = self._of(stream).inbox, stream.encode()
+        try:
+            await connection.connect()
+            found: list[Entry] = []
+            while True:
+                await connection.send_command("XREAD", "COUNT", _ENTRIES, "BLOCK", _LISTEN_MS, "STREAMS", inbox, after)
+                yield found  # while the next read is under way: an entry may be finished and gone at once
+                reply = await connection.read_response(timeout=self._timeout_s)
+                items = reply[0][1] if reply else []
+                found = [parse_entry(*item) for item in items if name in item[1][1::2] and _stream_of(item[1]) == name]
+                after = items[-1][0].decode() if items else after
+        except (redis.RedisError, OSError, ValueError) as error:
+            raise BrokerAway(f"broker {self._where}: {error}") from error
+        finally:
+            await connection.disconnect(nowait=True)
 
     # --- records -------------------------------------------------------------------------------------------------
 
@@ -307,7 +252,7 @@ class RedisPredictions:
     # --- positions, settings, streams ----------------------------------------------------------------------------
 
     async def last_generated(self, stream: str) -> str:
-        (reply,) = await self._ask(("EVAL", _LAST_GENERATED, 1, self._of(stream).inbox))
+        (reply,) = await self._ask(("EVAL", looks.LAST_GENERATED, 1, self._of(stream).inbox))
         last: str = reply.decode()
         return last
 
@@ -322,30 +267,60 @@ class RedisPredictions:
         return found
 
     async def stream(self, stream: str) -> StreamRow | None:
-        keys = self._of(stream)
-        score, position, settings = await self._ask(
-            ("ZSCORE", keys.streams, stream), ("HGET", keys.pos, stream), ("HGET", keys.settings, stream)
-        )
-        if (position is None and settings is None) or _is_deleted(position):
-            return None
-        return StreamRow(stream, keys.shard, int(float(score or 0)), position, settings)
+        rows = await self.rows([stream])
+        return rows[0] if rows and (rows[0].position, rows[0].settings) != (None, None) else None
+
+    async def rows(self, streams: Iterable[str]) -> list[StreamRow]:
+        named = [(stream, self._of(stream)) for stream in streams]
+        commands = [
+            command
+            for stream, keys in named
+            for command in (
+                ("ZSCORE", keys.streams, stream), ("HGET", keys.pos, stream), ("HGET", keys.settings, stream),
+                ("ZSCORE", keys.drops, stream), ("ZSCORE", keys.restarts, stream),
+            )
+        ]  # fmt: skip
+        replies = iter(await self._ask(*commands))
+        rows = []
+        for (stream, keys), (ms, position, settings, drops, restarts) in zip(
+            named, zip(*[replies] * 5, strict=True), strict=True
+        ):
+            if not _is_deleted(position):
+                rows.append(
+                    StreamRow(stream, keys.shard, _whole(ms), position, settings, _whole(drops), _whole(restarts))
+                )
+        return rows
 
     async def streams(self, after: str, limit: int) -> list[StreamRow]:
-        listed = await self._ask(*(("ZRANGE", keys.streams, 0, -1, "WITHSCORES") for keys in self._keys))
-        found = [
-            (name.decode(), keys, int(float(score)))
-            for keys, reply in zip(self._keys, listed, strict=True)
-            for name, score in zip(reply[::2], reply[1::2], strict=True)
-        ]
-        rest = sorted((row for row in found if row[0] > after), key=lambda row: row[0])
+        listed = await self._ask(*(("ZRANGE", keys.streams, 0, -1) for keys in self._keys))
+        found = [(one.decode(), keys) for keys, reply in zip(self._keys, listed, strict=True) for one in reply]
+        rest = sorted(name for name, keys in found if name > after and self._is_home(name, keys))
         rows: list[StreamRow] = []
         while rest and len(rows) < limit:  # more than one turn only where streams were deleted
             page, rest = rest[: limit - len(rows)], rest[limit - len(rows) :]
-            commands = [("HGET", key, name) for name, keys, _ in page for key in (keys.pos, keys.settings)]
-            replies = iter(await self._ask(*commands))
-            some = [StreamRow(name, keys.shard, ms, next(replies), next(replies)) for name, keys, ms in page]
-            rows += [row for row in some if not _is_deleted(row.position)]
+            rows += await self.rows(page)
         return rows
+
+    async def lags(self) -> dict[str, Lag]:
+        asked = [
+            ("EVAL", looks.LAGS, 3, keys.inbox, keys.head, keys.pos, looks.LAG_ENTRIES, looks.LAG_BYTES)
+            for keys in self._keys
+        ]
+        (seconds, micros), *found = await self._ask(("TIME",), *asked)
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        lags: dict[str, Lag] = {}
+        for reply in found:
+            for name, entry_id in zip(reply[::2], reply[1::2], strict=True):
+                ms = int(entry_id.partition(b"-")[0])
+                lags.setdefault(name.decode(errors="replace"), Lag(ms, max(0, now_ms - ms) / 1000))
+        return lags
+
+    async def counted(self, what: Counted) -> dict[str, int]:
+        keys = [one.drops if what == "drops" else one.restarts for one in self._keys]
+        found = await self._ask(*(("ZRANGE", key, 0, -1, "WITHSCORES") for key in keys))
+        return {
+            name.decode(): _whole(score) for reply in found for name, score in zip(reply[::2], reply[1::2], strict=True)
+        }
 
     async def state(self, stream: str) -> StateRow:
         keys = self._of(stream)
@@ -359,7 +334,7 @@ class RedisPredictions:
     async def waiting(self, stream: str) -> Waiting:
         keys, position = self._of(stream), await self.position(stream)
         last = number_id(parse_position(position).last) if position else b"0-0"
-        command = ("EVAL", _WAITING, 2, keys.inbox, keys.head, stream, last, _LOOK_ENTRIES, _LOOK_BYTES)
+        command = ("EVAL", looks.WAITING, 2, keys.inbox, keys.head, stream, last, looks.LOOK_ENTRIES, looks.LOOK_BYTES)
         ((entries, complete),) = await self._ask(command)
         return Waiting(entries, complete == 1)
 
@@ -368,7 +343,7 @@ class RedisPredictions:
     async def dead(
         self, shard: int, after: str, limit: int, stream: str | None = None, reason: str | None = None
     ) -> list[DeadRow]:
-        command = ("EVAL", _DEAD, 1, self._keys[shard].dead, after, limit, stream or "", reason or "", "")
+        command = ("EVAL", looks.DEAD, 1, self._keys[shard].dead, after, limit, stream or "", reason or "", "")
         (found,) = await self._ask(command)
         return [_dead_row(shard, item) for item in found]
 
@@ -377,7 +352,7 @@ class RedisPredictions:
         home = shard_of(stream, self._shards)
         shards = sorted(range(self._shards), key=lambda shard: shard != home)
         after = f"{max(0, (id_number(entry_id) >> 64) - 1)}-0"
-        commands = [("EVAL", _DEAD, 1, self._keys[p].dead, after, 1, stream, "", entry_id) for p in shards]
+        commands = [("EVAL", looks.DEAD, 1, self._keys[p].dead, after, 1, stream, "", entry_id) for p in shards]
         for shard, found in zip(shards, await self._ask(*commands), strict=True):
             if found:
                 row = _dead_row(shard, found[0])
@@ -395,7 +370,9 @@ class RedisPredictions:
     # --- shards and workers --------------------------------------------------------------------------------------
 
     async def shard_status(self) -> list[ShardStatus]:
-        commands: list[Command] = [("EVAL", _SHARD_STATUS, 3, keys.owner, keys.head, keys.inbox) for keys in self._keys]
+        commands: list[Command] = [
+            ("EVAL", looks.SHARD_STATUS, 3, keys.owner, keys.head, keys.inbox) for keys in self._keys
+        ]
         (seconds, micros), *replies = await self._ask(("TIME",), *commands)
         now_s = int(seconds) + int(micros) / 1e6
         status = []
@@ -406,7 +383,9 @@ class RedisPredictions:
         return status
 
     async def pressure(self) -> Pressure:
-        commands: list[Command] = [("EVAL", _BACKLOG, 3, keys.head, keys.inbox, keys.settings) for keys in self._keys]
+        commands: list[Command] = [
+            ("EVAL", looks.BACKLOG, 3, keys.head, keys.inbox, keys.settings) for keys in self._keys
+        ]
         info, *replies = await self._ask(("INFO", "memory"), *commands)
         shards = []
         for kept, length, size, revision in replies:
@@ -453,6 +432,10 @@ class RedisPredictions:
     def _of(self, stream: str) -> ShardKeys:
         return self._keys[shard_of(stream, self._shards)]
 
+    def _is_home(self, stream: str, keys: ShardKeys) -> bool:
+        """False where a shard only refused what did not belong to it, or had no legal stream id."""
+        return stream != NO_STREAM and self._of(stream) is keys
+
     async def _connect(self) -> Any:
         try:
             return await self.pool.get_connection()
@@ -488,6 +471,14 @@ class RedisPredictions:
                 await connection.disconnect(nowait=True)
             await self.pool.release(connection)
         return replies
+
+
+def _stream_of(fields: Sequence[bytes]) -> bytes | None:
+    return dict(zip(fields[::2], fields[1::2], strict=True)).get(b"stream")
+
+
+def _whole(score: bytes | None) -> int:
+    return int(float(score or 0))
 
 
 def _info(reply: bytes) -> dict[str, str]:

@@ -9,8 +9,11 @@ from typing import Final
 # KEYS owner head in feed.  ARGV 1 owner's value  2 lease ms  3 new life  4 token  5 trim finished entries: 1 or 0
 # 6 token of this process's last acquisition.
 # Takes the lease, if no other worker holds it, and rewrites the head, so that every older WATCH on it is dead: whoever
-# committed before cannot any more. `kept` is counted anew, since a crash may have lost the last trim's answer.
+# committed before cannot any more. `kept` is counted anew, since a crash may have lost the last trim's answer; as what
+# does not wait, since a log that keeps its finished entries may have millions. The old count is good enough where more
+# than 2000 wait.
 # It counts as a try, unless the acquisition before it was this living process's own: then only a connection was lost.
+# Where nothing waits, nothing has ended anybody: it is the first try.
 # Returns the head, or nothing.
 ACQUIRE: Final = """
 local owner = redis.call('GET', KEYS[1])
@@ -18,22 +21,27 @@ if owner and string.match(owner, '^%S+') ~= string.match(ARGV[1], '^%S+') then r
 redis.call('PERSIST', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 local head = redis.call('GET', KEYS[2])
-local life, n, low, tries = ARGV[3], '0', '0-0', 1
+local life, n, low, kept, tries = ARGV[3], '0', '0-0', 0, 1
 if head then
   local part = {}
   for word in string.gmatch(head, '%S+') do part[#part + 1] = word end
-  life, n, low, tries = part[1], part[3], part[4], tonumber(part[6])
+  life, n, low, kept, tries = part[1], part[3], part[4], tonumber(part[5]), tonumber(part[6])
   if part[2] ~= ARGV[6] then tries = tries + 1 end
 else
   redis.call('DEL', KEYS[4])
 end
-if ARGV[5] == '1' and low ~= '0-0' then redis.call('XTRIM', KEYS[3], 'MINID', low) end
-local kept, from = 0, '-'
-while low ~= '0-0' do
-  local some = redis.call('XRANGE', KEYS[3], from, low, 'COUNT', 500)
-  kept = kept + #some
-  if #some < 500 then break end
-  from = '(' .. some[#some][1]
+if #redis.call('XRANGE', KEYS[3], '(' .. low, '+', 'COUNT', 1) == 0 then tries = 1 end
+if ARGV[5] == '1' then
+  redis.call('XTRIM', KEYS[3], 'MINID', low)
+  kept = #redis.call('XRANGE', KEYS[3], '-', low, 'COUNT', 2)
+else
+  local length, waiting, from, some = redis.call('XLEN', KEYS[3]), 0, '(' .. low, nil
+  repeat
+    some = redis.call('XRANGE', KEYS[3], from, '+', 'COUNT', 200)
+    waiting = waiting + #some
+    if #some > 0 then from = '(' .. some[#some][1] end
+  until #some < 200 or waiting >= 2000
+  kept = #some < 200 and length - waiting or math.min(kept, length)
 end
 head = table.concat({life, ARGV[4], n, low, kept, tries}, ' ')
 redis.call('SET', KEYS[2], head)
@@ -49,11 +57,13 @@ return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """
 
 # KEYS workers.  ARGV worker, how long one counts as live (ms), how long one is listed (ms).  Server time, so that all
-# clocks agree.  Returns the live workers.
+# clocks agree. Who seems to have spoken later than now did so before that clock was put back: if it lives, it speaks
+# again soon.  Returns the live workers.
 HEARTBEAT: Final = """
 local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ms - ARGV[3])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '(' .. ms, '+inf')
 redis.call('ZADD', KEYS[1], ms, ARGV[1])
 return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. (ms - ARGV[2]), '+inf')
 """

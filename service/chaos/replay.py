@@ -35,6 +35,7 @@ class Replay:
         self._ttl_s = state_ttl_s
         self._restart: str | None = "first"  # why the next step begins anew
         self._stepped_ms = 0
+        self._restored = False  # and nothing was stepped since
         self._seq: tuple[int, str] | None = None  # the last finished one, and its entry
 
     def expect(
@@ -91,7 +92,7 @@ class Replay:
         elif action == "restore":
             data = base64.b64decode(control["state"])
             put_back(self.oracle, data)
-            self.alive, self._restart, self._stepped_ms = True, None, _ms(entry_id)
+            self.alive, self._restart, self._stepped_ms, self._restored = True, None, _ms(entry_id), True
             self._bind(msgspec.msgpack.decode(data)["model"])
         else:
             if action == "delete":
@@ -129,7 +130,7 @@ class Replay:
         told["events"] = [*closed, *told["events"]]
         told["unsure"] |= unsure
         told["restarted"], told["missed"] = restarted, missed
-        self.alive, self._restart, self._stepped_ms = True, None, ms
+        self.alive, self._restart, self._stepped_ms, self._restored = True, None, ms, False
         self._bind(fields[b"model"].decode())
         if b"end" in fields:
             told["events"] += self.oracle.close()
@@ -141,12 +142,13 @@ class Replay:
             return "start"
         if self._restart is not None:
             return self._restart
-        own_s = self.settings.state_ttl_s
+        own_s = self.settings.state_ttl_s or self.oracle.manifest.state_ttl_s
         if ms - self._stepped_ms > 1000 * min(self._ttl_s, self._ttl_s if own_s is None else own_s):
             return "ttl"
         gap = self.oracle.gap
         first = time - (rows - 1) * self.oracle.manifest.interval_s
-        if gap.policy == "reset" and (missed or round(first - self.oracle.last, 6) > gap.gap_s):
+        last = self._stepped_ms / 1000 if self._restored else self.oracle.last
+        if gap.policy == "reset" and (missed or round(first - last, 6) > gap.gap_s):
             return "gap"
         return None
 

@@ -37,6 +37,7 @@ MODEL: Final = "activity-lstm/1"
 SHARDS: Final = 4
 CROWDED: Final = 5_000  # unfinished entries: bursts wait
 LONGER_S: Final = 60.0
+HISTORY_S: Final = 3.0
 QUIET_S: Final = 180.0  # how long the end waits until all is answered
 
 
@@ -75,8 +76,9 @@ class Chaos:
         options = self._options
         self._judge = Judge(self._package, shards=SHARDS, state_ttl_s=options.state_ttl_s, turn=self._comparing)
         self._broker = ChaosBroker(self.home, options.broker_binary)
+        history_s = HISTORY_S * (options.seed % 2)  # both ways of trimming, by the seed
         told = WorkerOptions(
-            self.home, self.home / "models", SHARDS, options.lease_s, options.state_ttl_s, options.program
+            self.home, self.home / "models", SHARDS, options.lease_s, options.state_ttl_s, history_s, options.program
         )
         self._workers: list[ChaosWorker] = []
         self._producers: list[Producer] = []

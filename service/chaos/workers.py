@@ -30,6 +30,7 @@ class WorkerOptions:
     shards: int
     lease_s: float
     state_ttl_s: float
+    history_s: float  # how long finished entries stay in the log
     program: Sequence[str] = PROGRAM  # tests give one whose fence is off
 
 
@@ -69,7 +70,7 @@ class ChaosWorker:
                         *options.program, "worker", "--broker", self.proxy.url, "--home", str(options.home),
                         "--models", str(options.models), "--shards", str(options.shards),
                         "--lease-s", str(options.lease_s), "--state-ttl-s", str(options.state_ttl_s),
-                        "--max-resident-streams", str(RESIDENT),
+                        "--max-resident-streams", str(RESIDENT), "--input-history-s", str(options.history_s),
                         "--output-history-s", "100000000", "--records-kept", "1000000000", "--metrics-port", "0",
                         "--number", str(self.number), "--name", self.name, "--log-format", "json",
                     ],

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rollcast import Problem, ServerAway
 from service import VERSION
-from service.cli import ask, doctor, manage, prove, serve, watching
+from service.cli import ask, doctor, manage, prove, recording, serve, watching
 from service.errors import RollcastError, StartError
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ manage.add_to(app)
 doctor.add_to(app)
 prove.add_to(app)
 watching.add_to(app)
+recording.add_to(app)
 
 
 def _show_version(wanted: bool) -> None:

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 import time
-from collections.abc import Iterable, Iterator
-from io import TextIOWrapper
-from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from collections.abc import Iterable
+from itertools import islice
+from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from rollcast import Accepted, Client, Prediction
-from rollcast.calls import media_type
+from rollcast import Accepted, Prediction
 from rollcast.client import DEFAULT_URL
+from service.cli.contents import Kind, contents
+from service.cli.reach import AsJson, Stream, Url, connect
 from service.cli.shown import line
 
-Url = Annotated[
-    str, typer.Option("--url", envvar="ROLLCAST_URL", help="Where the api listens.", rich_help_panel="Connection")
-]
-Stream = Annotated[str, typer.Argument(help="A stream's id, such as cam-1.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
-STREAM_COLUMNS = ("stream", "model", "steps", "label", "score", "last_entry")
+STREAM_COLUMNS = ("stream", "model", "steps", "label", "score", "lag_s", "drops", "restarts")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -37,7 +31,7 @@ def post(
     stream: Stream,
     files: Annotated[
         list[str],
-        typer.Argument(help="Images (JPEG, PNG, WebP), CSV files, or texts (.txt), a line each; - for standard input."),
+        typer.Argument(help="Images (JPEG, PNG, WebP), CSV files, or texts, a line each; - for standard input."),
     ],
     model: Annotated[str | None, typer.Option("--model", help="The stream's model; needed if several fit.")] = None,
     rate: Annotated[
@@ -45,7 +39,13 @@ def post(
         typer.Option("--rate", help="Images, rows or texts a second; default: as fast as it goes.", min=0.001),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", help="Rows of a CSV file in one entry.", min=1, max=4096)] = 1,
+    kind: Annotated[
+        Kind | None, typer.Option("--kind", help="What the input is; default: by its name and its first bytes.")
+    ] = None,
     start: Annotated[bool, typer.Option("--start", help="The stream's state begins anew before the first.")] = False,
+    numbered: Annotated[
+        bool, typer.Option("--numbered", help="Give every entry the stream's next seq: nothing is ever stepped twice.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for each prediction and print it.")] = False,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
@@ -56,11 +56,15 @@ def post(
 
     **rollcast post belt-1 recording.csv --model activity-lstm --rate 4**
 
-    **ffmpeg … -f image2pipe -c:v png - | rollcast post cam-1 -** (one image)
+    **ffmpeg -i rtsp://… -f image2pipe -c:v mjpeg - | rollcast post cam-1 -** (every image as it comes)
+
+    **journalctl -f | rollcast post log-1 - --kind text** (every line as it comes)
+
+    The columns of a CSV with a heading find their places by name.
     """
-    with Client(url) as client:
+    with connect(url, numbered=numbered) as client:
         begun, posted = time.monotonic(), 0
-        for content in _contents(files, rows):
+        for content in contents(files, rows, kind):
             if rate is not None:
                 _sleep_until(begun + posted / rate)
             more: dict[str, Any] = {"model": model, "start": start and posted == 0, "wait_s": 10.0 if wait else None}
@@ -71,14 +75,14 @@ def post(
                 answer = client.post_text(stream, content, **more)
                 posted += 1
             else:
-                answer = client.post_samples(stream, content, **more)
-                posted += len(content)
+                answer = client.post_samples(stream, content if content.columns else content.rows, **more)
+                posted += len(content.rows)
             _print_answer(answer, as_json)
 
 
 def models(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
     """List the model packages a server has."""
-    with Client(url) as client:
+    with connect(url) as client:
         found = client.models()["models"]
     if as_json:
         _print_json(found)
@@ -89,75 +93,39 @@ def models(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
     Console().print(table)
 
 
-def streams(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
-    """List the streams a server knows."""
-    with Client(url) as client:
-        found = list(client.streams())
+def streams(
+    sort: Annotated[
+        str | None, typer.Option("--sort", help="The worst first: lag, drops or restarts; default: by name.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", help="At most so many; default: all.", min=1)] = None,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """List the streams a server knows, by name or the worst first.
+
+    **rollcast streams --sort lag -n 10**
+    """
+    with connect(url) as client:
+        found = list(islice(client.streams(sort=sort), limit))
     if as_json:
         _print_json(found)
         return
-    table = Table(*(Column(name.replace("_", " "), no_wrap=True) for name in STREAM_COLUMNS))
+    table = Table(*(_column(name) for name in STREAM_COLUMNS), box=box.SIMPLE_HEAD)
     for stream in found:
         table.add_row(*(_cell(stream.get(name)) for name in STREAM_COLUMNS))
     Console().print(table)
+
+
+def _column(name: str) -> Column:
+    """Numbers are shown whole; where it is narrow, words go on in the next line."""
+    words = name in ("stream", "model", "label")
+    return Column(name, overflow="fold", no_wrap=not words, justify="left" if words else "right")
 
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     return "" if value is None else str(value)
-
-
-# --- what is posted ----------------------------------------------------------------------------------------------
-
-
-def _contents(files: Iterable[str], rows: int) -> Iterator[bytes | str | list[list[float]]]:
-    """Each image as bytes; each line of a text; each CSV file as blocks of `rows` rows."""
-    for name in files:
-        if name == "-":
-            yield from _content(sys.stdin.buffer, "standard input", rows)
-            continue
-        try:
-            with Path(name).open("rb") as file:
-                yield from _content(file, name, rows)
-        except OSError as error:
-            raise typer.BadParameter(f"{name}: {error.strerror}") from None
-
-
-def _content(file: BinaryIO, name: str, rows: int) -> Iterator[bytes | str | list[list[float]]]:
-    if name.endswith(".txt"):
-        yield from (line for line in TextIOWrapper(file, encoding="utf-8-sig") if line.strip())
-        return
-    head = file.peek(16)[:16] if hasattr(file, "peek") else b""
-    if media_type(head) != "application/octet-stream" or b"\0" in head:
-        yield file.read()
-    else:
-        yield from _blocks(_rows(TextIOWrapper(file, encoding="utf-8-sig", newline=""), name), rows)
-
-
-def _rows(lines: Iterable[str], name: str) -> Iterator[list[float]]:
-    """The numbers of a CSV; a first line of words is a heading."""
-    for number, cells in enumerate(csv.reader(lines), start=1):
-        if not cells or cells[0].startswith("#"):
-            continue
-        try:
-            yield [float(cell) for cell in cells]
-        except ValueError:
-            if number > 1:
-                raise typer.BadParameter(
-                    f"{name}, line {number}: {','.join(cells)[:60]!r} is not a row of numbers"
-                ) from None
-
-
-def _blocks(rows: Iterator[list[float]], size: int) -> Iterator[list[list[float]]]:
-    block = []
-    for row in rows:
-        block.append(row)
-        if len(block) == size:
-            yield block
-            block = []
-    if block:
-        yield block
 
 
 def _sleep_until(when: float) -> None:

@@ -11,9 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from rollcast import Client
 from rollcast.client import DEFAULT_URL
-from service.cli.ask import AsJson, Stream, Url
+from service.cli.reach import AsJson, Stream, Url, connect
 
 EntryId = Annotated[str, typer.Argument(help="The refused entry's id, MS-SEQ.")]
 DEAD_COLUMNS = ("id", "stream", "kind", "reason", "bytes", "detail")
@@ -45,7 +44,7 @@ def state(
     """
     if (save is not None) + (restore is not None) + reset > 1:
         raise typer.BadParameter("--save, --restore and --reset: expected one of them")
-    with Client(url) as client:
+    with connect(url) as client:
         if save is not None:
             data = client.save_state(stream)
             _write(save, data)
@@ -68,7 +67,7 @@ def list_dead(
     url: Url = DEFAULT_URL,
 ) -> None:
     """List the refused entries that are kept."""
-    with Client(url) as client:
+    with connect(url) as client:
         found = list(client.dead(stream=stream, reason=reason))
     if as_json:
         for entry in found:
@@ -88,7 +87,7 @@ def show(
     url: Url = DEFAULT_URL,
 ) -> None:
     """Show one refused entry: why it was refused, and its fields."""
-    with Client(url) as client:
+    with connect(url) as client:
         if save is not None:
             data = client.dead_bytes(stream, entry_id)
             _write(save, data)
@@ -110,14 +109,14 @@ def retry(
     url: Url = DEFAULT_URL,
 ) -> None:
     """Append a refused entry again, as a new entry at the end of its stream."""
-    with Client(url) as client:
+    with connect(url) as client:
         answer = client.retry_dead(stream, entry_id, model=model, drop=not keep)
     print(json.dumps(answer) if as_json else f"{answer['id']}  {stream}  retry of {entry_id}")
 
 
 def drop(stream: Stream, entry_id: EntryId, url: Url = DEFAULT_URL) -> None:
     """Drop a refused entry from quarantine."""
-    with Client(url) as client:
+    with connect(url) as client:
         client.drop_dead(stream, entry_id)
     print(f"{entry_id}  {stream}  dropped")
 

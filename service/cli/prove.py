@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from service.errors import BrokerFailed
+
 
 def add_to(app: typer.Typer) -> None:
     app.command(rich_help_panel="Look")(chaos)
@@ -30,6 +32,12 @@ def chaos(
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the folder with the broker's data and the workers' logs.")
     ] = False,
+    broker_binary: Annotated[
+        str | None,
+        typer.Option(
+            "--broker-binary", help="The server to ill-treat, redis-server say; default: the packaged Valkey."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The verdict as one line of JSON.")] = False,
 ) -> None:
     """Break everything for a while, then compare every record with an undisturbed replay.
@@ -42,7 +50,8 @@ def chaos(
     from service.chaos.run import Chaos, Options
 
     console, progress = Console(highlight=False), Console(stderr=True, highlight=False)
-    options = Options(seconds, workers, streams, random.randrange(1_000_000) if seed is None else seed)
+    chosen = random.randrange(1_000_000) if seed is None else seed
+    options = Options(seconds, workers, streams, chosen, broker_binary=broker_binary)
     with progress.status("starting") as status:
 
         def show(line: str) -> None:
@@ -54,7 +63,7 @@ def chaos(
         run = Chaos(options, show)
         try:
             verdict = run.run()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokerFailed):
             shutil.rmtree(run.home, ignore_errors=True)
             raise
     if verdict.passed and not keep:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rollcast.client import DEFAULT_URL
-from service.cli.ask import Url
 from service.cli.options import OF_API, OF_SHARD, OF_UP, OF_WORKER, with_settings
+from service.cli.reach import Url
 from service.contracts import check_stream_id
 from service.keys import shard_of
 from service.settings import Settings

@@ -1,6 +1,7 @@
 """Careful mode: how an entry that ends the process is found, refused, and stops nothing else.
 
-A shard that was acquired three times without a commit between, or that was left with a suspect, is worked on with care.
+A shard that was acquired three times while its oldest entry stayed unfinished, or that was left with a suspect, is
+worked on with care.
 One entry after the other is first noted in the broker as the suspect, then decoded, stepped and committed, alone: while
 it is on trial nothing else is decoded or stepped in this process, so that no other entry is blamed for its end.
 Shards that are not in doubt have the turns between.
@@ -17,7 +18,7 @@ import msgspec
 from service.errors import Crashed
 from service.worker.shard import Item, Shard
 
-TRIES: Final = 3  # acquisitions without a commit between, before a shard is in doubt
+TRIES: Final = 3  # acquisitions without an end of the oldest entry between, before a shard is in doubt
 GOOD_COMMITS: Final = 100  # after so many it is in doubt no more
 SLICE_S: Final = 0.05  # of trials, before the other shards have their turn
 

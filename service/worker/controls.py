@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 import numpy as np
 
+from service.codec import RESTORED
 from service.contracts import StreamSettings
 from service.controls import Control, NewSettings
 from service.errors import Malformed, OtherModel, UnknownModel
@@ -64,7 +65,8 @@ class Controls:
         return True
 
     def _restore(self, item: Item, data: bytes) -> bool:
-        """The state becomes that of the object; it is held as of this entry, whatever position it once had."""
+        """The state becomes that of the object; it is held as of this entry, whatever position it once had: TTL and
+        gap are counted from here."""
         stream, state = item.key, read_state(data)
         bound = stream.settings.model
         if bound is not None and state.model != bound:
@@ -73,7 +75,7 @@ class Controls:
         row = restore_row(model.layout, state)
         self._forget(stream)
         stream.model, stream.slot, stream.restart = model, model.table.put(row), None
-        stream.stepped, stream.stepped_ms = item.entry.id, item.entry.ms
+        stream.stepped, stream.stepped_ms = item.entry.id + RESTORED, item.entry.ms
         if bound is None:
             stream.settings = item.settings = msgspec.structs.replace(stream.settings, model=model.name)
             stream.usual = model.freshness

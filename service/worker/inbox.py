@@ -92,9 +92,10 @@ class Inbox:
             return
         if freshness.max_age_s is not None:
             item.fresh_until_ms = entry.ms + freshness.max_age_s * 1000
-        lasts = (stream.seq, before.entry.seq if before is not None else None)
-        if entry.seq is not None and any(last is not None and entry.seq <= last for last in lasts):
+        waiting = before.highest if before is not None else None
+        if entry.seq is not None and any(last is not None and entry.seq <= last for last in (stream.seq, waiting)):
             return
+        item.highest = waiting if entry.seq is None else entry.seq
         try:
             self._choose(item)
         except EntryError:

@@ -99,7 +99,8 @@ class Worker:
         self._janitor = Janitor(
             broker, self._residence, metrics, state_ttl_s=state_ttl_s, output_history_s=output_history_s
         )
-        self._entry_bytes = 1024.0  # moving average, to size reads
+        self._entry_bytes = 65_536.0  # to size reads: a guess, then what was read; large entries count at once
+        self._entry_s = 0.0  # to step one, to size batches: rises at once, falls slowly
         self._reading: dict[int, Shard] | None = None  # what the read under way was asked for
         self._next_beat = 0.0
         self._deadline = 0.0  # of the leases, by this process's clock
@@ -157,7 +158,7 @@ class Worker:
         self._receive()
         if len(self._doubts):
             self._try_doubtful()
-        batch = self._scheduler.take(self._batch_entries)
+        batch = self._scheduler.take(self._affordable())
         batch, bound = self._step(batch)
         self._settle()
         if (now := time.monotonic()) >= self._janitor.next_at:
@@ -222,16 +223,22 @@ class Worker:
         free, soonest_s = self._broker.free(absent)
         free.sort(key=lambda number: (number - self._place) % self._broker.shards)  # not everybody the same ones
         acquired: list[int] = []
-        for number in free:
-            if len(acquired) < wanted and self._acquire(number):
+        until = time.monotonic() + self._lease_s / 6  # then what is owned already is to be renewed
+        while free and len(acquired) < wanted and time.monotonic() < until:
+            if self._acquire(number := free.pop(0)):
                 acquired.append(number)
         if acquired:
             log.info("shards acquired", extra={"shards": acquired, "owned": len(self._shards)})
-        return soonest_s if len(acquired) < wanted else BEAT_S
+        if len(acquired) == wanted:
+            return BEAT_S
+        return 0.0 if free else soonest_s
 
     def _give_back(self, shard: Shard) -> None:
         """Hands a shard over: what it has in flight is committed first, what only waits is its next owner's."""
         self._settle_one(shard)
+        if shard.repair and not shard.lost:  # its next owner would not know of it
+            self._send(shard, [], {})
+            self._settle_one(shard)
         if not shard.lost:
             self._forget([shard])
             self._broker.release(shard.number)
@@ -357,9 +364,9 @@ class Worker:
                 else:
                     item = self._offer(self._item(entry, stream, now))
                 unfinished.append(item)
-            if parsed:
-                average = sum(len(entry.data) for entry in parsed) / len(parsed) + 128
-                self._entry_bytes += 0.2 * (average - self._entry_bytes)
+        if count := sum([len(parsed) for _, parsed in arrived]):
+            average = 128 + sum([len(entry.data) for _, parsed in arrived for entry in parsed]) / count
+            self._entry_bytes = max(average, (self._entry_bytes + average) / 2)
         self._fault("after-decode")
 
     def _item(self, entry: Entry, stream: Stream, now: float) -> Item:
@@ -502,13 +509,21 @@ class Worker:
 
     # --- stepping and committing -----------------------------------------------------------------------------------
 
+    def _affordable(self) -> int:
+        """Entries of a batch: so many that the leases are renewed in time, however slow the models are."""
+        if self._entry_s == 0:
+            return self._batch_entries
+        return max(1, min(self._batch_entries, int(self._lease_s / 3 / self._entry_s)))
+
     def _step(self, batch: list[Item], alone: bool = False) -> tuple[list[Item], dict[Stream, bytes]]:
         """Steps a batch and, unless `alone`, more of the streams that lag where there is room. Returns all of them."""
         if not batch:
             return batch, {}
         self._fault("before-step")
-        room = 0 if alone else self._batch_entries - len(batch)
+        began, room = time.monotonic(), 0 if alone else self._affordable() - len(batch)
         batch, bound, calls = self._stepper.step(batch, time.time() * 1000, self._scheduler, room)
+        spent_s = (time.monotonic() - began) / len(batch)
+        self._entry_s = max(spent_s, 0.8 * self._entry_s + 0.2 * spent_s)
         self._inbox.bytes -= sum([item.size for item in batch])
         if self._poison is not None:
             for item in batch:
@@ -531,7 +546,8 @@ class Worker:
                 now, more = _split(mine)
                 if more:
                     rest[shard] = more
-                self._send(shard, now, {s.name: b for s, b in bound.items() if s.shard is shard})
+                named = {item.key for item in now} if bound else ()
+                self._send(shard, now, {stream.name: bound[stream] for stream in named if stream in bound})
             by_shard = rest
             if rest:
                 self._settle()
@@ -628,9 +644,10 @@ def _read_stream(name: str, shard: int, loaded: Loaded) -> tuple[Position | None
     position, settings = None, _NO_SETTINGS
     try:
         position = parse_position(loaded.position) if loaded.position else None
-        settings = _settings_of(loaded.settings) if loaded.settings else _NO_SETTINGS
-    except (ValueError, msgspec.DecodeError):
-        log.error("foreign value among a stream's keys", extra={"stream": name, "shard": shard})
+        if loaded.settings and name != NO_STREAM:  # whose field in `settings` is a revision
+            settings = _settings_of(loaded.settings)
+    except (ValueError, msgspec.DecodeError) as error:
+        log.error("foreign value among a stream's keys", extra={"stream": name, "shard": shard, "detail": str(error)})
     return position, settings
 
 

@@ -63,8 +63,10 @@ def write_refused(item: Item, error: EntryError, model: str | None) -> None:
 
 def write_dropped(item: Item, reason: str, detail: str, events: list[Event]) -> None:
     item.drop, item.type, item.events = reason, b"dropped", events
-    model = item.entry.model
-    item.body = encode_record(Dropped(item.entry.id.decode(), item.key.name, reason, detail, model, events))
+    entry = item.entry
+    item.body = encode_record(
+        Dropped(entry.id.decode(), item.key.name, reason, detail, entry.model, events, entry.retry_of)
+    )
 
 
 def write_duplicate(item: Item, of: bytes, seq: int) -> None:

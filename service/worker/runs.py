@@ -30,7 +30,7 @@ class Run:
 
     def __init__(self, first: Item, model: ServedModel, budget: int, ttl: int) -> None:
         stream = first.key
-        self._model, self._budget, self._ttl_ms = model, budget - first.steps, ttl_ms(stream, ttl)
+        self._model, self._budget, self._ttl_ms = model, budget - first.steps, ttl_ms(stream, model, ttl)
         self._before, self._seq = first, first.entry.seq if first.entry.seq is not None else stream.seq
         gap = stream.settings.gap or model.manifest.gap
         self._resets = gap.policy == "reset"  # so that a hole, in time or in `seq`, begins anew
@@ -90,9 +90,9 @@ def inputs_of_runs(model: ServedModel, runs: Sequence[Sequence[Item]], steps: in
     return np.stack([np.concatenate([item.x for item in run if item.x is not None]) for run in runs])
 
 
-def ttl_ms(stream: Stream, deployment_ms: int) -> int:
-    """A stream's time to live: the deployment's, or a shorter one of its own. (States are stored no longer.)"""
-    own_s = stream.settings.state_ttl_s
+def ttl_ms(stream: Stream, model: ServedModel, deployment_ms: int) -> int:
+    """A stream's time to live: its own, else its model's, at most the deployment's. (States are stored no longer.)"""
+    own_s = stream.settings.state_ttl_s or model.manifest.state_ttl_s
     return deployment_ms if own_s is None else min(deployment_ms, int(own_s * 1000))
 
 

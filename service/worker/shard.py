@@ -58,8 +58,8 @@ class Item:
 
     __slots__ = (
         "arrived", "at", "body", "dead", "decode_s", "decoding", "deleted", "done", "drop", "entry", "error", "events",
-        "forget", "fresh_until_ms", "group", "key", "kind", "missed", "model", "number", "ready", "reason", "served",
-        "settings", "size", "state", "steps", "time_us", "type", "x",
+        "forget", "fresh_until_ms", "group", "highest", "key", "kind", "missed", "model", "number", "ready",
+        "reason", "served", "settings", "size", "state", "steps", "time_us", "type", "x",
     )  # fmt: skip
 
     def __init__(self, entry: Entry, stream: Stream, arrived: float) -> None:
@@ -75,6 +75,7 @@ class Item:
         self.error: EntryError | None = entry.fault
         self.drop: str | None = None  # why it is not stepped, though nothing is wrong with it
         self.fresh_until_ms = 0.0  # it is dropped when its turn comes later; 0: it never is
+        self.highest: int | None = None  # `seq` of it and of those that it superseded
         self.x: np.ndarray | None = None  # a decoded frame (H, W, C), or a text's tokens (T,)
         self.model: ServedModel | None = None  # chosen before decoding
         self.time_us = 0
@@ -205,6 +206,8 @@ class Shard:
         positions: dict[str, bytes] = {}
         touched: dict[str, int] = {}
         deleted: list[str] = []
+        drops: dict[str, int] = {}
+        restarts: dict[str, int] = {}
         for item in items:
             entry, stream = item.entry, item.key
             name = stream.name
@@ -226,9 +229,14 @@ class Shard:
                 kind = entry.kind or (entry.raw or {}).get(b"kind", b"")[:60].decode(errors="replace")
                 more = kept_fields(entry)
                 dead.append(DeadWrite(entry.id, name, kind, error.reason, error.detail, entry.data, more))
+            if item.drop is not None:
+                drops[name] = drops.get(name, 0) + 1
+            elif item.reason is not None and item.reason != "first" and item.group is not None:
+                restarts[name] = restarts.get(name, 0) + 1
             if item.deleted:
                 deleted.append(name)
-                settings.pop(name, None)
+                for about in (settings, drops, restarts):
+                    about.pop(name, None)
             elif item.settings is not None:
                 settings[name] = encode_settings(item.settings)
             if item.deleted or item.settings is not None:
@@ -238,7 +246,8 @@ class Shard:
             item.done = True
         self.kept += len(records)
         low = self.low()
-        after = Head(self.head.life, self.head.token, self.head.n + 1, low, self.kept, 0)
+        tries = 0 if low > self.head.low else self.head.tries  # the oldest entry may be what ends workers
+        after = Head(self.head.life, self.head.token, self.head.n + 1, low, self.kept, tries)
         self.head = after
         before, self.written = self.written, after.encode()
         self.answered = items
@@ -258,5 +267,7 @@ class Shard:
             touched=touched,
             trim_below=None if trim is None else number_id(min(trim, low + 1)),
             deleted=deleted,
+            drops=drops,
+            restarts=restarts,
         )
         return self.in_flight

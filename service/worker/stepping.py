@@ -16,7 +16,7 @@ import numpy as np
 from service import rolling
 from service.batching import Scheduler
 from service.choosing import choose_model
-from service.codec import encode_settings
+from service.codec import RESTORED, encode_settings
 from service.contracts import Event, FrameInput, ModelInfo, Restart, StreamSettings
 from service.controls import decode_control
 from service.decode import decode_frame
@@ -346,7 +346,7 @@ class Stepper:
             return "start"
         if stream.restart in ("first", "reset"):
             return stream.restart
-        if stream.stepped_ms and entry.ms - stream.stepped_ms > ttl_ms(stream, self._ttl_ms):
+        if stream.stepped_ms and entry.ms - stream.stepped_ms > ttl_ms(stream, model, self._ttl_ms):
             return "ttl"
         if stream.restart is not None:
             return stream.restart
@@ -355,7 +355,9 @@ class Stepper:
             if item.missed:
                 return "gap"
             first_us = item.time_us - round((steps - 1) * model.interval_of(entry))
-            if first_us - int(model.table.row(stream.slot)["time_us"]) > gap.gap_s * 1e6:
+            restored = stream.stepped.endswith(RESTORED)
+            last_us = stream.stepped_ms * 1000 if restored else int(model.table.row(stream.slot)["time_us"])
+            if first_us - last_us > gap.gap_s * 1e6:
                 return "gap"
         return None
 

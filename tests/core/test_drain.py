@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from service.api.backlog import STALE_S, WINDOW_S, Drain
+from service.api.backlog import STALE_S, WINDOW_S, Backlog, Bounds, Drain
+from service.errors import BacklogFull
 
 
 class Shard:
@@ -82,3 +86,15 @@ def test_an_old_rate_is_forgotten(shard: Shard) -> None:
     shard.waiting = 0
     shard.run(STALE_S + 1, rate=100)
     assert shard.drain.rate is None
+
+
+def test_an_empty_shard_takes_an_entry_however_long_it_takes() -> None:
+    nobody: Any = SimpleNamespace(shards=1)
+    backlog = Backlog(nobody, nobody, Bounds(seconds=2.0))
+    for n in range(82):  # one in 4 s, while another waits
+        backlog._drains[0].sample(n / 10, 0.1, int(n % 41 == 40), 2)
+    assert backlog._drains[0].seconds(1) == pytest.approx(4.1)
+    backlog.admit("a", 100)
+    with pytest.raises(BacklogFull, match="8 s of work") as refused:
+        backlog.admit("a", 100)
+    assert refused.value.retry_after_s >= 1

@@ -1,4 +1,5 @@
-"""Any interleaving of arrivals, batches, commits, lost replies, crashes and take-overs steps each entry exactly once.
+"""Any interleaving of arrivals, batches, failures, commits, lost replies, crashes and take-overs steps each entry
+exactly once.
 
 The real scheduler, state table, layout, positions and heads, driven by hypothesis; the broker is a dictionary, the
 model a hash of all that a stream has seen. The oracle is at the end of this page.
@@ -38,6 +39,7 @@ MUTANTS = {  # rules without which it fails: what is written below, and what is 
     "positions are not looked at": ("if number <= position.last:", "if False:"),
     "the head is not compared": ("if self.head != before:", "if False:"),
     "low passes what is unfinished": ("low = predecessor(self.unfinished[0].number) if", "low = self.cursor if"),
+    "a failed entry leaves a state behind": ("scatter(slots[good], rows[good])", "scatter(slots, rows)"),
 }
 LAYOUT = StateLayout(tiny_manifest(states=[StateTensor("h", [1], "int64")]), "0123456789abcdef")
 
@@ -45,6 +47,11 @@ LAYOUT = StateLayout(tiny_manifest(states=[StateTensor("h", [1], "int64")]), "01
 def advance(h: int, value: int) -> int:
     """A model whose state betrays every entry that is lost, doubled or out of order."""
     return (h * 31 + value + 7) % 1_000_003
+
+
+def fails(value: int) -> bool:
+    """An entry that is refused when it is stepped."""
+    return value % 4 == 0
 
 
 @dataclass
@@ -111,7 +118,7 @@ class Owner:
             state = self.broker.states.get(stream)
             row = LAYOUT.decode(state) if state else None
             why = restart_on_load(parse_position(stored) if stored else None, state is not None, row is not None)
-            assert why == (None if stored else "first")
+            assert why == (None if state else "first")
             self.slots[stream] = self.table.put(row)
             self.positions[stream] = position
         return self.positions[stream]
@@ -143,19 +150,20 @@ class Owner:
             [advance(int(row["state:h"][0]), piece.value)] for row, piece in zip(rows, batch, strict=True)
         ]
         rows["step"] += 1
-        self.table.scatter(slots, rows)
+        good = [at for at, piece in enumerate(batch) if not fails(piece.value)]
+        self.table.scatter(slots[good], rows[good])
         commit = Commit(b"")
         for piece, row, record in zip(batch, rows, LAYOUT.encode(rows), strict=True):
-            position = self.positions[piece.key]
-            position = position._replace(
-                last=piece.number, record=number_id(piece.number), stepped=number_id(piece.number)
-            )
+            entry_id = number_id(piece.number)
+            position = self.positions[piece.key]._replace(last=piece.number, record=entry_id)
+            if fails(piece.value):
+                commit.records.append((piece.key, (piece.number, 0, 0)))
+            else:
+                position = position._replace(stepped=entry_id)
+                commit.states[piece.key] = record
+                commit.records.append((piece.key, (piece.number, int(row["step"]), int(row["state:h"][0]))))
             self.positions[piece.key] = position
-            commit.pos[piece.key] = encode_position(
-                number_id(position.last), position.record, position.seq, position.seq_id, position.stepped
-            )
-            commit.states[piece.key] = record
-            commit.records.append((piece.key, (piece.number, int(row["step"]), int(row["state:h"][0]))))
+            commit.pos[piece.key] = encode_position(entry_id, entry_id, position.seq, position.seq_id, position.stepped)
             piece.done = True
         while self.unfinished and self.unfinished[0].done:
             self.unfinished.pop(0)
@@ -253,19 +261,22 @@ def check(broker: Broker, *, complete: bool) -> None:
     """The oracle: each stream alone, one entry after the other."""
     low = parse_head(broker.head).low
     for stream in STREAMS:
-        h, expected = 0, []
+        h, step, expected = 0, 0, []
         for number, name, value in broker.log:
-            if name == stream:
-                h = advance(h, value)
-                expected.append((number, len(expected) + 1, h))
+            if name == stream and fails(value):
+                expected.append((number, 0, 0))
+            elif name == stream:
+                h, step = advance(h, value), step + 1
+                expected.append((number, step, h))
         records = broker.out.get(stream, [])
         assert records == (expected if complete else expected[: len(records)])
         assert all(number > low for number, _, _ in expected[len(records) :]), "low has passed an unfinished entry"
         if records:
+            assert parse_position(broker.pos[stream]).last == records[-1][0]
+        if stepped := [record for record in records if record[1]]:
             row = LAYOUT.decode(broker.states[stream])
             assert row is not None
-            assert (int(row["step"]), int(row["state:h"][0])) == records[-1][1:]
-            assert parse_position(broker.pos[stream]).last == records[-1][0]
+            assert (int(row["step"]), int(row["state:h"][0])) == stepped[-1][1:]
 
 
 QUICK = settings(max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))

@@ -12,6 +12,7 @@ import numpy as np
 from service.chaos.objects import object_of, put_back
 from service.chaos.oracle import Oracle
 from service.chaos.replay import Expected, Replay, superseding
+from service.contracts import GapPolicy
 from tests.doubles import TinyEngine, rows_fields, tiny_manifest
 
 ROWS = np.array([[1, 2, 3]], np.float32)
@@ -76,3 +77,15 @@ def test_a_restored_state_goes_on_where_it_was_taken() -> None:
     after = replay.expect("1002-0", good(seq=b"1", time=b"1.1")).body
     assert (after["step"], after["restarted"]) == (2, None)
     assert after["probabilities"] == expected["probabilities"]
+
+
+def test_a_gap_is_counted_from_the_restoring_entry_and_then_from_the_step_after_it() -> None:
+    engine = TinyEngine(tiny_manifest(gap=GapPolicy("reset", 5.0)))
+    one = Oracle(engine)
+    one.step(ROWS, 1.0)
+    state = base64.b64encode(msgspec.msgpack.encode(object_of(one, "schema"))).decode()
+    for times, expected in (((1004, 1012), [None, "gap"]), ((1008, 1009), ["gap", None])):
+        replay = Replay(engine, 60.0)
+        replay.expect("1000000-0", control("restore", state=state))
+        found = [replay.expect(f"{s}000-0", good(time=b"%d" % s)) for s in times]
+        assert [restarted(one) for one in found] == expected

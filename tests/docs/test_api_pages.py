@@ -8,7 +8,7 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry
 
-from service.api.openapi import problem_types
+from service.api.schemas import problem_types
 from service.contracts import RECORD_TYPES, Restart
 from service.errors import EntryError, Unavailable
 from service.metrics import ApiMetrics, Counter, Family, WorkerMetrics, create_registry

@@ -8,7 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from rollcast.entries import read_logged
 from service import codec, contracts, controls, keys
+from service.cli.recording import FORMAT, Head
 from service.contracts import Manifest
 from service.ports import WorkerInfo
 
@@ -46,6 +48,15 @@ def test_an_example_of_an_entry_is_one(entry_id: str, text: str) -> None:
 def test_an_example_of_a_record_is_one(text: str) -> None:
     record = codec.decode_record(text.encode())
     assert msgspec.json.decode(codec.encode_record(record)) == msgspec.json.decode(text.encode())
+
+
+def test_an_example_of_a_recording_is_one() -> None:
+    head, *entries = one("recording").splitlines()
+    assert msgspec.json.decode(head, type=Head).format == FORMAT
+    samples, control = (read_logged(line) for line in entries)
+    assert samples.data is not None
+    assert samples.shape == (2, 3)
+    assert controls.decode_control(msgspec.json.encode(control.control)).action == "reset"
 
 
 def test_every_type_of_record_has_an_example() -> None:

@@ -10,15 +10,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from service.api.messages import Ack, Hello, read_entry, read_hello, split_message
+from service.api.messages import Ack, Hello, ProblemSaid, Welcome, read_entry, read_hello, split_message
+from service.api.notices import Bye, Cursor, Gap, Wait
 from service.api.posted import PostedEntry
 from service.contracts import Done, Dropped, Duplicate, Event, Prediction, Refused, Rolling
 from service.cursors import decode_cursor
 
 PAGE = Path(__file__).parents[2] / "docs" / "streams.md"
 MARK = "<!-- made by tests/docs/test_streams_page.py: run it with REWRITE=1 after changing a type -->\n"
-TYPES = (Hello, PostedEntry, Ack, Prediction, Rolling, Event, Refused, Dropped, Duplicate, Done)
-NAMES = {"PostedEntry": "entry"}
+SENT = (Hello, PostedEntry)  # by the client
+RECORDS = (Prediction, Rolling, Event, Refused, Dropped, Duplicate, Done)
+TOLD = (Gap, Bye, Wait, Cursor, Welcome, Ack, ProblemSaid)
+TYPES = (*SENT, *RECORDS, *TOLD)
+NAMES = {"PostedEntry": "entry", "Welcome": "hello, answered", "ProblemSaid": "problem"}
 
 
 def tables() -> str:
@@ -27,6 +31,8 @@ def tables() -> str:
         info: Any = msgspec.inspect.type_info(one)
         doc = " ".join((one.__doc__ or "").split()).replace("|", "\\|")
         rows = [f"| `{field.encode_name}` | {words(field.type)} | {needed(field)} |" for field in info.fields]
+        if info.tag_field:
+            rows.insert(0, f"| `{info.tag_field}` | `{info.tag}` | always |")
         title = NAMES.get(one.__name__, one.__name__.lower())
         parts.append("\n".join([f"### {title}\n", f"{doc}\n", "| field | type | |", "| --- | --- | --- |", *rows]))
     return "\n" + "\n\n".join(parts) + "\n"

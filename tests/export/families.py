@@ -17,7 +17,7 @@ from models.mlp import MLP
 from models.motion import DepthNet, MotionNet
 from models.rnn import Recurrent
 from models.rocket import Rocket
-from models.text import TextCNN, TextLSTM
+from models.text import TextCNN, TextRecurrent
 from models.vibration import Vibration
 from models.video import VideoNet
 from service.contracts import FrameInput, Manifest, RowInput, TextInput
@@ -110,8 +110,10 @@ FAMILIES: dict[str, Family] = {
         )
         for kind in ("gru", "lstm", "cnn1d")
     },
-    "text": Family("text", lambda k: TextLSTM(TOKENS, k, **SMALL, width=12)),
-    "text, one neuron": Family("text", lambda k: TextLSTM(TOKENS, 2, **SMALL, width=12), "logit"),
-    "text, strongest": Family("text", lambda k: TextLSTM(TOKENS, k, **SMALL, width=12, strongest=True)),
+    "text": Family("text", lambda k: TextRecurrent("lstm", TOKENS, k, **SMALL, width=12)),
+    "text, one neuron": Family("text", lambda k: TextRecurrent("lstm", TOKENS, 2, **SMALL, width=12), "logit"),
+    "text, strongest": Family("text", lambda k: TextRecurrent("lstm", TOKENS, k, **SMALL, width=12, strongest=True)),
+    "text gru": Family("text", lambda k: TextRecurrent("gru", TOKENS, k, **SMALL, width=12)),
+    "text rnn": Family("text", lambda k: TextRecurrent("rnn", TOKENS, k, **SMALL, width=12)),
     "text cnn1d": Family("text", lambda k: TextCNN(TOKENS, k, **SMALL, filters=8, kernels=(2, 4))),
 }

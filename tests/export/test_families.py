@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from export.package import write_model, write_tokenizer
-from export.sequences import join, pad
+from export.sequences import join
+from export.tasks import pad
 from export.texts import learn_tokenizer
 from export.to_onnx import to_onnx
 from export.train import surprise_of, torch_run

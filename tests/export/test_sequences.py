@@ -14,13 +14,13 @@ import torch
 from export import package
 from export.data import Data, Split
 from export.runs import Settings, load_trained
-from export.sequences import SequenceTask, TextTask, VideoTask, at_the_end, join, pad, surprise, weigh
-from export.tasks import Batch, Task
+from export.sequences import SequenceTask, TextTask, VideoTask, join, surprise, weigh
+from export.tasks import Batch, Task, at_the_end, pad, trace
 from export.texts import learn_tokenizer, tokens
 from export.train import torch_run, train
 from export.zoo import TASKS
 from models.catalogue import Net, Shape, causal, patterns, recurrent, video
-from models.text import TextLSTM
+from models.text import TextRecurrent
 from service.contracts import TrainingData
 from service.packages import load_package
 from service.parity import verify
@@ -61,7 +61,9 @@ def of_text() -> tuple[Task, Data]:
     split = Split(x, y, texts, np.arange(40))
     parts = split.take(range(24)), split.take(range(24, 32)), split.take(range(32, 40))
     data = Data(*parts, ["negative", "positive"], ABOUT, "texts", tokenizer=tokenizer.to_str())
-    net = Net("lstm", lambda shape: TextLSTM(shape.tokens, shape.classes, embedding=8, width=8, dropout=0.1))
+    net = Net(
+        "lstm", lambda shape: TextRecurrent("lstm", shape.tokens, shape.classes, embedding=8, width=8, dropout=0.1)
+    )
     return TextTask(name="reader", own=net, forget=0.1, samples=1, **COMMON), data  # type: ignore[arg-type]
 
 
@@ -107,7 +109,7 @@ def test_a_decision_is_that_of_the_last_step_whatever_the_order_of_lengths() -> 
         seen = (x[..., 0] > 0).cumsum(1)
         return np.stack([seen <= 2, seen > 2], -1).astype(np.float32)
 
-    assert at_the_end(run, split, 2).guess.tolist() == [1, 0, 1, 0]
+    assert at_the_end(trace(run, split.x, 2), split).guess.tolist() == [1, 0, 1, 0]
 
 
 def test_surprise_is_the_log_loss_at_the_end() -> None:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from export import package
 from export.texts import learn_tokenizer, tokens
-from models.text import TextLSTM
+from models.text import TextRecurrent
 from service.contracts import Manifest, RollingSettings
 from service.engine import OnnxEngine
 from service.errors import PackageRefused
@@ -37,7 +37,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory) -> Package:
     folder = tmp_path_factory.mktemp("texts") / "tiny-text" / "1"
     tokenizer = learn_tokenizer(TEXTS, seen=1)
     torch.manual_seed(3)
-    net = TextLSTM(tokenizer.get_vocab_size(), 2, embedding=8, width=8).eval()
+    net = TextRecurrent("lstm", tokenizer.get_vocab_size(), 2, embedding=8, width=8).eval()
     for parameter in net.parameters():
         parameter.data *= 3
     manifest = Manifest(

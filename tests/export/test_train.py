@@ -69,7 +69,7 @@ def test_a_run_ends_with_a_proven_and_described_package(small_run: Path) -> None
     for said in (manifest.data.licence, manifest.data.split, manifest.weights_terms, "neighbours", "95 % interval"):
         assert said in card
     history = msgspec.json.decode((found.folder / "training.json").read_bytes())["history"]
-    assert [sorted(entry) for entry in history] == [["loss", "seconds", "validation"]] * 2
+    assert [sorted(entry) for entry in history] == [["cpu_s", "loss", "seconds", "validation"]] * 2
     assert history[1]["loss"] < history[0]["loss"]
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
-from service.codec import id_number, number_id, parse_head, parse_position
+from service.codec import id_number, number_id, parse_entry, parse_head, parse_position
+from service.contracts import Entry
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, NoFsync
 from service.keys import shard_of
 from service.ports import (
+    Appended,
     BrokerStatus,
+    Counted,
     DeadEntry,
     DeadRow,
     FeedItem,
+    Lag,
     OutRecord,
     Pressure,
     ShardBacklog,
@@ -57,15 +61,25 @@ class FakePredictions:
         return entry_id
 
     async def append_many(
-        self, entries: Sequence[tuple[str, Mapping[str, bytes]]]
-    ) -> list[str | BrokerFull | BrokerAway | AppendUnknown]:
-        found: list[str | BrokerFull | BrokerAway | AppendUnknown] = []
+        self, entries: Sequence[tuple[str, Mapping[str, bytes]]], fsync: bool = False
+    ) -> list[Appended]:
+        found: list[Appended] = []
         for stream, fields in entries:
             try:
-                found.append(await self.append(stream, fields))
-            except (BrokerFull, BrokerAway, AppendUnknown) as error:
+                found.append(await self.append(stream, fields, fsync))
+            except (BrokerFull, BrokerAway, AppendUnknown, NoFsync) as error:
                 found.append(error)
         return found
+
+    async def entries(self, stream: str, after: str) -> AsyncGenerator[list[Entry]]:
+        last = id_number(after)
+        yield []
+        while True:
+            log = list(self._shard(stream).log.items())
+            found = [parse_entry(number_id(number), fields) for number, fields in log if number > last]
+            last = max([last, *(number for number, _ in log)])
+            yield [entry for entry in found if entry.stream == stream]
+            await asyncio.sleep(LOOK_S)
 
     async def records(self, stream: str, after: str, limit: int) -> list[OutRecord]:
         return [record for record in self._out(stream) if id_number(record.id) > id_number(after)][:limit]
@@ -124,12 +138,31 @@ class FakePredictions:
         it = self._shard(stream)
         if stream not in it.pos or parse_position(it.pos[stream]).stepped == b"deleted":
             return None
-        return StreamRow(stream, shard_of(stream, self.shards), 0, it.pos[stream], it.settings.get(stream))
+        return self._row(stream, it)
 
     async def streams(self, after: str, limit: int) -> list[StreamRow]:
-        names = sorted(name for it in self.broker.shards for name in it.pos if name > after)
+        shards = enumerate(self.broker.shards)
+        known = (name for p, it in shards for name in it.pos if name != "?" and shard_of(name, self.shards) == p)
+        names = sorted(name for name in known if name > after)
         rows = [await self.stream(name) for name in names]
         return [row for row in rows if row is not None][:limit]
+
+    async def rows(self, streams: Iterable[str]) -> list[StreamRow]:
+        rows = [self._row(stream, self._shard(stream)) for stream in streams]
+        return [row for row in rows if row.position is None or parse_position(row.position).stepped != b"deleted"]
+
+    async def lags(self) -> dict[str, Lag]:
+        found: dict[str, Lag] = {}
+        for it in self.broker.shards:
+            for number, fields in it.log.items():
+                stream = fields[fields.index(b"stream") + 1].decode()
+                if number > (parse_position(it.pos[stream]).last if stream in it.pos else 0):
+                    age_s = (self.broker.clock_ms - (number >> 64)) / 1000
+                    found.setdefault(stream, Lag(number >> 64, age_s))
+        return found
+
+    async def counted(self, what: Counted) -> dict[str, int]:
+        return {stream: n for it in self.broker.shards for stream, n in getattr(it, what).items()}
 
     async def state(self, stream: str) -> StateRow:
         it = self._shard(stream)
@@ -208,6 +241,10 @@ class FakePredictions:
 
     def _lives(self) -> list[bytes]:
         return [it.head.split(b" ")[0] for it in self.broker.shards]
+
+    def _row(self, stream: str, it: MemoryShard) -> StreamRow:
+        kept = it.pos.get(stream), it.settings.get(stream), it.drops.get(stream, 0), it.restarts.get(stream, 0)
+        return StreamRow(stream, shard_of(stream, self.shards), 0, *kept)
 
     def _shard(self, stream: str) -> MemoryShard:
         self._check()

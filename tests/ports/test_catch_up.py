@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from service.codec import encode_settings
 from service.contracts import GapPolicy, Manifest, StreamSettings
 from service.keys import shard_of
+from service.portable import export_state
 from service.state import StateLayout
 from tests.doubles import BrightnessEngine, TinyEngine, rows_fields, tiny_manifest
 from tests.oracle import Oracle, same
@@ -139,12 +141,13 @@ def wait_past(world: World, stream: str, seconds: float) -> None:
 
 # --- any cut, any mixture ------------------------------------------------------------------------------------------
 
+WHAT = ["start", "end", "reset", "settings", "restore", "nan", "inf", "other", "shape", "pause"]
 row = st.lists(st.sampled_from([-3.0, -0.5, 0.0, 1.0, 4.0]), min_size=3, max_size=3)
 entry = st.fixed_dictionaries(
     {
         "rows": st.lists(row, min_size=1, max_size=3),
         "stream": st.sampled_from("ab"),
-        "what": st.sampled_from(["plain"] * 12 + ["start", "end", "reset", "nan", "inf", "other", "shape", "pause"]),
+        "what": st.sampled_from(["plain"] * 12 + WHAT),
         "seq": st.sampled_from([None, None, None, 0, 1, 1, 1, 2]),  # steps of the counter; 0 repeats, none: no seq
         "dt": st.sampled_from([0.1, 0.1, 0.1, 2.0, 9.0]),
     }
@@ -153,6 +156,8 @@ entry = st.fixed_dictionaries(
 
 def play(script: list[dict[str, Any]], manifest: Manifest, batch_entries: int) -> tuple[Any, list[tuple[int, int]]]:
     """All that is left in the broker after a script of entries, and the calls of the model."""
+    layout = StateLayout(manifest, manifest.sha256[:16])
+    state = base64.b64encode(export_state(layout, layout.fresh[()], "x", "1-0")).decode()
     world, clock, counter = MemoryWorld(SHARDS), {"a": 100.0, "b": 100.0}, {"a": 5, "b": 5}
     for one in script:
         stream, what, rows = one["stream"], one["what"], np.array(one["rows"], np.float32)
@@ -171,8 +176,11 @@ def play(script: list[dict[str, Any]], manifest: Manifest, batch_entries: int) -
             more["model"] = b"other"
         elif what == "pause":
             world.clock_ms += 1000
-        if what == "reset":
-            world.append(stream, {"stream": stream.encode(), "kind": b"control", "data": b'{"action": "reset"}'})
+        if what in ("reset", "settings", "restore"):
+            given = {"gap": {"policy": "carry" if len(rows) > 1 else "reset", "gap_s": 5.0}, "state_ttl_s": 0.2}
+            more = {"settings": given} if what == "settings" else {"state": state} if what == "restore" else {}
+            data = json.dumps({"action": what} | more).encode()
+            world.append(stream, {"stream": stream.encode(), "kind": b"control", "data": data})
         elif what == "shape":
             world.append(stream, rows_fields(stream, rows[:, :2], **more))
         else:
@@ -184,7 +192,6 @@ def play(script: list[dict[str, Any]], manifest: Manifest, batch_entries: int) -
     ):
         wait_until(lambda: world.logged() == 0 or len(seen(world)) == len(script), 10, "all are answered")
         wait_until(lambda: len(seen(world)) == len(script), 10, "all are answered")
-    layout = StateLayout(manifest, manifest.sha256[:16])
     left = [
         (it.pos, it.settings, {name: repr(layout.decode(record)) for name, record in it.states.items()})
         for it in world.shards
@@ -206,7 +213,7 @@ def test_catching_up_equals_stepping_one_by_one_under_any_mixture(script: list[d
     assert together == one_by_one
 
 
-@pytest.mark.parametrize("what", ["start", "end", "reset", "nan", "inf", "other", "shape", "pause", "gap", "duplicate"])
+@pytest.mark.parametrize("what", [*WHAT, "gap", "duplicate"])
 def test_no_block_crosses_what_is_more_than_one_step_further(what: str) -> None:
     plain = {"rows": [[1.0, -0.5, 4.0]], "stream": "a", "what": "plain", "seq": None, "dt": 0.1}
     changed = {"gap": {"dt": 9.0}, "duplicate": {"seq": 0}}.get(what, {"what": what})

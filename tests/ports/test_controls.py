@@ -26,6 +26,7 @@ from service.metrics import WorkerMetrics
 from service.portable import export_state
 from service.ports import Commit
 from service.state import StateLayout
+from service.worker import loop
 from tests.doubles import BrightnessEngine, MemoryLog, TinyEngine, rows_fields, tiny_manifest
 from tests.oracle import Oracle, same
 from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, World, answered, wait_until
@@ -121,7 +122,7 @@ def test_a_streams_own_rolling_and_gap_are_those_of_a_package_that_has_them(worl
     for n, row in enumerate(rows):
         for stream in "ab":
             post(world, stream, row[None], time=b"%.1f" % (100 + n / 10))
-    engine = TinyEngine(tiny_manifest())
+    engine = TinyEngine(tiny_manifest(many_steps=False))  # nothing but batches brings entries together
     with working(world.new_log(), engine):
         bodies = answered(world, {"a": 41, "b": 40})
     oracles = {"a": Oracle(TinyEngine(tiny_manifest(rolling=own, gap=gap))), "b": Oracle(TinyEngine(tiny_manifest()))}
@@ -149,8 +150,11 @@ def test_own_settings_are_kept_for_the_next_worker_and_replaced_as_a_whole(world
     assert (carried["restarted"], carried["model"], carried["step"]) == (None, "tiny", 2), "the model stays"
 
 
-def test_a_streams_own_ttl_is_counted_by_its_entries_ids(world: World) -> None:
-    settings(world, "a", state_ttl_s=1.0)
+@pytest.mark.parametrize(("own", "packages"), [(1.0, None), (None, 1.0), (1.0, 1e-3), (1.0, 1e6)])
+def test_a_streams_own_ttl_or_its_packages_is_counted_by_its_entries_ids(
+    world: World, own: float | None, packages: float | None
+) -> None:
+    settings(world, "a", state_ttl_s=own)
     ids = [post(world, "a", ROW)]
     ms = int(ids[0].partition("-")[0])
     for later in (900, 2500):
@@ -160,7 +164,7 @@ def test_a_streams_own_ttl_is_counted_by_its_entries_ids(world: World) -> None:
         else:
             fields = rows_fields("a", np.array(ROW, np.float32))
             world.client.xadd(world.keys[shard_of("a", SHARDS)].inbox, fields, id=f"{ms + later}-0")  # type: ignore[arg-type, attr-defined]
-    with working(world.new_log(), TinyEngine(tiny_manifest())):
+    with working(world.new_log(), TinyEngine(tiny_manifest(state_ttl_s=packages))):
         bodies = answered(world, {"a": 4})["a"]
     assert [body["restarted"] for body in bodies[1:]] == ["first", None, "ttl"]
 
@@ -244,6 +248,32 @@ def test_a_restored_state_keeps_the_streams_own_position_and_seq(world: World) -
     assert (repeated["type"], repeated["of"]) == ("duplicate", first)
     assert (last["step"], last["restarted"]) == (2, None)
     assert int(done["id"].partition("-")[0]) > 1
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_gap_is_counted_from_the_restoring_entry_however_old_the_state_is(world: World, again: bool) -> None:
+    engine = TinyEngine(tiny_manifest(gap=GapPolicy("reset", 5.0)))
+    post(world, "a", ROW, time=b"100")
+    with working(world.new_log(), engine):
+        answered(world, {"a": 1})
+        state = exported(world, "a", engine.manifest)
+        restored = {stream: control(world, stream, Control("restore", state=state)) for stream in "bc"}
+        answered(world, {"b": 1, "c": 1})
+        if not again:
+            post_after(world, restored)
+            bodies = answered(world, {"b": 3, "c": 2})
+    if again:
+        post_after(world, restored)
+        with working(world.new_log("w2"), engine):
+            bodies = answered(world, {"b": 3, "c": 2})
+    assert [(body["step"], body["restarted"]) for body in bodies["b"][1:]] == [(2, None), (1, "gap")]
+    assert (bodies["c"][1]["step"], bodies["c"][1]["restarted"]) == (1, "gap")
+
+
+def post_after(world: World, restored: dict[str, str]) -> None:
+    s = {stream: int(entry_id.partition("-")[0]) / 1000 for stream, entry_id in restored.items()}
+    for stream, later in (("b", 4.0), ("b", 10.0), ("c", 6.0)):
+        post(world, stream, ROW, time=b"%.3f" % (s[stream] + later))
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -485,6 +515,19 @@ class Losing(MemoryLog):
         if self.left == 0:
             self.fail_send, self.fail_reply = int(not self.applied), int(self.applied)
         super().send(commit)
+
+
+def test_a_stream_is_bound_by_the_commit_of_its_first_record_and_by_no_earlier_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bound without a position it would be taken for one that was removed, and begin with `ttl`."""
+    monkeypatch.setattr(loop, "COMMIT_BYTES", 1)  # a commit for each stream
+    world, streams = MemoryWorld(SHARDS), [s for n in range(99) if shard_of(s := f"s{n}", SHARDS) == 0][:4]
+    for stream in streams:
+        post(world, stream, ROW)
+    with working(Losing(world, 2, applied=False), TinyEngine(tiny_manifest())):
+        bodies = answered(world, dict.fromkeys(streams, 1))
+    assert [bodies[stream][0]["restarted"] for stream in streams] == ["first"] * 4
 
 
 def life_story(lost: int = 0, applied: bool = False) -> list[tuple[Any, ...]]:

@@ -93,6 +93,7 @@ def test_frames_that_were_superseded_are_never_decoded(world: World, monkeypatch
     decode, workers, last = service.worker.loop.decode_frame, [], 0
 
     def when_all_were_read(data: bytes, *arguments: Any, **options: Any) -> Any:
+        wait_until(lambda: bool(workers), 20, "the worker is known here")
         wait_until(lambda: any(shard.cursor >= last for shard in list(workers[0]._shards.values())), 20, "all is read")
         decoded.append(data)
         return decode(data, *arguments, **options)
@@ -151,6 +152,18 @@ def test_controls_bad_entries_and_repeats_are_answered_as_ever(world: World) -> 
     assert told(bodies) == ["superseded", "prediction", "duplicate", "done", "prediction", "wrong_shape"]
     assert bodies[4]["restarted"] == "reset"
     assert world.dead()[0][2] == bytes(8)
+
+
+def test_a_repeat_supersedes_nothing_even_behind_an_entry_without_seq(world: World) -> None:
+    prefer(world, "cam", LATEST)
+    post(world, "cam", seq=b"5")
+    post(world, "cam")
+    post(world, "cam", seq=b"5", retry_of=b"1-0")
+    post(world, "cam", seq=b"4", retry_of=b"1-0")
+    with working(world.new_log(), TinyEngine(tiny_manifest())):
+        bodies = answered(world, {"cam": 4})["cam"]
+    assert told(bodies) == ["superseded", "prediction", "duplicate", "late"]
+    assert bodies[3]["retry_of"] == "1-0"
 
 
 def test_a_package_may_say_that_only_the_latest_counts_and_a_stream_that_every_one_does(world: World) -> None:

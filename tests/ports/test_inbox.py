@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from service.keys import shard_of
-from service.worker import inbox
+from service.worker import inbox, loop
 from service.worker.inbox import STREAM_ENTRIES
 from service.worker.shard import Held
-from tests.doubles import TinyEngine, rows_fields, tiny_manifest
+from tests.doubles import BrightnessEngine, TinyEngine, rows_fields, tiny_manifest
 from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, World, answered, wait_until, working
 
 
@@ -98,6 +98,28 @@ def test_reading_stops_when_too_much_is_unfinished_and_goes_on_later(monkeypatch
             most = max(most, shard.held + len(shard.unfinished))
             time.sleep(0.001)
     assert 1500 < most < 2000 + 2 * 1024, "one read more than the bound, at most"
+
+
+def test_what_waits_in_memory_is_bounded_in_bytes_from_the_first_read_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large entries lay in the log before the worker came, and nothing tells their size before the first is read."""
+    monkeypatch.setattr(loop, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(loop, "AHEAD_BYTES", 2 << 20)
+    entries, size, waited = 240, 100_000, [0]
+    for n in range(entries):
+        stream = f"s{n % 12}"
+        world.append(stream, {"stream": stream.encode(), "kind": b"frame", "data": b"\xff\xd8" + bytes(size)})
+
+    def look(point: str) -> None:
+        if workers:
+            waited.append(workers[0]._inbox.bytes)
+
+    workers: list[Any] = []
+    with working(world.new_log(dead_kept=1), BrightnessEngine(), lease_s=5.0, fault=look) as worker:
+        workers.append(worker)
+        answered(world, {f"s{n}": entries // 12 for n in range(12)}, 60)
+    assert 10 * size < max(waited) < (2 << 20) + 4 * 4 * size, "the bound, and what one read may bring"
 
 
 def test_held_ids_come_back_in_order_within_a_number_and_a_size() -> None:

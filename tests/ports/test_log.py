@@ -78,7 +78,10 @@ def test_a_worker_takes_back_its_own_lease_at_once(broker_url: str, prefix: str)
     log.close()
 
 
-def test_an_acquisition_changes_the_token_and_never_the_number(broker_url: str, prefix: str) -> None:
+def test_an_acquisition_changes_the_token_and_never_the_number(
+    broker_url: str, prefix: str, client: redis.Redis
+) -> None:
+    client.xadd(ShardKeys(prefix, 0).inbox, {"stream": "a"})
     heads = []
     for _ in range(3):
         log = new_log(broker_url, prefix)
@@ -87,6 +90,24 @@ def test_an_acquisition_changes_the_token_and_never_the_number(broker_url: str, 
     assert len({head.life for head in heads}) == 1
     assert len({head.token for head in heads}) == 3
     assert [(head.n, head.tries) for head in heads] == [(0, 1), (0, 2), (0, 3)]
+
+
+@pytest.mark.parametrize(("waiting", "kept"), [(0, 5000), (1999, 5000), (2500, 4990)])
+def test_finished_entries_that_are_kept_are_counted_anew_without_being_read(
+    broker_url: str, prefix: str, client: redis.Redis, waiting: int, kept: int
+) -> None:
+    keys = ShardKeys(prefix, 0)
+    pipeline = client.pipeline(transaction=False)
+    for n in range(1, 5001 + waiting):
+        pipeline.xadd(keys.inbox, {"stream": "a"}, id=f"{n}-0")
+    pipeline.execute()
+    client.set(keys.head, "life token 7 5000-0 4990 0")  # what it trimmed last was not counted any more
+    log = new_log(broker_url, prefix, trim_finished=False)
+    before = client.info("commandstats").get("cmdstat_xrange", {"calls": 0})["calls"]
+    head = log.acquire(0)
+    assert parse_head(head or b"").kept == kept
+    assert client.info("commandstats")["cmdstat_xrange"]["calls"] - before <= 12
+    log.close()
 
 
 def test_who_lost_the_shard_commits_nothing_and_no_key_changes(
@@ -138,6 +159,20 @@ def test_a_commit_is_one_transaction_and_says_what_it_trimmed(
     assert client.xrange(keys.feed)[0][1][b"records"] == b"a 1-0 b 2-0"  # type: ignore[index]
     assert client.get(keys.state("a")) == b"state"
     assert client.pttl(keys.state("a")) > 86_400_000  # type: ignore[operator]
+    log.close()
+
+
+def test_no_commit_is_sent_before_the_reply_to_the_one_before_was_read(broker_url: str, prefix: str) -> None:
+    log = new_log(broker_url, prefix)
+    head = log.acquire(0)
+    assert head is not None
+    first = commit_of(head, record("a", b"1-0"))
+    log.send(first)
+    with pytest.raises(RuntimeError, match="its reply must be read first"):
+        log.send(commit_of(first.after, record("a", b"2-0")))
+    assert log.result(0).errors == []
+    log.send(commit_of(first.after, record("a", b"2-0")))
+    assert log.result(0).errors == []
     log.close()
 
 

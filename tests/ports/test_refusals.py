@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from service.embedded import EmbeddedBroker
 from service.errors import BrokerAway, CommitRefused, Fenced
 from service.keys import ShardKeys, shard_of, worker_key, workers_key
 from service.metrics import Counter, Family, WorkerMetrics
+from service.worker import Worker
 from tests.doubles import TinyEngine, rows_fields, tiny_manifest
 from tests.ports.test_log import commit_of, new_log, record
 from tests.worlds import SHARDS, BrokerWorld, answered, wait_until, working
@@ -236,6 +238,59 @@ def counted(family: Family[Counter]) -> float:
     return sum(child.value for child in family.children.values())
 
 
+def test_what_is_to_be_repaired_is_repaired_before_its_shard_is_given_back(
+    broker_url: str, prefix: str, client: redis.Redis
+) -> None:
+    world, metrics, stop = BrokerWorld(broker_url, prefix), metrics_(), threading.Event()
+    client.set(world.keys[shard_of("a", SHARDS)].out("a"), "mine")
+    world.append("a", rows_fields("a", ROW))
+
+    def end_in_order(point: str) -> None:
+        if metrics.commit_errors.value:
+            stop.set()
+
+    engine = TinyEngine(tiny_manifest())
+    Worker(world.new_log(), {"tiny": (engine, "ab" * 8)}, metrics, lease_s=20, fault=end_in_order).run(stop)
+    assert metrics.commit_errors.value >= 1
+    assert answered(world, {"a": 1})["a"][0]["step"] == 1
+
+
+def test_a_foreign_value_where_idle_streams_are_looked_for_stops_no_shard(
+    broker_url: str, prefix: str, client: redis.Redis
+) -> None:
+    world, metrics = BrokerWorld(broker_url, prefix, lease_s=20), metrics_()
+    key = world.keys[shard_of("a", SHARDS)].streams
+    client.set(key, "mine")
+    swept = {"state_ttl_s": 0.1, "output_history_s": 3600.0}  # looked for at once, and every 0.2 s
+    with working(world.new_log(), TinyEngine(tiny_manifest()), lease_s=20, metrics=metrics, **swept):
+        wait_until(lambda: all(map(client.exists, (keys.head for keys in world.keys))), 10, "every shard is owned")
+        world.append("a", rows_fields("a", ROW))
+        answered(world, {"a": 1})
+        wait_until(lambda: client.type(key) == b"zset", 10, "repaired")
+    assert metrics.fenced.value == 0
+
+
+@pytest.mark.parametrize("name", ["pos", "settings"])
+def test_a_foreign_value_where_streams_are_looked_up_stops_no_shard(
+    broker_url: str, prefix: str, client: redis.Redis, name: str
+) -> None:
+    world, metrics = BrokerWorld(broker_url, prefix, lease_s=20), metrics_()
+    neighbour = next(name for name in map(str, range(100)) if shard_of(name, SHARDS) == shard_of("a", SHARDS))
+    with working(world.new_log(), TinyEngine(tiny_manifest()), lease_s=20, metrics=metrics):
+        world.append("a", rows_fields("a", ROW))
+        answered(world, {"a": 1})
+        key = getattr(world.keys[shard_of("a", SHARDS)], name)
+        client.set(key, "mine")
+        world.append(neighbour, rows_fields(neighbour, ROW))  # is met for the first time
+        answered(world, {neighbour: 1})
+        wait_until(lambda: client.type(key) == b"hash", 10, "repaired")  # type: ignore[arg-type]
+        world.append("a", rows_fields("a", ROW))
+        assert answered(world, {"a": 2})["a"][1]["step"] == 2
+        assert client.hexists(key, neighbour)
+    assert metrics.commit_errors.value >= 1
+    assert metrics.fenced.value == 0
+
+
 def read(world: BrokerWorld) -> list[tuple[str, str, bytes, str]]:
     found: Any = world.client.xrange(world.keys[shard_of("a", SHARDS)].out("a"))
     return [(i.decode(), f[b"type"].decode(), f.get(b"body", b""), "") for i, f in found]
@@ -315,14 +370,15 @@ def test_two_live_workers_with_one_id_do_not_take_each_others_shards(broker_url:
         log.close()
 
 
-def test_deaths_are_counted_until_a_commit_but_neither_orderly_ends_nor_lost_connections(
-    broker_url: str, prefix: str
+def test_deaths_are_counted_while_an_entry_waits_but_neither_orderly_ends_nor_lost_connections(
+    broker_url: str, prefix: str, client: redis.Redis
 ) -> None:
     def tries(log: RedisLog) -> int:
         head = log.acquire(0)
         assert head is not None
         return parse_head(head).tries
 
+    client.xadd(ShardKeys(prefix, 0).inbox, {"stream": "a"})
     log = new_log(broker_url, prefix)
     assert tries(log) == 1
     log.abandon(0)
@@ -335,6 +391,11 @@ def test_deaths_are_counted_until_a_commit_but_neither_orderly_ends_nor_lost_con
         assert tries(log) == expected
     log.release(0)
     assert tries(log) == 4, "a shard in doubt stays in doubt"
+    client.delete(ShardKeys(prefix, 0).inbox)
+    for _ in range(4):
+        log.close()
+        log = new_log(broker_url, prefix)
+        assert tries(log) == 1, "nothing waits that could have ended anybody"
     log.close()
 
 
@@ -379,6 +440,8 @@ def test_a_dead_worker_counts_no_more_when_its_leases_end(broker_url: str, prefi
     began = time.monotonic()
     wait_until(lambda: second.renew([], b"{}") == ([], 0, 1), 5, "it is alone")
     assert time.monotonic() - began >= 0.25
+    client.zadd(workers_key(prefix), {"w0": time.time() * 1000 + 3_600_000})
+    assert second.renew([], b"{}") == ([], 0, 1), "nor one that spoke before the broker's clock was put back"
     second.leave()
     assert client.zrange(workers_key(prefix), 0, -1) in ([], [b"w1"])
     for log in (first, second):

@@ -222,6 +222,17 @@ def test_frames_are_decoded_beside_the_loop_and_keep_their_order(world: World) -
         np.testing.assert_allclose(bright, np.arange(place, 40, 3) * 6 / 255, atol=1e-5)
 
 
+def test_what_is_refused_at_once_waits_for_the_earlier_entry_of_its_stream_that_is_being_decoded(world: World) -> None:
+    _, large = cv2.imencode(".png", np.full((3000, 3000), 255, np.uint8))  # some 50 ms
+    frames = [large.tobytes(), b"GIF89a", cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes()]
+    for data in frames:
+        world.append("a", {"stream": b"a", "kind": b"frame", "data": data})
+    post(world, "b", [[1, 2, 3]])
+    with working(world.new_log(), BrightnessEngine(), TinyEngine(tiny_manifest()), decode_threads=3):
+        bodies = answered(world, {"a": 3, "b": 1})["a"]
+    assert [body.get("label") or body["reason"] for body in bodies] == ["bright", "unsupported_media", "dark"]
+
+
 def test_an_entry_of_another_model_than_the_streams_is_refused(world: World) -> None:
     post(world, "a", [[1, 2, 3]], model=b"tiny")
     post(world, "a", [[1, 2, 3]], model=b"other")
@@ -261,6 +272,17 @@ def test_an_entry_without_a_legal_stream_is_answered_under_a_question_mark(world
         answered(world, {"a": 1})
     (_, kind, body, _), *rest = world.records("?", shard_of("a", SHARDS))
     assert (kind, json.loads(body)["reason"], rest) == ("refused", "bad_stream", [])
+
+
+def test_the_field_of_a_shards_last_control_is_not_taken_for_settings(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    for fields in ({"stream": b"a", "kind": b"control", "data": b'{"action": "delete"}'}, {"kind": b"samples"}):
+        world.append("a", fields)
+        with working(world.new_log(), TinyEngine(tiny_manifest())):
+            wait_until(lambda: world.logged() == 0, 10, "it is answered")
+    assert world.records("?", shard_of("a", SHARDS))
+    assert "foreign value" not in caplog.text
 
 
 def test_a_step_that_would_leave_infinity_behind_is_refused_alone(world: World) -> None:

@@ -21,6 +21,7 @@ from service.embedded import EmbeddedBroker
 from service.keys import shard_of, worker_key, workers_key
 from service.portable import MEDIA_TYPE, read_state
 from service.ports import WorkerInfo
+from tests.conftest import needs
 from tests.doubles import BrightnessEngine, TinyEngine, tiny_manifest
 from tests.living import Living, living, schema
 from tests.serving import await_true
@@ -254,6 +255,22 @@ def test_a_deleted_stream_is_gone_and_its_name_is_free(life: Living) -> None:
     assert [row["stream"] for row in life.api.http.get("/v1/streams", params={"limit": 1}).json()["streams"]] == ["a"]
 
 
+def test_what_was_refused_for_its_stream_or_shard_is_no_stream_of_the_list(life: Living) -> None:
+    predict(life, "a", model="tiny")
+    predict(life, "b", model="tiny")
+    assert life.api.http.delete("/v1/streams/b").status_code == 200  # the shard's settings have a revision now
+    fields = entry_fields("a", "samples", np.array([ROW], "<f4").tobytes(), shape=(1, 3))
+    for p in range(SHARDS):
+        life.world.append("a", fields | {"stream": b"-bad"}, p)
+        if p != shard_of("a", SHARDS):
+            life.world.append("a", fields, p)
+    await_true(lambda: len(life.api.http.get("/v1/dead").json()["dead"]) == 2 * SHARDS - 1, "all are refused")
+    for limit in (1, 100):
+        page = life.api.http.get("/v1/streams", params={"limit": limit}).json()
+        assert ([row["stream"] for row in page["streams"]], page["next"]) == (["a"], None)
+    assert page["streams"][0]["steps"] == 1
+
+
 def test_one_stream_shows_what_it_remembers_what_waits_and_its_settings(kind: str, url: str, prefix: str) -> None:
     with living(kind, url, prefix, *ENGINES) as life:
         with life.worker():
@@ -310,6 +327,32 @@ def test_a_shard_whose_worker_stopped_refuses_more_and_takes_it_again_when_there
             await_true(lambda: set(taken) <= {record[0] for record in life.world.records("a")}, "nothing was dropped")
 
 
+def test_what_follows_an_entry_that_had_no_room_is_refused_too_so_that_order_is_kept(
+    kind: str, url: str, prefix: str
+) -> None:
+    with living(kind, url, prefix, *ENGINES, bounds=Bounds(bytes=20_000)) as life:
+        with life.worker():
+            predict(life, "a", model="tiny")
+            keep_a_worker_listed(life)
+        sizes = [50] * 60 + [1] * 300  # a small one would fit where a large one did not
+        lines = [("a", n, size) for n, size in enumerate(sizes)] + [(elsewhere("a"), 0, 1)]
+        body = [
+            json.dumps({"kind": "samples", "stream": s, "seq": n, "samples": [ROW] * size, "model": "tiny"})
+            for s, n, size in lines
+        ]
+        answer = life.api.http.post(
+            "/v1/entries", content="\n".join(body), headers={"Content-Type": "application/x-ndjson"}
+        )
+        *mine, other = [json.loads(line) for line in answer.text.splitlines()]
+    refused = [n for n, told in enumerate(mine) if "id" not in told]
+    assert 5 < refused[0] < 60
+    assert refused == list(range(refused[0], len(sizes)))
+    assert {(told["status"], told["problem"]) for told in mine[refused[0] :]} == {
+        (429, "urn:rollcast:problem:backlog-full")
+    }
+    assert "id" in other, "other shards do not suffer"
+
+
 def keep_a_worker_listed(life: Living) -> None:
     """A stopped worker leaves at once, and a model that nobody serves is refused for that: one stays on the list."""
     predictions: Any = life.predictions
@@ -338,6 +381,7 @@ def test_what_takes_too_long_is_refused_with_the_time_it_takes(kind: str, url: s
     with living(kind, url, prefix, slow, bounds=Bounds(seconds=1.0)) as life, life.worker():
         answers = [post_one(life)]
         while answers[-1].status_code == 202:
+            time.sleep(0.005)  # so that not too many are in before the rate is known
             answers.append(post_one(life))
         last = answers[-1]
         assert problem(last) == (429, "backlog-full")
@@ -363,8 +407,9 @@ def test_a_broker_that_is_nearly_full_is_503_and_deleting_is_still_taken() -> No
         await_true(lambda: try_post(life, "a").status_code == 202, "measured")
 
 
-def test_the_limit_of_a_real_broker_is_seen(start_broker: Callable[[str], EmbeddedBroker], tmp_path: Any) -> None:
-    broker = EmbeddedBroker(tmp_path / "home")
+@pytest.mark.parametrize("program", [None, "redis-server"])
+def test_the_limit_of_a_real_broker_is_seen(program: str | None, tmp_path: Any) -> None:
+    broker = EmbeddedBroker(tmp_path / "home", needs(program, program) if program else None)
     broker.start()
     try:
         with living("valkey", broker.url, "full", *ENGINES) as life, life.worker():
@@ -377,6 +422,31 @@ def test_the_limit_of_a_real_broker_is_seen(start_broker: Callable[[str], Embedd
             await_true(lambda: try_post(life, "a").status_code == 202, "measured")
     finally:
         broker.stop()
+
+
+# --- freshness ---------------------------------------------------------------------------------------------------
+
+
+def test_where_only_the_latest_counts_what_is_old_is_410_and_has_its_record(kind: str, url: str, prefix: str) -> None:
+    with living(kind, url, prefix, *ENGINES) as life:
+        with life.worker():
+            put(life, "a", {"model": "tiny", "freshness": {"mode": "latest"}})
+            predict(life, "a")
+            keep_a_worker_listed(life)
+        for _ in range(5):
+            life.api.post_rows("a", ROW)
+        list_it_no_more(life)
+        with life.worker("w2"):
+            await_true(lambda: len(life.world.records("a")) == 7, "all are answered")
+            bodies = [json.loads(record[2]) for record in life.world.records("a")]
+            assert [body.get("reason") or body["type"] for body in bodies[2:]] == ["superseded"] * 4 + ["prediction"]
+            assert bodies[-1]["step"] == 2
+            put(life, "a", {"freshness": {"mode": "latest", "max_age_s": 1e-6}})
+            stale = life.api.http.post("/v1/streams/a/samples", json={"samples": [ROW]}, params={"wait": 5})
+            assert problem(stale) == (410, "dropped")
+            assert stale.json()["reason"] == "stale"
+            put(life, "a", {})
+            assert predict(life, "a")["step"] == 3, "every one again"
 
 
 # --- quarantine --------------------------------------------------------------------------------------------------

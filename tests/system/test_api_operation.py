@@ -215,6 +215,7 @@ def test_the_openapi_document_is_complete(api: Serving) -> None:
         "/v1/streams/{stream}/samples",
         "/v1/streams/{stream}/text",
         "/v1/predictions",
+        "/v1/streams/{stream}/entries",
         "/v1/entries",
         "/v1/streams/{stream}/predictions",
         "/v1/streams",
@@ -234,7 +235,7 @@ def test_the_openapi_document_is_complete(api: Serving) -> None:
     assert {p["name"] for p in post["parameters"]} == {
         "stream", "model", "seq", "time", "start", "end", "wait", "ack", "interval_s",
     }  # fmt: skip
-    statuses = {"200", "202", "400", "404", "409", "410", "413", "415", "422", "429", "501", "503", "504"}
+    statuses = {"200", "202", "400", "404", "409", "410", "413", "415", "422", "429", "500", "501", "503", "504"}
     assert set(post["responses"]) == statuses
     for path in document["paths"].values():
         for call in path.values():

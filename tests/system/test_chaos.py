@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import shutil
@@ -10,10 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import hiredis
 import pytest
 import redis
 from rich.console import Console
 
+import service.broker.log as log_module
+from service.broker import packing
 from service.broker.log import RedisLog
 from service.chaos.broker import connect
 from service.chaos.check import Findings, HeadWatch, Judge, missing
@@ -68,6 +72,13 @@ def test_a_worker_without_its_fence_is_found_out() -> None:
             assert not verdict.passed
             return
     pytest.fail("three runs without a fence, and nothing was found")
+
+
+def test_the_fence_is_off_in_that_worker_only() -> None:
+    """Collecting the tests imports its page, in the process that goes on to test the fence."""
+    assert importlib.import_module("tests.system.unfenced").module is log_module
+    assert RedisLog.result.__module__ == "service.broker.log"
+    assert log_module.pack is packing.pack is hiredis.pack_command
 
 
 # --- tampering: a run without faults, judged sound; then one thing is changed ---
@@ -253,6 +264,8 @@ def test_a_broker_binary_that_is_not_there_is_said() -> None:
     with pytest.raises(BrokerFailed, match="no such program"):
         run.run()
     shutil.rmtree(run.home)
+    done = rollcast("chaos", "--seconds", "1", "--broker-binary", "no-such-broker")
+    assert (done.returncode, "no such program" in done.stderr) == (2, True)
 
 
 def test_a_client_of_the_run_repeats_nothing(broker: Any) -> None:

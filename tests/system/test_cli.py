@@ -40,6 +40,8 @@ def test_help_shows_every_command_with_its_purpose_and_an_example() -> None:
         "demo",
         "post",
         "watch",
+        "record",
+        "replay",
         "models",
         "streams",
         "state",

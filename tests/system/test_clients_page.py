@@ -20,7 +20,7 @@ def shell(deployment: Up, tmp_path: Path) -> dict[str, str]:
 def test_the_examples_print_what_they_promise(shell: dict[str, str]) -> None:
     needs("curl", "curl")
     needs("node", "nodejs")
-    first, numbered, awaited, lines, follow, node, redis = blocks("docs/clients.md")
+    first, numbered, awaited, gateway, lines, follow, node, redis = blocks("docs/clients.md")
     said = run(shell, first, 60)
     assert said.startswith("7 ")
     assert "pump-1 1 " in said
@@ -28,6 +28,9 @@ def test_the_examples_print_what_they_promise(shell: dict[str, str]) -> None:
     assert sorted(line.split()[0] for line in run(shell, awaited, 60).splitlines()) == [
         f"pump-{n}" for n in range(10, 14)
     ]
+    many = run(shell, gateway, 60).splitlines()
+    assert many[0].startswith("64 in the log, the last one is ")
+    assert many[1].startswith("pump-")
     assert [json.loads(line)["stream"] for line in run(shell, lines, 60).splitlines()] == ["pump-4", "pump-5"]
     followed = run(shell, follow, 3, endless=True)
     assert '"stream":"pump-4"' in followed

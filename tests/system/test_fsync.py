@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -59,6 +61,34 @@ def test_a_post_is_acknowledged_when_it_is_on_disk_or_not_at_all(own: EmbeddedBr
             world.redis.xtrim(inbox, maxlen=1, approximate=False)
         assert post("disk")[0] == 400
         assert post("")[0] == 202, "by default: in the log"
+    world.close()
+
+
+def test_each_of_many_is_acknowledged_when_it_is_on_disk_or_not_at_all(own: EmbeddedBroker) -> None:
+    world = OnBroker(own.url, "many")
+    world.serve("tiny")
+    with Serving(create_app(world.predictions, [tiny_manifest("tiny")], create_registry())) as api:
+
+        def post(query: str) -> tuple[int, list[dict[str, Any]]]:
+            lines = b"".join(
+                json.dumps({"stream": s, "kind": "samples", "samples": [ROW]}).encode() + b"\n" for s in "ab"
+            )
+            answer = api.http.post(
+                f"/v1/entries{query}", content=lines, headers={"Content-Type": "application/x-ndjson"}
+            )
+            return answer.status_code, [json.loads(line) for line in answer.text.splitlines()]
+
+        def logged() -> int:
+            return sum(world.redis.xlen(ShardKeys("many", shard).inbox) for shard in range(4))  # type: ignore[misc]
+
+        status, told = post("?ack=fsync")
+        assert (status, ["id" in one for one in told], logged()) == (200, [True, True], 2)
+        world.redis.config_set("appendfsync", "everysec")
+        status, told = post("?ack=fsync")
+        assert (status, logged()) == (200, 2), "nothing was appended"
+        assert [(one["status"], one["problem"]) for one in told] == [(501, "urn:rollcast:problem:no-fsync")] * 2
+        assert [("id" in one) for one in post("")[1]] == [True, True]
+        assert [post(query)[0] for query in ("?ack=disk", "?seq=7")] == [400, 400], "no silence"
     world.close()
 
 

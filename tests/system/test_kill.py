@@ -211,9 +211,9 @@ def test_twenty_kills_between_step_and_commit_lose_double_and_change_nothing(new
 
 def test_a_worker_that_does_not_look_at_positions_is_found_out(new_run: Callable[..., Run]) -> None:
     run = new_run(False)
-    for _ in range(KILLS):
+    for _ in range(8):
         run.be_killed("after-step")
-    run.finish()
+    run.finish(800)
     with pytest.raises(AssertionError):
         run.check()
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
 from rollcast import Client, Prediction, Problem
+from service.embedded import machine_memory
 from service.keys import shard_of
 from tests.deployment import Up, await_true, rollcast
 
@@ -99,12 +101,20 @@ def test_the_command_line_lists_shows_retries_and_drops_what_was_refused(
 
 @pytest.fixture(scope="module")
 def suffering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    up = Up(tmp_path_factory.mktemp("s"), "--backlog-bytes", "60000", "--lease-s", "2")
+    options = ("--backlog-bytes", "60000", "--broker-memory-bytes", "100000000", "--lease-s", "2")
+    up = Up(tmp_path_factory.mktemp("s"), *options)
     try:
         yield up.ready()
     finally:
         status = up.stop()
     assert status == 0
+
+
+def test_the_embedded_broker_has_half_of_the_memory_or_what_it_is_given(deployment: Up, suffering: Up) -> None:
+    for up, expected in ((deployment, machine_memory() // 2), (suffering, 100_000_000)):
+        with redis.Redis.from_url(f"unix://{(up.home / 'broker.sock').resolve()}") as broker:
+            assert broker.config_get("maxmemory") == {"maxmemory": str(expected)}
+    assert machine_memory() > 100 << 20
 
 
 def fill(client: Client, stream: str, taken: list[str]) -> None:

@@ -16,8 +16,12 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from service.api.messages import Ack, ProblemSaid, Welcome
+from service.api.notices import Bye, Cursor, Gap, Wait
+from service.contracts import Done, Dropped, Duplicate, Prediction, Refused
 from tests.deployment import ROOT, Up
 
+Heard = Welcome | Ack | ProblemSaid | Gap | Bye | Wait | Cursor | Prediction | Refused | Dropped | Duplicate | Done
 ROW = [40.0, 1.0, 20.0, 1.0, 20.0, 1.0]
 LIMIT_S = 20.0
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -39,6 +43,10 @@ class Socket:
         message = self._socket.recv(LIMIT_S)
         assert isinstance(message, bytes) == self._packed
         found: list[dict[str, Any]] = msgspec.msgpack.decode(message) if self._packed else json.loads(message)
+        for answer in found:
+            assert (
+                msgspec.to_builtins(msgspec.convert(answer, Heard)).keys() >= answer.keys()
+            )  # as docs/streams.md says
         return found
 
     def take(self, count: int, *types: str) -> list[dict[str, Any]]:

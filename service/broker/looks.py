@@ -1,0 +1,122 @@
+"""The scripts with which an api process looks at a shard. They change nothing, and leave the bytes of entries where
+they are."""
+
+from typing import Final
+
+# KEYS owner head in.  Returns whether the lease is held, the head, the log's length and the id of the first entry
+# above low. A script, because XRANGE by itself would send that entry's bytes, frames and all.
+SHARD_STATUS: Final = """
+local head = redis.call('GET', KEYS[2])
+local low = '0-0'
+if head then low = string.match(head, '^%S+ %S+ %S+ (%S+)') or low end
+local first = redis.call('XRANGE', KEYS[3], '(' .. low, '+', 'COUNT', 1)
+return {redis.call('EXISTS', KEYS[1]), head or '', redis.call('XLEN', KEYS[3]), first[1] and first[1][1] or ''}
+"""
+
+# KEYS in.  A script, because XINFO by itself would send the log's first and last entries too.
+LAST_GENERATED: Final = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return '0-0' end
+local info = redis.call('XINFO', 'STREAM', KEYS[1])
+for i = 1, #info, 2 do if info[i] == 'last-generated-id' then return info[i + 1] end end
+"""
+
+
+# KEYS in head.  ARGV stream, its position, how many entries and bytes to look through.
+# Entries above the position are counted without sending them. Returns how many are the stream's, and 1 when it saw all.
+WAITING: Final = """
+local low = string.match(redis.call('GET', KEYS[2]) or '', '^%S+ %S+ %S+ (%S+)') or '0-0'
+local function above(one, other)
+  local a, b = string.match(one, '(%d+)-(%d+)')
+  local c, d = string.match(other, '(%d+)-(%d+)')
+  a, b, c, d = tonumber(a), tonumber(b), tonumber(c), tonumber(d)
+  return a > c or (a == c and b > d)
+end
+local from = above(low, ARGV[2]) and low or ARGV[2]
+local entries, bytes, mine = tonumber(ARGV[3]), tonumber(ARGV[4]), 0
+while entries > 0 and bytes > 0 do
+  local some = redis.call('XRANGE', KEYS[1], '(' .. from, '+', 'COUNT', 16)
+  for _, entry in ipairs(some) do
+    for i = 1, #entry[2], 2 do
+      bytes = bytes - #entry[2][i + 1]
+      if entry[2][i] == 'stream' and entry[2][i + 1] == ARGV[1] then mine = mine + 1 end
+    end
+  end
+  if #some < 16 then return {mine, 1} end
+  from, entries = some[#some][1], entries - 16
+end
+return {mine, 0}
+"""
+LOOK_ENTRIES: Final = 2048
+LOOK_BYTES: Final = 4 << 20
+LAG_ENTRIES: Final = 1024  # of a shard
+LAG_BYTES: Final = 1 << 20
+
+# KEYS in head pos.  ARGV how many entries and bytes to look through.
+# Of each stream that has an unfinished entry its name and the id of the oldest one, in turn, the longest waiting first.
+LAGS: Final = """
+local low = string.match(redis.call('GET', KEYS[2]) or '', '^%S+ %S+ %S+ (%S+)') or '0-0'
+local from, entries, bytes = low, tonumber(ARGV[1]), tonumber(ARGV[2])
+local last, seen, found = {}, {}, {}
+while entries > 0 and bytes > 0 do
+  local some = redis.call('XRANGE', KEYS[1], '(' .. from, '+', 'COUNT', 16)
+  for _, entry in ipairs(some) do
+    local stream = ''
+    for i = 1, #entry[2], 2 do
+      bytes = bytes - #entry[2][i + 1]
+      if entry[2][i] == 'stream' then stream = entry[2][i + 1] end
+    end
+    if stream ~= '' and not seen[stream] then
+      if not last[stream] then
+        local ms, seq = string.match(redis.call('HGET', KEYS[3], stream) or '', '^(%d+)-(%d+)')
+        last[stream] = {tonumber(ms or '0'), tonumber(seq or '0')}
+      end
+      local ms, seq = string.match(entry[1], '(%d+)-(%d+)')
+      ms, seq = tonumber(ms), tonumber(seq)
+      if ms > last[stream][1] or (ms == last[stream][1] and seq > last[stream][2]) then
+        seen[stream] = true
+        found[#found + 1] = stream
+        found[#found + 1] = entry[1]
+      end
+    end
+  end
+  if #some < 16 then return found end
+  from, entries = some[#some][1], entries - 16
+end
+return found
+"""
+
+# KEYS head in settings.  Returns the number of finished entries in the log, its length and bytes, and the last control
+# that changed settings. A commit that trims writes the count from before: a worker that stops right after it would
+# leave that in the head, so the log is asked whether any finished entry is still there.
+BACKLOG: Final = """
+local length = redis.call('XLEN', KEYS[2])
+local bytes = length > 0 and redis.call('MEMORY', 'USAGE', KEYS[2]) or 0
+local low, kept = string.match(redis.call('GET', KEYS[1]) or '', '^%S+ %S+ %S+ (%S+) (%d+)')
+kept = tonumber(kept or '0')
+if kept > 0 and #redis.call('XRANGE', KEYS[2], '-', low, 'COUNT', 1) == 0 then kept = 0 end
+return {kept, length, bytes, redis.call('HGET', KEYS[3], '?') or ''}
+"""
+
+# KEYS dead.  ARGV place after which to begin, how many, stream or nothing, reason or nothing, entry id or nothing.
+# A script, so that an entry's bytes stay where they are. Returns place, id, stream, kind, reason, detail, size of each.
+DEAD: Final = """
+local found, from, limit = {}, ARGV[1], tonumber(ARGV[2])
+while true do
+  local some = redis.call('XRANGE', KEYS[1], '(' .. from, '+', 'COUNT', 16)
+  for _, item in ipairs(some) do
+    local said, size = {}, 0
+    for i = 1, #item[2], 2 do
+      if item[2][i] == 'data' then size = #item[2][i + 1] else said[item[2][i]] = item[2][i + 1] end
+    end
+    local wanted = (ARGV[3] == '' or said.stream == ARGV[3]) and (ARGV[4] == '' or said.reason == ARGV[4])
+    if wanted and (ARGV[5] == '' or said.id == ARGV[5]) then
+      found[#found + 1] = {
+        item[1], said.id or '', said.stream or '', said.kind or '', said.reason or '', said.detail or '', size
+      }
+      if #found == limit then return found end
+    end
+  end
+  if #some < 16 then return found end
+  from = some[#some][1]
+end
+"""

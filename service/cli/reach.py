@@ -1,0 +1,21 @@
+"""How commands reach a running api, and options that several of them have."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from rollcast import Client
+
+Url = Annotated[
+    str, typer.Option("--url", envvar="ROLLCAST_URL", help="Where the api listens.", rich_help_panel="Connection")
+]
+Stream = Annotated[str, typer.Argument(help="A stream's id, such as cam-1.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+
+
+def connect(url: str, *, numbered: bool = False) -> Client:
+    """With the key from the environment only: a command line is seen by everybody on the machine."""
+    return Client(url, os.environ.get("ROLLCAST_API_KEY") or None, numbered=numbered)

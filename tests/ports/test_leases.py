@@ -1,0 +1,52 @@
+"""Work that takes longer than a lease: it is cut so that leases are renewed between, and comes to its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from tests.doubles import TinyEngine, rows_fields, tiny_manifest
+from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, answered, wait_until, working
+
+ROW = np.ones((1, 3), np.float32)
+
+
+def test_shards_that_are_slow_to_acquire_are_acquired_while_those_before_are_renewed() -> None:
+    """All of them together take longer than a lease."""
+    world = MemoryWorld(SHARDS)
+    log = world.new_log()
+    acquire = log.acquire
+
+    def slowly(shard: int) -> bytes | None:
+        time.sleep(0.11)
+        return acquire(shard)
+
+    log.acquire = slowly  # type: ignore[method-assign]
+    with working(log, TinyEngine(tiny_manifest()), lease_s=0.4) as worker:
+        wait_until(lambda: worker.owned == SHARDS, 10, "it owns every shard")
+        for n in range(4 * SHARDS):
+            world.append(f"s{n}", rows_fields(f"s{n}", ROW))
+        answered(world, {f"s{n}": 1 for n in range(4 * SHARDS)})
+    assert world.acquisitions == SHARDS, "each once"
+
+
+class Slow(TinyEngine):
+    """Takes 10 ms an entry."""
+
+    def run(self, x: np.ndarray, states: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        time.sleep(0.01 * len(x))
+        return super().run(x, states)
+
+
+def test_a_batch_of_a_slow_model_is_no_larger_than_its_lease_allows(broker_url: str, prefix: str) -> None:
+    world, engine = BrokerWorld(broker_url, prefix), Slow(tiny_manifest())
+    streams = {f"s{n}": 2 for n in range(50)}  # one of each: half a second
+    for _ in range(2):
+        for stream in streams:
+            world.append(stream, rows_fields(stream, ROW))
+    with working(world.new_log(), engine, lease_s=0.3):
+        bodies = answered(world, streams)
+    assert [body["step"] for body in bodies["s0"]] == [1, 2]
+    assert sum(entries for entries, _ in engine.calls) <= 150, "the first batch was too large, no other"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -146,6 +147,22 @@ def test_the_image_alone_runs_everything_with_its_own_broker(built: Built) -> No
         assert host.stop("solo")[0] == 0
     finally:
         host.close()
+
+
+def test_the_training_image_holds_what_training_imports(tmp_path: Path) -> None:
+    """Its command, on the folders that it copies and nothing else; this environment's torch stands for its lock's."""
+    stage = read(TRAINING)[-1]
+    copied = [step.words.split() for step in stage.steps if step.name == "COPY"]
+    for source, target in copied:
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, tmp_path / target, ignore=shutil.ignore_patterns("__pycache__"))
+    assert stage.environment()["PYTHONPATH"] == "/src"
+    command = [sys.executable, *stage.command("ENTRYPOINT")[1:], *stage.command("CMD")]
+    done = subprocess.run(
+        command, cwd="/", env={"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)}, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"--data-dir" in done.stdout
 
 
 # --- the health check --------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def python(folder: Path, code: str) -> str:
 
 def test_without_a_target_the_targets_are_listed(folder: Path) -> None:
     shown = make(folder).stdout
-    for target in ("demo", "test", "check", "soak", "bench", "clean"):
+    for target in ("demo", "test", "check", "soak", "env", "lock", "bench", "clean"):
         assert f"\n  {target} " in shown
 
 

@@ -70,6 +70,8 @@ class Model(TypedDict):
     version: int
     kind: str
     labels: list[str]
+    metrics: dict[str, Any]  # accuracy, its interval, what it counts, figures while a stream runs
+    weights_terms: str
     parity: dict[str, Any]
     served: bool  # a live worker has it
 

@@ -9,10 +9,12 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from rollcast.events import ServerEvent, parse_events
 from service.api import Bounds, create_app
-from service.api.follower import Subscription
+from service.api.follower import Follower, Subscription
 from service.cursors import Place, decode_cursor, encode_cursor
 from service.keys import shard_of
 from service.metrics import create_registry
@@ -57,10 +59,18 @@ class Reader:
         more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
         head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n{more}\r\n"
         self.socket.sendall(head.encode())
+        self.seen: list[str] = []  # for who uses it
         self._events = parse_events(self._lines())
 
     def take(self, count: int) -> list[ServerEvent]:
         return [next(self._events) for _ in range(count)]
+
+    def rest(self) -> Iterator[ServerEvent]:
+        """Up to the end of the answer."""
+        for event in self._events:
+            yield event
+            if event.event == "bye":
+                return
 
     def vanish(self) -> None:
         """Without a word: the connection is reset."""
@@ -132,14 +142,105 @@ def test_a_reader_that_stalls_holds_nobody_up_and_then_gets_everything(
     where = path.format(stream) + ("&" if "?" in path else "?") + "after=0"
     stalled, quick = Reader(api, where, buffer=4096), Reader(api, where)
     ids: list[str] = []
-    for _ in range(20):
+    for _ in range(13):
         some = record(api, world, stream, 100)
         assert [event.body["id"] for event in quick.take(100)] == some
         ids += some
     assert overflows, "it did stall"
-    assert [event.body["id"] for event in stalled.take(2000)] == ids
+    assert [event.body["id"] for event in stalled.take(1300)] == ids
     for reader in (stalled, quick):
         reader.socket.close()
+
+
+@pytest.fixture
+def small(broker_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Serving, OnBroker]]:
+    """An api whose subscribers hold few records, as little as the system allows in between."""
+    monkeypatch.setattr(Follower.__init__, "__defaults__", (64,))
+    world = OnBroker(broker_url, prefix)
+    world.serve("tiny")
+    bounds = Bounds(seconds=1e9)
+    app = create_app(world.predictions, [tiny_manifest()], create_registry(), bounds=bounds, heartbeat_s=0.1)
+    with Serving(app) as api:
+        api._server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        yield api, world
+    world.close()
+
+
+def stalled(api: Serving, world: OnBroker, stream: str, path: str, when_full: str) -> tuple[Reader, list[str]]:
+    """A reader that follows live, and then does not read while much comes; the ids of all of it."""
+    before = subscribers(api)
+    reader = Reader(api, path.format(stream) + ("&" if "?" in path else "?") + f"when_full={when_full}", buffer=4096)
+    await_true(lambda: subscribers(api) == before + 1, "it is there")
+    ids: list[str] = []
+    while not ids or ids[-1] not in reader.seen:  # until it gets what is live
+        ids += record(api, world, stream, 1)
+        reader.seen += [event.body["id"] for event in reader.take(1)]
+    for _ in range(6):
+        ids += record(api, world, stream, 100)
+    return reader, ids
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_who_would_rather_lose_the_oldest_gets_the_newest_and_is_told(
+    small: tuple[Serving, OnBroker], stream: str, path: str
+) -> None:
+    api, world = small
+    reader, ids = stalled(api, world, stream, path, "drop_oldest")
+    gaps, seen = [], reader.seen
+    while seen[-1] != ids[-1]:
+        (event,) = reader.take(1)
+        if event.event == "gap":
+            gaps.append(event.body)
+        else:
+            seen.append(event.body["id"])
+    assert {gap["reason"] for gap in gaps} == {"slow"}
+    assert seen == [entry_id for entry_id in ids if entry_id in set(seen)], "in order, each once"
+    if "records" in gaps[0]:
+        assert len(seen) + sum(gap["records"] for gap in gaps) == len(ids)
+    else:
+        assert all(gap["after"] in seen and gap["next"] in seen for gap in gaps)
+    reader.socket.close()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_who_would_rather_be_sent_away_comes_back_with_the_cursor(
+    small: tuple[Serving, OnBroker], stream: str, path: str
+) -> None:
+    api, world = small
+    reader, ids = stalled(api, world, stream, path, "disconnect")
+    *events, bye = list(reader.rest())
+    assert (bye.event, bye.body["reason"]) == ("bye", "too_slow")
+    seen = reader.seen + [event.body["id"] for event in events]
+    assert len(seen) < len(ids)
+    reader.socket.close()
+    again = Reader(api, path.format(stream), Last_Event_ID=bye.id)
+    assert seen + [event.body["id"] for event in again.take(len(ids) - len(seen))] == ids
+    again.socket.close()
+
+
+def test_a_websocket_that_is_too_slow_is_closed_with_its_own_code(small: tuple[Serving, OnBroker], stream: str) -> None:
+    api, world = small
+    slow = socket.socket()
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    slow.connect(("127.0.0.1", api.port))
+    url = f"ws://127.0.0.1:{api.port}/v1/streams/{stream}/ws"
+    with connect(url, sock=slow, proxy=None, max_queue=1, ping_interval=None, compression=None) as one:
+        one.send(json.dumps({"type": "hello", "when_full": "disconnect"}))
+        seen: list[str] = []
+        ids: list[str] = []
+        while not seen:  # until it gets what is live
+            ids += record(api, world, stream, 1)
+            seen += [answer["id"] for answer in json.loads(one.recv(LIMIT_S)) if answer["type"] == "prediction"]
+        for _ in range(6):
+            record(api, world, stream, 100)
+        said: list[dict[str, object]] = []
+        while not said or said[-1]["type"] != "bye":
+            said += json.loads(one.recv(LIMIT_S))
+        with pytest.raises(ConnectionClosed) as closed:
+            one.recv(LIMIT_S)
+    assert said[-1].items() >= {"type": "bye", "reason": "too_slow", "id": said[-2]["id"]}.items()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1013
 
 
 # --- cursors of somewhere else -----------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """A running deployment, a real Prometheus, the shipped rules: under faults the right alerts fire and no others, and
 they end when their causes do.
 
-The rules are those of deploy/prometheus with a minute made a second, but for `for`: a takeover takes as long as ever.
+The rules are those of deploy/prometheus with a minute made a second, but for `for`: a takeover takes as long as ever,
+and longer on a busy machine.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ STREAMS = [f"belt-{n}" for n in range(8)]
 # On a machine that others use, too, everything may be slow. What is judged by speed alone may fire; nothing else.
 SLOW = {
     "RollcastBrokerSlow", "RollcastApiSlow", "RollcastApiSlowBudget", "RollcastAnswersLate",
-    "RollcastAnswersLateBudget",
+    "RollcastAnswersLateBudget", "RollcastLagRising",
 }  # fmt: skip
 CONFIG = """
 global: {{scrape_interval: 1s, evaluation_interval: 500ms}}
@@ -46,13 +47,13 @@ scrape_configs:
 
 
 def shortened(rules: str) -> str:
-    """The same rules, sixty times faster; what must last does so for 3 s, or 4 s instead of more than a minute."""
+    """The same rules, sixty times faster; what must last a minute does so for 8 s, what must last longer for 4 s."""
 
     def faster(match: re.Match[str]) -> str:
         return f"{match[1]}{int(match[2]) * {'m': 60, 'h': 3600, 'd': 86_400}[match[3]] * 1000 // 60}ms"
 
     rules = re.sub(r"(\[|offset )(\d+)([mhd])", faster, rules)
-    rules = re.sub(r"for: (\w+)", lambda match: "for: 3s" if match[1] == "1m" else "for: 4s", rules)
+    rules = re.sub(r"for: (\w+)", lambda match: "for: 8s" if match[1] == "1m" else "for: 4s", rules)
     assert rules.count("rate15m * 900 >") == 1 or "alert:" not in rules
     return rules.replace("rate15m * 900 >", "rate15m * 15 >")
 
@@ -154,6 +155,7 @@ def poison(broker: str, prefix: str) -> None:
                 client.xadd(inbox, {"stream": stream, "kind": "samples", "shape": "1,6", "data": data})
 
 
+@pytest.mark.timeout(300)
 def test_the_right_alerts_fire_and_no_others_and_they_end(
     tmp_path: Path, broker_url: str, prefix: str, stack: ExitStack
 ) -> None:
@@ -194,7 +196,8 @@ def test_the_right_alerts_fire_and_no_others_and_they_end(
     deployment.hire(1)
     await_true(lambda: firing(prometheus) == set(), "they end with their causes", 60)
     assert ever_fired(prometheus, began) - SLOW == {alert for alert, _ in expected}
-    assert prometheus.one("max(process:rollcast_unrecorded:entries)") == 0
+    missing = "max(last_over_time(process:rollcast_unrecorded:entries[5m]))"
+    await_true(lambda: prometheus.one(missing) == 0, "every entry has its record")
 
 
 def ever_fired(prometheus: Prometheus, since: float) -> set[str]:

@@ -477,7 +477,9 @@ def test_an_evicted_state_is_said_to_be_lost_and_counted(new_scene: Callable[[st
     with scene.working("second"):
         scene.post(60)
         wait_until(scene.answered, 20, "every entry is answered")
-        assert scene.counted("rollcast_restarts_total", model="tiny", reason="lost") == len(STREAMS)
+        wait_until(
+            lambda: scene.counted("rollcast_restarts_total", model="tiny", reason="lost") == len(STREAMS), 10, "counted"
+        )
     for stream, entries in scene.posted.items():
         records = [json.loads(fields[b"body"]) for _, fields in scene.records(stream)]
         assert [record["id"] for record in records] == [entry_id for entry_id, _, _ in entries]

@@ -93,7 +93,10 @@ def test_nothing_that_the_system_does_is_denied(broker: Broker, api: str) -> Non
         spoilt = whole[:45] + bytes(len(whole) - 57) + whole[-12:]  # what the api looks at is right
         client.post_frame("door-1", image, model="digits-cnn", wait_s=20)
         for _ in range(3):
-            client.post_samples("belt-1", [ROW] * 3, model=MODEL, wait_s=20)
+            client.post_samples("belt-1", [ROW] * 3, model=MODEL, start=True, wait_s=20)
+        client.post_samples("belt-3", [ROW], model=MODEL, seq=7, wait_s=20)
+        with pytest.raises(Problem):
+            client.post_samples("belt-3", [ROW], model=MODEL, seq=6, wait_s=20)
         client.configure("belt-1", model=MODEL, state_ttl_s=4.0)
         saved = client.save_state("belt-1")
         client.restore("belt-1", saved)

@@ -91,9 +91,9 @@ def test_what_is_posted_is_answered_and_seen_by_who_watches(client: Client) -> N
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     answers = [
-        client.post_frame(f"door-{n % 4}", path, model="digits-cnn", wait_s=10) for n, (_, path) in enumerate(digits)
+        client.post_frame(f"door-{n % 4}", path, model="digits-cnn", wait_s=30) for n, (_, path) in enumerate(digits)
     ]
-    watcher.join(20)
+    watcher.join(60)
     assert sorted(one.id for one in seen) == sorted(one.id for one in answers)
     right = [one.label == label for one, (label, _) in zip(answers, digits, strict=True)]
     assert sum(right) >= len(digits) - 1
@@ -107,18 +107,18 @@ def test_producers_and_subscribers_that_speak_redis_have_users_of_their_own(
     fields = ["stream", "belt-1", "kind", "samples", "model", "activity-lstm", "shape", "1,6", "data"]
     entry = broker(stand, environ, "producer", "-x", "XADD", f"rollcast:{{{shard}}}:in", "*", *fields, stdin=data)
     out = f"rollcast:{{{shard}}}:out:belt-1"
-    await_true(lambda: entry in broker(stand, environ, "subscriber", "XRANGE", out, entry, entry), "its record")
+    await_true(lambda: entry in broker(stand, environ, "subscriber", "XRANGE", out, entry, entry), "its record", 60)
     assert client.newest("belt-1") == entry
 
 
 def test_prometheus_finds_the_api_and_every_worker(stand: Stand, client: Client) -> None:
-    client.post_samples("belt-2", [ROW], model="activity-lstm", wait_s=10)
+    client.post_samples("belt-2", [ROW], model="activity-lstm", wait_s=30)
 
     def up() -> list[str]:
         targets = prometheus(stand, "targets?state=active")["activeTargets"]
         return sorted(one["scrapeUrl"].rpartition(":")[2] for one in targets if one["health"] == "up")
 
-    await_true(lambda: [port for port in up() if port in PORTS] == PORTS, "two workers and an api are scraped", 40)
+    await_true(lambda: [port for port in up() if port in PORTS] == PORTS, "two workers and an api are scraped", 90)
     groups = prometheus(stand, "rules")["groups"]
     assert groups
     assert {rule["health"] for group in groups for rule in group["rules"]} <= {"ok", "unknown"}
@@ -178,7 +178,7 @@ def test_processes_are_nobody_and_may_write_nothing_but_tmp(stand: Stand, servic
 
 def test_the_demo_beside_it_feeds_it_until_it_is_told_to_stop(stand: Stand) -> None:
     stand.up(demo=1)
-    await_true(lambda: "digit-1 " in stand.said("demo") and "sensor-12 " in stand.said("demo"), "predictions", 40)
+    await_true(lambda: "digit-1 " in stand.said("demo") and "sensor-12 " in stand.said("demo"), "predictions", 120)
     status, said = stand.stop("demo")
     assert status == 0
     assert "digits-cnn: accuracy" in said
@@ -197,24 +197,24 @@ def test_a_worker_that_is_told_to_stop_drains_and_nothing_waits_for_its_lease(st
     poster = threading.Thread(target=post)
     poster.start()
     try:
-        await_true(lambda: min(map(len, posted.values())) >= 3, "entries are posted")
+        await_true(lambda: min(map(len, posted.values())) >= 3, "entries are posted", 90)
         status, said = stand.stop("worker")
         before = {stream: len(ids) for stream, ids in posted.items()}
-        await_true(lambda: all(len(ids) > before[s] + 2 for s, ids in posted.items()), "posting goes on")
+        await_true(lambda: all(len(ids) > before[s] + 2 for s, ids in posted.items()), "posting goes on", 90)
     finally:
         done.set()
-        poster.join(30)
+        poster.join(90)
     assert status == 0
     assert json.loads(said.splitlines()[-1])["event"] == "stopped"
     for stream, ids in posted.items():
-        await_true(lambda s=stream, last=ids[-1]: client.newest(s) == last, f"the last entry of {stream}")
+        await_true(lambda s=stream, last=ids[-1]: client.newest(s) == last, f"the last entry of {stream}", 90)
         page = client.history(stream, after="0", limit=1000)
         assert [record.id for record in page.records] == ids, stream
 
 
 def test_what_was_there_is_there_after_all_of_it_was_stopped(stand: Stand, environ: dict[str, str]) -> None:
     with Client(stand.url("api")) as client:
-        last = client.post_samples("door-9", [ROW], model="activity-lstm", wait_s=10)
+        last = client.post_samples("door-9", [ROW], model="activity-lstm", wait_s=30)
         with httpx.Client(trust_env=False, timeout=30) as http:
             url, head = f"{stand.url('api')}/v1/streams/door-9/predictions", {"Accept": "text/event-stream"}
             with http.stream("GET", url, headers=head) as watched:
@@ -225,6 +225,6 @@ def test_what_was_there_is_there_after_all_of_it_was_stopped(stand: Stand, envir
     assert statuses == [0, 0, 0, 0]
     stand.up(redis=1, api=1, worker=1)
     with Client(stand.url("api")) as client:
-        again = client.post_samples("door-9", [ROW], model="activity-lstm", wait_s=10)
+        again = client.post_samples("door-9", [ROW], model="activity-lstm", wait_s=30)
     assert id_number(again.id) > id_number(last.id)
     assert (again.step, again.restarted) == (last.step + 1, None)

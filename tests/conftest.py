@@ -17,6 +17,13 @@ from tests.deployment import Up
 _numbers = count(1)
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Doctests are the service's: a program that a test starts must not be imported by whoever collects doctests."""
+    if collection_path.suffix == ".py" and not collection_path.name.startswith("test_"):
+        return collection_path.is_relative_to(Path(__file__).parent) or None
+    return None
+
+
 def needs(program: str, package: str) -> str:
     """The path of `program`. Without it the test is skipped, or fails where REQUIRE_ALL=1."""
     path = shutil.which(program)

@@ -95,4 +95,5 @@ def main() -> None:
     os.execvpe(spec["command"][0], spec["command"], spec["environment"])
 
 
-main()
+if __name__ == "__main__":
+    main()

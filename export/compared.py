@@ -74,7 +74,7 @@ def table(title: str, runs: Sequence[Run]) -> str:
         "| --- | --- | ---: | --- | --- | ---: | ---: | ---: |",
     ]
     for row in rows(runs):
-        spread = f"{row.lowest:.4f} to {row.highest:.4f}" if row.seeds > 1 else "one seed a fold"
+        spread = f"{row.lowest:.4f} to {row.highest:.4f}" if row.seeds > 1 else "one seed"
         lines.append(
             f"| {row.name} | {row.family} | {row.parameters:,} | {row.accuracy:.4f} ± {row.half:.4f} | {spread} "
             f"| {row.training_s:.0f} | {row.step_us[0]:.0f} | {row.step_us[1]:.0f} |"

@@ -309,10 +309,11 @@ class RedisPredictions:
         (seconds, micros), *found = await self._ask(("TIME",), *asked)
         now_ms = int(seconds) * 1000 + int(micros) // 1000
         lags: dict[str, Lag] = {}
-        for reply in found:
+        for keys, reply in zip(self._keys, found, strict=True):
             for name, entry_id in zip(reply[::2], reply[1::2], strict=True):
-                ms = int(entry_id.partition(b"-")[0])
-                lags.setdefault(name.decode(errors="replace"), Lag(ms, max(0, now_ms - ms) / 1000))
+                if self._is_home(stream := name.decode(errors="replace"), keys):
+                    ms = int(entry_id.partition(b"-")[0])
+                    lags[stream] = Lag(ms, max(0, now_ms - ms) / 1000)
         return lags
 
     async def counted(self, what: Counted) -> dict[str, int]:

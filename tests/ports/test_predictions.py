@@ -291,6 +291,16 @@ async def test_the_status_of_a_shard_never_carries_the_bytes_of_an_entry(real: O
     assert real.redis.info("stats")["total_net_output_bytes"] - before < 50_000
 
 
+async def test_what_waits_in_a_shard_that_is_not_its_streams_is_no_lag_of_the_stream(
+    real: OnBroker, prefix: str
+) -> None:
+    wrong = (shard_of("cam-1", 4) + 1) % 4
+    real.redis.xadd(ShardKeys(prefix, wrong).inbox, rows("cam-1"))
+    assert await real.predictions.lags() == {}
+    await real.predictions.append("cam-1", rows("cam-1"))
+    assert list(await real.predictions.lags()) == ["cam-1"]
+
+
 class Cutting:
     """A socket in front of a broker that passes everything on, until a command named `word` was passed: then it
     cuts the client off without the reply."""

@@ -291,6 +291,19 @@ def test_a_foreign_value_where_streams_are_looked_up_stops_no_shard(
     assert metrics.fenced.value == 0
 
 
+def test_a_foreign_value_is_told_by_its_place_and_never_quoted(
+    broker_url: str, prefix: str, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    world, shard = BrokerWorld(broker_url, prefix), shard_of("a", SHARDS)
+    client.hset(world.keys[shard].pos, "a", "hunter2")  # type: ignore[arg-type]
+    with working(world.new_log(), TinyEngine(tiny_manifest())):
+        world.append("a", rows_fields("a", ROW))
+        answered(world, {"a": 1})
+    (line,) = (vars(one) for one in caplog.records if one.message == "foreign value among a stream's keys")
+    assert (line["stream"], line["shard"]) == ("a", shard)
+    assert not any("hunter2" in str(vars(one)) for one in caplog.records)
+
+
 def read(world: BrokerWorld) -> list[tuple[str, str, bytes, str]]:
     found: Any = world.client.xrange(world.keys[shard_of("a", SHARDS)].out("a"))
     return [(i.decode(), f[b"type"].decode(), f.get(b"body", b""), "") for i, f in found]

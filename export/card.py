@@ -90,7 +90,8 @@ def _how_measured(metrics: dict[str, Any]) -> str:
     return (
         f"Of {len(metrics['folds'])} nets in ONNX Runtime, made as the package's, each on the fold of the examples it "
         f"never saw, every example {stream} Fold by fold: {each}. The package's net learnt from all examples; on every "
-        f"eighth of them it comes to {metrics['on_learnt']:.4f}, which tells that the file is whole, not how good."
+        f"eighth of them it comes to {metrics['on_learnt']:.4f}, which tells that the file is whole, not how good it "
+        "is."
     )
 
 

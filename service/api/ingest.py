@@ -61,7 +61,8 @@ def ingest_routes(context: Context) -> APIRouter:
     @router.post("/v1/entries", **openapi.POST_ENTRIES)
     async def post_entries(request: Request) -> Response:
         """Post many entries of any streams, one a line. Each line is answered by one, in order; a refused line stops
-        nothing. Lines are appended as they come; the answer follows the last one."""
+        nothing, but where a stream has no room nothing more of it is taken: its order is kept. Lines are appended as
+        they come; the answer follows the last one."""
         fsync = read_ack(Query(request.query_params, ("ack",)))
         if media_type(request) != NDJSON:
             raise UnsupportedMedia(f"Content-Type {media_type(request) or 'is missing'}: expected {NDJSON}")

@@ -153,7 +153,7 @@ class Intake:
         for at, found in zip(admitted, await self._context.predictions.append_many(wanted, fsync), strict=True):
             answers[at] = found
         for answer in answers:
-            if isinstance(answer, RollcastError):
+            if isinstance(answer, Unavailable):
                 self._context.metrics.turned_away.labels(answer.reason).inc()
         self._context.metrics.appended.inc(sum(isinstance(answer, str) for answer in answers))
         return answers

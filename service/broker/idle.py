@@ -27,13 +27,14 @@ return answer
 """
 
 # KEYS head pos streams drops restarts, keys that go.  ARGV the head as we know it, streams whose position goes.
-# Returns 1 when the shard is ours and they are gone.
+# Returns 1 when the shard is ours and they are gone. A foreign value over the counts keeps nothing else from going.
 REMOVE: Final = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 for i = 6, #KEYS do redis.call('UNLINK', KEYS[i]) end
 for i = 2, #ARGV do
   redis.call('HDEL', KEYS[2], ARGV[i])
-  for key = 3, 5 do redis.call('ZREM', KEYS[key], ARGV[i]) end
+  redis.call('ZREM', KEYS[3], ARGV[i])
+  for counts = 4, 5 do redis.pcall('ZREM', KEYS[counts], ARGV[i]) end
 end
 return 1
 """

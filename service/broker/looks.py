@@ -53,6 +53,7 @@ LAG_BYTES: Final = 1 << 20
 
 # KEYS in head pos.  ARGV how many entries and bytes to look through.
 # Of each stream that has an unfinished entry its name and the id of the oldest one, in turn, the longest waiting first.
+# Where somebody else wrote over the positions none is known.
 LAGS: Final = """
 local low = string.match(redis.call('GET', KEYS[2]) or '', '^%S+ %S+ %S+ (%S+)') or '0-0'
 local from, entries, bytes = low, tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -67,7 +68,8 @@ while entries > 0 and bytes > 0 do
     end
     if stream ~= '' and not seen[stream] then
       if not last[stream] then
-        local ms, seq = string.match(redis.call('HGET', KEYS[3], stream) or '', '^(%d+)-(%d+)')
+        local position = redis.pcall('HGET', KEYS[3], stream)
+        local ms, seq = string.match(type(position) == 'string' and position or '', '^(%d+)-(%d+)')
         last[stream] = {tonumber(ms or '0'), tonumber(seq or '0')}
       end
       local ms, seq = string.match(entry[1], '(%d+)-(%d+)')

@@ -19,7 +19,7 @@ _XADD_RECORD: Final = (
     b"$4\r\ntype\r\n$%d\r\n%b\r\n$4\r\nbody\r\n$%d\r\n%b\r\n$4\r\nprev\r\n$%d\r\n%b\r\n"
 )
 _SET_STATE: Final = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nPX\r\n$%d\r\n%b\r\n"
-_TYPES: Final = {b"XADD": b"stream", b"HSET": b"hash", b"ZADD": b"zset", b"ZINCRBY": b"zset"}
+_TYPES: Final = {b"XADD": b"stream", b"HSET": b"hash", b"ZADD": b"zset", b"ZINCRBY": b"zset", b"ZREM": b"zset"}
 
 
 class Keep(NamedTuple):

@@ -280,7 +280,7 @@ class RedisPredictions:
                 ("ZSCORE", keys.drops, stream), ("ZSCORE", keys.restarts, stream),
             )
         ]  # fmt: skip
-        replies = iter(await self._ask(*commands))
+        replies = iter(await self._ask(*commands, foreign=True))
         rows = []
         for (stream, keys), (ms, position, settings, drops, restarts) in zip(
             named, zip(*[replies] * 5, strict=True), strict=True
@@ -292,8 +292,8 @@ class RedisPredictions:
         return rows
 
     async def streams(self, after: str, limit: int) -> list[StreamRow]:
-        listed = await self._ask(*(("ZRANGE", keys.streams, 0, -1) for keys in self._keys))
-        found = [(one.decode(), keys) for keys, reply in zip(self._keys, listed, strict=True) for one in reply]
+        listed = await self._ask(*(("ZRANGE", keys.streams, 0, -1) for keys in self._keys), foreign=True)
+        found = [(one.decode(), keys) for keys, reply in zip(self._keys, listed, strict=True) for one in reply or ()]
         rest = sorted(name for name, keys in found if name > after and self._is_home(name, keys))
         rows: list[StreamRow] = []
         while rest and len(rows) < limit:  # more than one turn only where streams were deleted
@@ -309,17 +309,20 @@ class RedisPredictions:
         (seconds, micros), *found = await self._ask(("TIME",), *asked)
         now_ms = int(seconds) * 1000 + int(micros) // 1000
         lags: dict[str, Lag] = {}
-        for reply in found:
+        for keys, reply in zip(self._keys, found, strict=True):
             for name, entry_id in zip(reply[::2], reply[1::2], strict=True):
-                ms = int(entry_id.partition(b"-")[0])
-                lags.setdefault(name.decode(errors="replace"), Lag(ms, max(0, now_ms - ms) / 1000))
+                if self._is_home(stream := name.decode(errors="replace"), keys):
+                    ms = int(entry_id.partition(b"-")[0])
+                    lags[stream] = Lag(ms, max(0, now_ms - ms) / 1000)
         return lags
 
     async def counted(self, what: Counted) -> dict[str, int]:
         keys = [one.drops if what == "drops" else one.restarts for one in self._keys]
-        found = await self._ask(*(("ZRANGE", key, 0, -1, "WITHSCORES") for key in keys))
+        found = await self._ask(*(("ZRANGE", key, 0, -1, "WITHSCORES") for key in keys), foreign=True)
         return {
-            name.decode(): _whole(score) for reply in found for name, score in zip(reply[::2], reply[1::2], strict=True)
+            name.decode(): _whole(score)
+            for reply in found
+            for name, score in zip((reply or ())[::2], (reply or ())[1::2], strict=True)
         }
 
     async def state(self, stream: str) -> StateRow:
@@ -442,12 +445,15 @@ class RedisPredictions:
         except (redis.RedisError, OSError) as error:
             raise BrokerAway(f"broker {self._where}: {error}") from None
 
-    async def _ask(self, *commands: Command) -> list[Any]:
-        """Several commands in one round trip. Only for commands that may be repeated by the caller."""
+    async def _ask(self, *commands: Command, foreign: bool = False) -> list[Any]:
+        """Several commands in one round trip. Only for commands that may be repeated by the caller. `foreign`: what
+        somebody else wrote over a key counts as nothing there; the next commit that needs the key repairs it."""
         replies = await self._ask_any(*commands)
-        for reply in replies:
+        for at, reply in enumerate(replies):
             if isinstance(reply, redis.ResponseError):
-                raise BrokerAway(f"broker {self._where} answered {reply}")
+                if not (foreign and str(reply).startswith("WRONGTYPE")):
+                    raise BrokerAway(f"broker {self._where} answered {reply}")
+                replies[at] = None
         return replies
 
     async def _ask_any(self, *commands: Command) -> list[Any]:

@@ -230,7 +230,7 @@ class Shard:
                 kind = entry.kind or (entry.raw or {}).get(b"kind", b"")[:60].decode(errors="replace")
                 more = kept_fields(entry)
                 dead.append(DeadWrite(entry.id, name, kind, error.reason, error.detail, entry.data, more))
-            if item.drop is not None:
+            if item.type == b"dropped":  # what was to be dropped may have been a repeat or refused in its turn
                 drops[name] = drops.get(name, 0) + 1
             elif item.reason is not None and item.reason != "first" and item.group is not None:
                 restarts[name] = restarts.get(name, 0) + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
-from service.codec import id_number, number_id, parse_entry, parse_head, parse_position, read_position
+from service.codec import id_number, number_id, parse_entry, parse_head, read_position
 from service.contracts import Entry
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, NoFsync
 from service.keys import shard_of
@@ -150,14 +150,16 @@ class FakePredictions:
 
     async def rows(self, streams: Iterable[str]) -> list[StreamRow]:
         rows = [self._row(stream, self._shard(stream)) for stream in streams]
-        return [row for row in rows if row.position is None or parse_position(row.position).stepped != b"deleted"]
+        return [row for row in rows if not (position := read_position(row.position)) or position.stepped != b"deleted"]
 
     async def lags(self) -> dict[str, Lag]:
         found: dict[str, Lag] = {}
-        for it in self.broker.shards:
+        for p, it in enumerate(self.broker.shards):
+            low = parse_head(it.head).low if it.head else 0
             for number, fields in it.log.items():
                 stream = fields[fields.index(b"stream") + 1].decode()
-                if number > (parse_position(it.pos[stream]).last if stream in it.pos else 0):
+                position = read_position(it.pos.get(stream))
+                if shard_of(stream, self.shards) == p and number > max(low, position.last if position else 0):
                     age_s = (self.broker.clock_ms - (number >> 64)) / 1000
                     found.setdefault(stream, Lag(number >> 64, age_s))
         return found

@@ -41,6 +41,15 @@ def prefer(world: World, stream: str, freshness: Freshness) -> None:
         world.shards[shard_of(stream, SHARDS)].settings[stream] = body
 
 
+def dropped(world: World, stream: str) -> int:
+    """As the list of streams counts them."""
+    shard = shard_of(stream, SHARDS)
+    if isinstance(world, BrokerWorld):
+        return int(world.client.zscore(world.keys[shard].drops, stream) or 0)  # type: ignore[arg-type]
+    assert isinstance(world, MemoryWorld)
+    return world.shards[shard].drops.get(stream, 0)
+
+
 def told(bodies: list[dict[str, Any]]) -> list[str]:
     return [body.get("reason") or body["type"] for body in bodies]
 
@@ -73,6 +82,7 @@ def test_a_repeat_that_is_too_old_as_well_counts_as_a_duplicate_only(world: Worl
         bodies = answered(world, {"cam": 2})
     assert told(bodies["cam"]) == ["stale", "duplicate"]
     assert (metrics.dropped.labels("stale").value, metrics.duplicates.value) == (1, 1)
+    assert dropped(world, "cam") == 1
 
 
 def test_what_is_too_old_is_dropped_even_if_it_is_the_newest(world: World) -> None:

@@ -291,6 +291,31 @@ async def test_the_status_of_a_shard_never_carries_the_bytes_of_an_entry(real: O
     assert real.redis.info("stats")["total_net_output_bytes"] - before < 50_000
 
 
+async def test_what_waits_in_a_shard_that_is_not_its_streams_is_no_lag_of_the_stream(
+    real: OnBroker, prefix: str
+) -> None:
+    wrong = (shard_of("cam-1", 4) + 1) % 4
+    real.redis.xadd(ShardKeys(prefix, wrong).inbox, rows("cam-1"))
+    assert await real.predictions.lags() == {}
+    await real.predictions.append("cam-1", rows("cam-1"))
+    assert list(await real.predictions.lags()) == ["cam-1"]
+
+
+async def test_a_foreign_value_over_what_is_listed_of_streams_stops_no_list(real: OnBroker) -> None:
+    keys = real.keys("cam-1")
+    real.answer("cam-1", await real.predictions.append("cam-1", rows("cam-1")))
+    real.redis.zadd(keys.drops, {"cam-1": 2})
+    real.redis.set(keys.restarts, "mine")
+    for listed in (await real.predictions.streams("", 9), await real.predictions.rows(["cam-1"])):
+        assert [(row.stream, row.drops, row.restarts) for row in listed] == [("cam-1", 2, 0)]
+    assert (await real.predictions.counted("drops"), await real.predictions.counted("restarts")) == ({"cam-1": 2}, {})
+    await real.predictions.append("cam-1", rows("cam-1"))
+    real.redis.set(keys.pos, "mine")
+    assert list(await real.predictions.lags()) == ["cam-1"]
+    real.redis.set(keys.streams, "mine")
+    assert await real.predictions.streams("", 9) == []
+
+
 class Cutting:
     """A socket in front of a broker that passes everything on, until a command named `word` was passed: then it
     cuts the client off without the reply."""

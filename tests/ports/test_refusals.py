@@ -291,12 +291,25 @@ def test_a_foreign_value_where_streams_are_looked_up_stops_no_shard(
     assert metrics.fenced.value == 0
 
 
+def test_a_foreign_value_is_told_by_its_place_and_never_quoted(
+    broker_url: str, prefix: str, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    world, shard = BrokerWorld(broker_url, prefix), shard_of("a", SHARDS)
+    client.hset(world.keys[shard].pos, "a", "hunter2")  # type: ignore[arg-type]
+    with working(world.new_log(), TinyEngine(tiny_manifest())):
+        world.append("a", rows_fields("a", ROW))
+        answered(world, {"a": 1})
+    (line,) = (vars(one) for one in caplog.records if one.message == "foreign value among a stream's keys")
+    assert (line["stream"], line["shard"]) == ("a", shard)
+    assert not any("hunter2" in str(vars(one)) for one in caplog.records)
+
+
 def read(world: BrokerWorld) -> list[tuple[str, str, bytes, str]]:
     found: Any = world.client.xrange(world.keys[shard_of("a", SHARDS)].out("a"))
     return [(i.decode(), f[b"type"].decode(), f.get(b"body", b""), "") for i, f in found]
 
 
-@pytest.mark.parametrize("name", ["pos", "settings", "streams", "feed", "dead"])
+@pytest.mark.parametrize("name", ["pos", "settings", "streams", "drops", "restarts", "feed", "dead"])
 def test_every_other_key_of_a_shard_is_repaired_too(
     broker_url: str, prefix: str, client: redis.Redis, name: str
 ) -> None:
@@ -304,7 +317,8 @@ def test_every_other_key_of_a_shard_is_repaired_too(
     head = log.acquire(0)
     assert head is not None
     client.set(getattr(keys, name), "mine")
-    first = commit_of(head, record("a", b"5-0"))._replace(settings={"a": b"{}"}, dead=[dead()])
+    counts = {"drops": {"a": 2}, "restarts": {"a": 3}}
+    first = commit_of(head, record("a", b"5-0"))._replace(settings={"a": b"{}"}, dead=[dead()], **counts)
     log.send(first)
     errors = log.result(0).errors
     assert errors
@@ -314,11 +328,34 @@ def test_every_other_key_of_a_shard_is_repaired_too(
     assert client.hgetall(keys.pos) == {b"a": b"pos"}
     assert client.hgetall(keys.settings) == {b"a": b"{}"}
     assert client.zrange(keys.streams, 0, -1) == [b"a"]
+    assert [client.zscore(key, "a") for key in (keys.drops, keys.restarts)] == [2, 3]
     assert [i for i, _ in client.xrange(keys.feed)] == [b"1-0", b"2-0"]  # type: ignore[union-attr]
     assert client.xlen(keys.dead) == 1
     log.send(commit_of(commit_of(first.after).after))
     assert log.result(0).errors == [], "and only once"
     assert client.xlen(keys.dead) == 1
+    log.close()
+
+
+def test_a_foreign_value_over_the_counts_keeps_nothing_of_a_stream(
+    broker_url: str, prefix: str, client: redis.Redis
+) -> None:
+    log, keys = new_log(broker_url, prefix), ShardKeys(prefix, 0)
+    head = log.acquire(0)
+    assert head is not None
+    first = commit_of(head, *(record(stream, b"5-0") for stream in "abc"))
+    log.send(first)
+    assert log.result(0).errors == []
+    for key in (keys.drops, keys.restarts):
+        client.set(key, "mine")
+    assert log.remove(0, first.after, [], ["a", "b"])
+    assert (client.hkeys(keys.pos), client.zrange(keys.streams, 0, -1)) == ([b"c"], [b"c"])
+    second = commit_of(first.after)._replace(deleted=["c"])
+    log.send(second)
+    assert len(log.result(0).errors) == 2
+    log.send(commit_of(second.after))
+    assert log.result(0).errors == []
+    assert [client.exists(key) for key in (keys.drops, keys.restarts)] == [0, 0], "repaired"
     log.close()
 
 

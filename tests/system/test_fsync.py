@@ -87,6 +87,7 @@ def test_each_of_many_is_acknowledged_when_it_is_on_disk_or_not_at_all(own: Embe
         status, told = post("?ack=fsync")
         assert (status, logged()) == (200, 2), "nothing was appended"
         assert [(one["status"], one["problem"]) for one in told] == [(501, "urn:rollcast:problem:no-fsync")] * 2
+        assert 'reason="no_fsync"' not in api.http.get("/metrics").text, "it would be refused at any time"
         assert [("id" in one) for one in post("")[1]] == [True, True]
         assert [post(query)[0] for query in ("?ack=disk", "?seq=7")] == [400, 400], "no silence"
     world.close()

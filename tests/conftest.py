@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.embedded import EmbeddedBroker
-from tests.deployment import Up
+from tests.deployment import DEFAULTS, Up
 
 _numbers = count(1)
 
@@ -71,6 +71,17 @@ def broker_url(broker: EmbeddedBroker) -> str:
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """A whole `rollcast up`, ready, for tests that only use it; each keeps to its own streams."""
     up = Up(tmp_path_factory.mktemp("h"))
+    try:
+        yield up.ready()
+    finally:
+        status = up.stop()
+    assert status == 0
+
+
+@pytest.fixture(scope="session")
+def as_shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """`rollcast up` without a setting that a page does not name: for commands that are run as they stand there."""
+    up = Up(tmp_path_factory.mktemp("h"), **dict.fromkeys(DEFAULTS, ""))
     try:
         yield up.ready()
     finally:

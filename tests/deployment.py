@@ -40,11 +40,16 @@ def await_true(condition: Callable[[], Any], what: str, limit_s: float = 30.0) -
         time.sleep(0.02)
 
 
+DEFAULTS = {"ROLLCAST_DEFAULT_MODEL_FRAME": "digits-cnn", "ROLLCAST_DEFAULT_MODEL_SAMPLES": "activity-lstm"}
+
+
 class Up:
     """A running `rollcast up` with its log lines, as JSON, read as they come."""
 
     def __init__(self, home: Path, *arguments: str, **more: str) -> None:
-        """`more`: variables of its environment."""
+        """`more`: variables of its environment. With the zoo, entries that name no model go to those of DEFAULTS."""
+        if "--models" not in arguments:
+            more = DEFAULTS | more
         self.home = home
         self.lines: list[dict[str, Any]] = []
         self.process = subprocess.Popen(

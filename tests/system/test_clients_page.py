@@ -13,8 +13,8 @@ from tests.pages import blocks, run, shell_of
 
 
 @pytest.fixture
-def shell(deployment: Up, tmp_path: Path) -> dict[str, str]:
-    return shell_of(deployment, tmp_path)
+def shell(as_shipped: Up, tmp_path: Path) -> dict[str, str]:
+    return shell_of(as_shipped, tmp_path)
 
 
 def test_the_examples_print_what_they_promise(shell: dict[str, str]) -> None:

@@ -14,10 +14,10 @@ from tests.pages import blocks, run, shell_of
 
 
 @pytest.fixture
-def shell(deployment: Up, tmp_path: Path) -> dict[str, str]:
+def shell(as_shipped: Up, tmp_path: Path) -> dict[str, str]:
     needs("curl", "curl")
     needs("redis-cli", "redis-tools")
-    return shell_of(deployment, tmp_path)
+    return shell_of(as_shipped, tmp_path)
 
 
 def test_every_way_in_and_out_works_as_written(shell: dict[str, str]) -> None:

@@ -175,9 +175,7 @@ def main(
         return
     plots = page.parent / "plots"
     plots.mkdir(exist_ok=True)
-    compared(
-        {SETS[key].title.partition(":")[0]: rows(found[key]) for key in found if key != "plain"}, plots / "families.png"
-    )
+    compared({key: rows(measured) for key, measured in found.items() if key != "plain"}, plots / "families.png")
     shifts = {run.name: run.shifted for key in ("digits", "plain") for run in found[key] if run.seed == 0}
     shifted(shifts, plots / "shifts.png")
     write_part(page, [*tables.values(), *answers(found)])

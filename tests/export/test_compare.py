@@ -191,6 +191,8 @@ def test_answers_say_what_the_figures_say() -> None:
     assert "Worse on 1 of 6: gesture 0.500 against 0.800" in clear
     assert "Better: activity 0.900 against 0.800" in clear
     assert "Worse: load 0.600 against 0.800" in clear
+    assert "The gestures contradict that" in clear
+    assert "contradict that" not in "\n".join(answers(figures(gesture_cnn1d=0.5)))
 
     against = "\n".join(answers(figures(action_frame=0.7)))
     assert "per-frame nets on video?** No: the lecture is contradicted here." in against

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from service import VERSION
 from service.api.examples import ACCEPTED, MODEL, PAGE, STREAM, STREAMS
 from service.api.follower import WHEN_FULL
 from service.api.query import MAX_RECORDS, MAX_WAIT_S
@@ -280,7 +281,7 @@ GET_STREAM: Final = _get(
 _SERVER: Final[Schema] = {"type": "string", "description": "this server's version"}
 _MODELS: Final = _object(rollcast=_SERVER, models=_array(_MODEL))
 GET_MODELS: Final = _get(
-    {200: {"description": "The packages.", "content": _json(_MODELS, {"rollcast": "0.1.0", "models": [MODEL]})}}
+    {200: {"description": "The packages.", "content": _json(_MODELS, {"rollcast": VERSION, "models": [MODEL]})}}
 )
 GET_MODEL: Final = _get({200: {"description": "The package.", "content": _json(_MODEL, MODEL)}, **_problems(404)})
 GET_METRICS: Final = _get(

@@ -118,10 +118,11 @@ class Load:
 
     def _run(self) -> None:
         rows = base64.b64encode(np.ones((64, 6), "<f4").tobytes()).decode()
-        block = {"stream": STREAMS[0], "kind": "samples", "data": rows}
+        block = {"stream": STREAMS[0], "kind": "samples", "data": rows, "model": MODEL}
         while not self._closing.wait(0.2):
             lines: list[dict[str, Any]] = [
-                {"stream": stream, "kind": "samples", "samples": [[1, 2, 3, 4, 5, 6]]} for stream in STREAMS[1:]
+                {"stream": stream, "kind": "samples", "samples": [[1, 2, 3, 4, 5, 6]], "model": MODEL}
+                for stream in STREAMS[1:]
             ]
             self._deployment.post(lines + [block] * (30 if self.flood.is_set() else 1))
 
@@ -152,7 +153,7 @@ def poison(broker: str, prefix: str) -> None:
             client.xadd(inbox, {"stream": stream, "kind": "smell", "data": b"?"})
             if n < 3:
                 data = np.full((1, 6), np.nan, "<f4").tobytes()
-                client.xadd(inbox, {"stream": stream, "kind": "samples", "shape": "1,6", "data": data})
+                client.xadd(inbox, {"stream": stream, "kind": "samples", "shape": "1,6", "data": data, "model": MODEL})
 
 
 @pytest.mark.timeout(300)

@@ -30,6 +30,12 @@ MODELS = {"activity-lstm": 1, "digits-cnn": 1}
 LEASE_S = 60.0  # nobody renews
 
 
+def copy_models(folder: Path) -> Path:
+    for name in MODELS:
+        shutil.copytree(zoo_folder() / name, folder / name)
+    return folder
+
+
 def of(findings: list[Finding], check: str) -> list[tuple[str, str, str]]:
     return [(one.verdict, one.found, one.cure) for one in findings if one.check == check]
 
@@ -226,7 +232,7 @@ def test_two_distributions_of_opencv(broker_url: str, tmp_path: Path, monkeypatc
 
 
 def test_a_package_that_is_not_what_it_was(broker_url: str, tmp_path: Path) -> None:
-    shutil.copytree(zoo_folder(), tmp_path / "zoo")
+    copy_models(tmp_path / "zoo")
     graph = tmp_path / "zoo" / "digits-cnn" / "1" / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:-1])
     refused, served = of(examine(broker_url, models=tmp_path / "zoo"), "packages")
@@ -240,9 +246,9 @@ def test_a_package_that_is_not_what_it_was(broker_url: str, tmp_path: Path) -> N
 class Deployed(BrokerWorld):
     """A deployment whose workers say what the test wants, and own what it wants."""
 
-    def __init__(self, url: str, prefix: str, home: Path) -> None:
+    def __init__(self, url: str, prefix: str, home: Path, models: Path) -> None:
         super().__init__(url, prefix, LEASE_S)
-        self.home = home
+        self.home, self.models = home, models
         self.client.hset(f"{prefix}:meta", mapping={"format": 1, "shards": SHARDS})
         self.logs: list[Any] = []
 
@@ -254,13 +260,18 @@ class Deployed(BrokerWorld):
         log.renew(list(shards), msgspec.json.encode(said))
 
     def examine(self, **more: Any) -> list[Finding]:
-        return examine(self.url, prefix=self.prefix, shards=SHARDS, home=self.home, **more)
+        return examine(self.url, prefix=self.prefix, shards=SHARDS, home=self.home, models=self.models, **more)
+
+
+@pytest.fixture(scope="module")
+def two_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
-def deployed(broker: EmbeddedBroker, prefix: str) -> Iterator[Deployed]:
+def deployed(broker: EmbeddedBroker, prefix: str, two_models: Path) -> Iterator[Deployed]:
     (broker.home / "parity").mkdir(exist_ok=True)
-    world = Deployed(broker.url, prefix, broker.home)
+    world = Deployed(broker.url, prefix, broker.home, two_models)
     yield world
     for log in world.logs:
         log.close()

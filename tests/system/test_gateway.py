@@ -47,7 +47,7 @@ def test_many_entries_go_at_once_and_their_predictions_come_back(deployment: Up,
         )
         assert [type(one) for one in posted] == [Accepted] * 3 + [Problem] * 2
         assert isinstance(posted[3], Problem)
-        assert posted[3].is_a("model-needed")
+        assert posted[3].is_a("wrong-shape")
         predictions = gateway.predictions()
         found = {(one.stream, one.id): one for one in [next(predictions) for _ in range(3)]}
         assert found.keys() == {(one.stream, one.id) for one in posted if isinstance(one, Accepted)}

@@ -252,14 +252,10 @@ def _from_bytes(data: bytes, features: Sequence[str]) -> np.ndarray:
 
 
 def _columns(header: list[str], features: Sequence[str]) -> list[int]:
-    """Where each feature stands in the CSV: by name, in any order. A package that knows no names (x0, x1, …) takes those
-    of the producer as they stand."""
-    if sorted(header) == sorted(features):
-        return [header.index(name) for name in features]
-    nameless = list(features) == [f"x{number}" for number in range(len(header))]
-    if not nameless or set(header) & set(features):
+    """Where each feature stands in the CSV: by name, in any order."""
+    if sorted(header) != sorted(features):
         raise WrongShape(f"CSV header {', '.join(header)[:300]}: expected {_expected(features)}")
-    return list(range(len(header)))
+    return [header.index(name) for name in features]
 
 
 def _expected(features: Sequence[str]) -> str:

@@ -117,7 +117,6 @@ def test_an_image_may_come_as_a_form(api: Serving, world: OnBroker, stream: str,
         (b"1,2,3\n4,5,6.5\n", "text/csv"),
         (b"x0,x1,x2\r\n1,2,3\r\n\r\n4,5,6.5", "text/csv; charset=utf-8"),
         (b'\xef\xbb\xbf"x2", x0 ,x1\n3,1,2\n6.5,4,5\n', "text/csv"),
-        (b"up,left,right\n1,2,3\n4,5,6.5\n", "text/csv"),  # names of one's own, where the package has none
         (np.array([[1, 2, 3], [4, 5, 6.5]], "<f4").tobytes(), "application/octet-stream"),
     ],
 )

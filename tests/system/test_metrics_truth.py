@@ -271,7 +271,7 @@ def test_a_kill_costs_no_more_than_what_was_not_yet_scraped_and_nothing_counts_t
     assert shown.sum("rollcast_appended_total") == scene.appended
     assert shown.sum("rollcast_commit_errors_total") == 0
     await_true(lambda: scrape(scene.up.url).sum("rollcast_lag_entries") == 0, "nothing waits")
-    assert shown.sum("rollcast_shard_owned") == SHARDS
+    await_true(lambda: scrape(scene.up.url).sum("rollcast_shard_owned") == SHARDS, "every shard is owned again")
 
 
 def counted(*names: str, of: list[dict[str, Any]]) -> Counter[tuple[str, ...]]:

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterable
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich import box
@@ -19,6 +19,7 @@ from service.cli.contents import Kind, contents
 from service.cli.reach import AsJson, Stream, Url, connect
 from service.cli.shown import line
 
+LABELS_SHOWN: Final = 10  # of a model, in a table
 STREAM_COLUMNS = ("stream", "model", "steps", "label", "score", "lag_s", "drops", "restarts")
 
 
@@ -89,9 +90,10 @@ def models(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
         return
     table = Table("model", "version", "kind", "labels", "accuracy", "terms of the weights")
     for model in found:
-        labels, accuracy = ", ".join(model["labels"]), model["metrics"].get("accuracy")
+        labels, accuracy = model["labels"], model["metrics"].get("accuracy")
+        some = ", ".join(labels if len(labels) <= LABELS_SHOWN else [*labels[:LABELS_SHOWN], f"… ({len(labels)})"])
         measured = "" if accuracy is None else f"{accuracy:.4f}"
-        table.add_row(model["name"], str(model["version"]), model["kind"], labels, measured, model["weights_terms"])
+        table.add_row(model["name"], str(model["version"]), model["kind"], some, measured, model["weights_terms"])
     Console().print(table)
 
 

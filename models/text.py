@@ -3,6 +3,7 @@ a dense layer classifies at every word."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from models.rnn import LAYERS, Cell
 SHARPNESS = 4.0  # of the strongest so far: near 0 it would be the mean, at infinity the maximum
 
 
-class Text(nn.Module):
+class Text(nn.Module, ABC):
     """Token ids (B, T) int64 to logits (B, T, K); with two classes to one logit (B, T, 1), a single sigmoid neuron.
 
     What `read` makes of the words stands beside the words and the pairs of neighbours themselves. The dense layer sees
@@ -49,9 +50,9 @@ class Text(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(2 * self.average.width, 1 if classes == 2 else classes)
 
+    @abstractmethod
     def read(self, words: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, embedding) -> (B, T, width), the next state of what reads."""
-        raise NotImplementedError
 
     def initial_state(self, batch: int) -> dict[str, Tensor]:
         return {"before": torch.zeros(batch, 1)} | self.average.initial_state(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -40,13 +41,13 @@ return 1
 """
 
 
-class Housekeeping:
+class Housekeeping(ABC):
     """The part of RedisLog that is off the hot path."""
 
     _keys: list[ShardKeys]
 
-    def _ask_all(self, commands: Sequence[bytes], foreign: bool = False) -> list[Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _ask_all(self, commands: Sequence[bytes], foreign: bool = False) -> list[Any]: ...
 
     def fetch(self, wanted: Mapping[int, Sequence[int]]) -> dict[int, list[tuple[bytes, list[bytes]] | None]]:
         commands: list[tuple[Argument, ...]] = []

@@ -9,6 +9,7 @@ import csv
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -29,7 +30,21 @@ from service.parity import check
 PACKAGES = {place.parent.name: load_package(place) for place in sorted(zoo_folder().glob("*/1"))}
 NAMES = tuple(PACKAGES)
 WITH_SAMPLES = ("activity-lstm", "digits-cnn")  # what may be passed on
-ENGINES = {name: OnnxEngine(package) for name, package in PACKAGES.items()}
+
+
+@cache
+def engine_of(name: str) -> OnnxEngine:
+    return OnnxEngine(PACKAGES[name])
+
+
+@cache
+def streams_of(name: str) -> list[np.ndarray]:
+    return shipped_input(PACKAGES[name])
+
+
+@cache
+def all_alone(name: str) -> list[np.ndarray]:
+    return [alone(name, x) for x in streams_of(name)]
 
 
 def shipped_input(package: Package) -> list[np.ndarray]:
@@ -50,20 +65,14 @@ def read_rows(path: Path) -> tuple[list[str], np.ndarray]:
     return header, np.array(rows, np.float32)
 
 
-STREAMS = {name: shipped_input(package) for name, package in PACKAGES.items()}
-
-
 def alone(name: str, x: np.ndarray) -> np.ndarray:
     """One stream, step by step: probabilities (T, K)."""
-    engine = ENGINES[name]
+    engine = engine_of(name)
     states, parts = engine.initial(1), []
     for t in range(len(x)):
         y, states = engine.run(x[None, t : t + 1], states)
         parts.append(y[0])
     return np.concatenate(parts)
-
-
-ALONE = {name: [alone(name, x) for x in streams] for name, streams in STREAMS.items()}
 
 
 def test_the_zoo_has_one_package_of_each_task_and_nothing_is_refused() -> None:
@@ -155,7 +164,7 @@ def test_samples_are_real_input_of_every_label_with_source_and_licence(name: str
 def runs(draw: st.DrawFn) -> tuple[str, list[tuple[list[int], int]]]:
     """A package and a sequence of calls: which streams go together, and how many steps they go."""
     name = draw(st.sampled_from(NAMES))
-    everyone = range(len(STREAMS[name]))
+    everyone = range(len(streams_of(name)))
     calls = st.tuples(
         st.lists(st.sampled_from(everyone), min_size=1, unique=True), st.sampled_from((1, 1, 2, 3, 7, 32))
     )
@@ -168,7 +177,7 @@ def test_any_interleaving_batching_and_cutting_equals_each_stream_alone(
     run: tuple[str, list[tuple[list[int], int]]],
 ) -> None:
     name, calls = run
-    engine, streams = ENGINES[name], STREAMS[name]
+    engine, streams = engine_of(name), streams_of(name)
     at = [0] * len(streams)
     states = [engine.initial(1) for _ in streams]
     for together, steps in calls:
@@ -179,7 +188,7 @@ def test_any_interleaving_batching_and_cutting_equals_each_stream_alone(
         gathered = {key: np.concatenate([states[s][key] for s in ready]) for key in states[0]}
         y, after = engine.run(x, gathered)
         for b, s in enumerate(ready):
-            expected = ALONE[name][s][at[s] : at[s] + steps]
+            expected = all_alone(name)[s][at[s] : at[s] + steps]
             assert np.abs(y[b] - expected).max() < 1e-5
             at[s] += steps
             states[s] = {key: value[b : b + 1] for key, value in after.items()}

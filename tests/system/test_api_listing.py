@@ -17,11 +17,7 @@ ROW = [1.0, 2.0, 3.0]
 NAMES = [f"belt-{n}" for n in range(6)]
 
 
-@pytest.fixture(autouse=True)
-def a_quick_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test should neither wait to learn that its worker is there, nor be refused because that is no news yet."""
-    monkeypatch.setattr("service.api.monitor.POLL_S", 0.05)
-    monkeypatch.setattr("service.api.monitor.FRESH_S", 0.0)
+pytestmark = pytest.mark.usefixtures("quick_monitor")
 
 
 @pytest.fixture(params=["memory", "valkey", "redis"])

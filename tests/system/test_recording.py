@@ -23,11 +23,7 @@ PATH = sorted((ROOT / "models" / "zoo" / "activity-lstm" / "1" / "samples").glob
 ROWS = [[float(cell) for cell in line.split(",")] for line in PATH.read_text().splitlines()[1:61]]
 
 
-@pytest.fixture(autouse=True)
-def a_quick_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test should neither wait to learn that its worker is there, nor be refused because that is no news yet."""
-    monkeypatch.setattr("service.api.monitor.POLL_S", 0.05)
-    monkeypatch.setattr("service.api.monitor.FRESH_S", 0.0)
+pytestmark = pytest.mark.usefixtures("quick_monitor")
 
 
 @pytest.fixture(params=["memory", "valkey", "redis"])

@@ -10,11 +10,16 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from service.embedded import EmbeddedBroker
 from tests.deployment import DEFAULTS, Up
 
 _numbers = count(1)
+
+# a busy machine is slow: neither a slow example nor a slow draw is a failure
+settings.register_profile("rollcast", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("rollcast")
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -198,11 +198,6 @@ class MemoryLog:
         it.head = self._fences[commit.shard] = commit.after
         for stream in commit.deleted:
             it.out.pop(stream, None)
-        for record in commit.records:
-            out = it.out.setdefault(record.stream, {})
-            number = id_number(record.id)
-            assert not out or number > max(out), "XADD: the id is equal or smaller"
-            out[number] = (record.type, record.body, record.prev)
         overflow = self._quarantine(it, commit)
         self._overflow[commit.shard] = overflow
         it.states |= commit.states
@@ -217,6 +212,11 @@ class MemoryLog:
             for stream, n in more.items():
                 counts[stream] = counts.get(stream, 0) + n
         it.streams |= commit.touched
+        for record in commit.records:  # they come last: who sees one sees the rest of its commit
+            out = it.out.setdefault(record.stream, {})
+            number = id_number(record.id)
+            assert not out or number > max(out), "XADD: the id is equal or smaller"
+            out[number] = (record.type, record.body, record.prev)
         it.feed[commit.n] = [(r.stream, r.id.decode()) for r in commit.records]
 
     def result(self, shard: int) -> Committed:

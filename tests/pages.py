@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,8 +43,31 @@ def shell_of(up: Up, folder: Path) -> dict[str, str]:
     }
 
 
-def run(shell: dict[str, str], block: Block, limit_s: float, *, endless: bool = False) -> str:
-    """What it printed. `endless`: it is ended after `limit_s`."""
+def run(shell: dict[str, str], block: Block, limit_s: float = 120) -> str:
+    """What it printed."""
+    with started(shell, block) as process:
+        out, errors = process.communicate(timeout=limit_s)
+        assert process.returncode == 0, errors
+    return out
+
+
+def follow(shell: dict[str, str], block: Block, *wanted: str, limit_s: float = 120) -> str:
+    """What an endless one printed until all of this was there, which is when it is ended."""
+    with started(shell, block) as process:
+        assert process.stdout is not None
+        timer = threading.Timer(limit_s, process.kill)
+        timer.start()
+        out = ""
+        while not all(text in out for text in wanted) and (line := process.stdout.readline()):
+            out += line
+        timer.cancel()
+    assert all(text in out for text in wanted), (wanted, out)
+    return out
+
+
+@contextmanager
+def started(shell: dict[str, str], block: Block) -> Iterator[subprocess.Popen[str]]:
+    """Its process, ended with all that it started."""
     script = block.text.replace("http://127.0.0.1:8000", shell["ROLLCAST_URL"])
     script = script.replace(".rollcast/broker.sock", f"{shell['HOME_IN_TEST']}/broker.sock").replace("% 32", "% 4")
     command = {
@@ -48,15 +75,11 @@ def run(shell: dict[str, str], block: Block, limit_s: float, *, endless: bool = 
         "python": [sys.executable, "-c", script],
         "js": ["node", "--input-type=module", "-e", script],
     }[block.language]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, cwd=ROOT, env=shell, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        out, errors = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        assert endless, block.text
-        os.killpg(process.pid, 15)
-        out, errors = process.communicate()
-    else:
-        assert process.returncode == 0, errors
-    return out
+    ) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from rollcast.events import ServerEvent, parse_events
 from tests.described import Document
 
-LIMIT_S = 5.0
+LIMIT_S = 30.0
 
 
 class Serving:

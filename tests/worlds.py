@@ -20,6 +20,7 @@ from service.worker import Worker
 from tests.doubles import MemoryBroker, MemoryLog
 
 SHARDS = 4
+LEASE_S = 5.0  # where nobody dies a busy machine must not look like a dead worker
 
 
 class World(Protocol):
@@ -57,7 +58,7 @@ class MemoryWorld(MemoryBroker):
 class BrokerWorld:
     """On a real broker, under a prefix of its own."""
 
-    def __init__(self, url: str, prefix: str, lease_s: float = 0.3, records_kept: int = 100_000) -> None:
+    def __init__(self, url: str, prefix: str, lease_s: float = LEASE_S, records_kept: int = 100_000) -> None:
         self.url, self.prefix, self.lease_s, self.records_kept = url, prefix, lease_s, records_kept
         self.client = redis.Redis.from_url(url)
         self.keys = [ShardKeys(prefix, shard) for shard in range(SHARDS)]
@@ -104,7 +105,7 @@ def working(log: Log, *engines: Engine, **settings: Any) -> Iterator[Worker]:
     """A worker in a thread of its own, ended with the block; what it raised is raised here."""
     schemas = {engine.manifest.name: (engine, engine.manifest.sha256[:16]) for engine in engines}
     metrics = settings.pop("metrics", None) or WorkerMetrics(CollectorRegistry())
-    worker = Worker(log, schemas, metrics, lease_s=settings.pop("lease_s", 0.3), **settings)
+    worker = Worker(log, schemas, metrics, lease_s=settings.pop("lease_s", LEASE_S), **settings)
     stop, raised = threading.Event(), []
 
     def run() -> None:

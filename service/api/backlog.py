@@ -104,13 +104,10 @@ class Backlog:
             await asyncio.sleep(POLL_S)
 
     async def poll(self) -> None:
-        before, self._added = self._added, [(0, 0)] * len(self._added)
+        before = list(self._added)  # counted here until the answer is, which has them
         finished, now = list(self._follower.finished), time.monotonic()
-        try:
-            pressure = await self._predictions.pressure()
-        except BaseException:
-            self._added = [(a + c, b + d) for (a, b), (c, d) in zip(before, self._added, strict=True)]
-            raise
+        pressure = await self._predictions.pressure()
+        self._added = [(a - c, b - d) for (a, b), (c, d) in zip(self._added, before, strict=True)]
         self._memory = pressure.memory_bytes, pressure.memory_limit
         was, took_s = self._finished, now - self._polled_at
         self._finished, self._polled_at = finished, now

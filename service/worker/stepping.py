@@ -206,6 +206,7 @@ class Stepper:
     def _extend(self, waiting: Scheduler[Item], room: int, now_ms: float, todo: list[Item]) -> dict[Item, list[Item]]:
         """Takes more of the streams that lag, as long as a batch has room: by its first item, all of each run."""
         runs: dict[Item, list[Item]] = {}
+        too_slow: set[ServedModel] = set()
         share = room // len(waiting.lagging)
         ahead = min(CATCH_UP_ENTRIES, power_of_two(share + 1)) - 1  # few lengths, so that runs are stepped together
         for first in waiting.lagging:
@@ -217,9 +218,13 @@ class Stepper:
                     runs[first] = [first, *more]
             elif ahead and not first.type and first.fresh_until_ms == 0 and first.model is not None:
                 budget = min(CATCH_UP_STEPS, self._affordable(first.model, len(waiting.lagging)))
+                if budget < 2:
+                    too_slow.add(first.model)
                 joins = Run(first, first.model, budget, self._ttl_ms)
                 if first.model.manifest.many_steps and (more := waiting.take_more(first.key, joins, ahead)):
                     runs[first] = [first, *more]
+        for model in too_slow:  # something else may have held up what was measured: in a while it is tried again
+            model.step_s *= 0.95
         return runs
 
     def _affordable(self, model: ServedModel, runs: int) -> int:

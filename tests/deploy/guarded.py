@@ -93,8 +93,8 @@ class Process:
     def __init__(self, command: str, broker: Broker, **more: str) -> None:
         self.lines: list[dict[str, Any]] = []
         settings = {
-            "BROKER": broker.url(command), "SHARDS": str(SHARDS), "LEASE_S": "0.5", "METRICS_PORT": "0", "PORT": "0",
-            "LOG_FORMAT": "json", "OUTPUT_HISTORY_S": "1", "STATE_TTL_S": "5", "DEAD_KEPT": "2", **more,
+            "BROKER": broker.url(command), "SHARDS": str(SHARDS), "LEASE_S": "3", "METRICS_PORT": "0", "PORT": "0",
+            "LOG_FORMAT": "json", "OUTPUT_HISTORY_S": "4", "STATE_TTL_S": "5", "DEAD_KEPT": "2", **more,
         }  # fmt: skip
         variables = {f"ROLLCAST_{name}": value for name, value in settings.items()}
         self.process = subprocess.Popen(

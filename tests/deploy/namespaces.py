@@ -73,7 +73,7 @@ class Container:
         enter = ["nsenter", "--target", str(self.process.pid), "--mount", "--net", "--uts", "--root", "--wd", "--"]
         return subprocess.run(
             [*enter, *_as_user(self.user), *command],
-            env=self.environment, capture_output=True, input=stdin, timeout=30, check=False,
+            env=self.environment, capture_output=True, input=stdin, timeout=120, check=False,
         )  # fmt: skip
 
     def why_not_healthy(self) -> str:

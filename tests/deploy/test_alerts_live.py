@@ -87,7 +87,7 @@ class Deployment:
             )
 
     def hire(self, number: int) -> None:
-        self.start(f"worker-{number}", "worker", "--number", str(number), "--metrics-port", "0", "--lease-s", "0.5")
+        self.start(f"worker-{number}", "worker", "--number", str(number), "--metrics-port", "0", "--lease-s", "3")
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()
@@ -156,7 +156,6 @@ def poison(broker: str, prefix: str) -> None:
                 client.xadd(inbox, {"stream": stream, "kind": "samples", "shape": "1,6", "data": data, "model": MODEL})
 
 
-@pytest.mark.timeout(300)
 def test_the_right_alerts_fire_and_no_others_and_they_end(
     tmp_path: Path, broker_url: str, prefix: str, stack: ExitStack
 ) -> None:

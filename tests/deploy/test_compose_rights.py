@@ -24,7 +24,6 @@ from tests.deploy.guarded import SHARDS, Broker, Process
 from tests.deployment import COMMAND, await_true, environment
 from tests.ports.test_log import commit_of, record
 
-pytestmark = pytest.mark.timeout(300)  # several processes start, one after the other
 ROW = [39.25, 0.43, 22.75, 0.43, 33.75, 1.3]
 MODEL = "activity-lstm"
 

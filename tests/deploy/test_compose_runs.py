@@ -26,7 +26,6 @@ from tests.deploy.engine import Engine
 from tests.deploy.namespaces import BrokerImage, Host, Image
 from tests.deployment import await_true
 
-pytestmark = pytest.mark.timeout(600)  # building downloads what is installed
 Stand = Host | Engine
 ROW = [39.25, 0.43, 22.75, 0.43, 33.75, 1.3]
 PORTS = ["8000/metrics", "9101/metrics", "9101/metrics"]

@@ -15,8 +15,6 @@ import pytest
 from tests.deploy.built import Built
 from tests.deployment import ROOT
 
-pytestmark = pytest.mark.timeout(600)  # building downloads what is installed
-
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -143,7 +143,7 @@ class FakePredictions:
 
     async def streams(self, after: str, limit: int) -> list[StreamRow]:
         shards = enumerate(self.broker.shards)
-        known = (name for p, it in shards for name in it.pos if name != "?" and shard_of(name, self.shards) == p)
+        known = (name for p, it in shards for name in list(it.pos) if name != "?" and shard_of(name, self.shards) == p)
         names = sorted(name for name in known if name > after)
         rows = [await self.stream(name) for name in names]
         return [row for row in rows if row is not None][:limit]
@@ -156,7 +156,7 @@ class FakePredictions:
         found: dict[str, Lag] = {}
         for p, it in enumerate(self.broker.shards):
             low = parse_head(it.head).low if it.head else 0
-            for number, fields in it.log.items():
+            for number, fields in list(it.log.items()):
                 stream = fields[fields.index(b"stream") + 1].decode()
                 position = read_position(it.pos.get(stream))
                 if shard_of(stream, self.shards) == p and number > max(low, position.last if position else 0):
@@ -165,7 +165,7 @@ class FakePredictions:
         return found
 
     async def counted(self, what: Counted) -> dict[str, int]:
-        return {stream: n for it in self.broker.shards for stream, n in getattr(it, what).items()}
+        return {stream: n for it in self.broker.shards for stream, n in list(getattr(it, what).items())}
 
     async def state(self, stream: str) -> StateRow:
         it = self._shard(stream)
@@ -176,7 +176,9 @@ class FakePredictions:
         position = read_position(it.pos.get(stream))
         last = position.last if position else 0
         mine = [
-            n for n, fields in it.log.items() if n > last and fields[fields.index(b"stream") + 1] == stream.encode()
+            n
+            for n, fields in list(it.log.items())
+            if n > last and fields[fields.index(b"stream") + 1] == stream.encode()
         ]
         return Waiting(len(mine), True)
 
@@ -185,7 +187,7 @@ class FakePredictions:
         shards = []
         for it in self.broker.shards:
             low = parse_head(it.head).low if it.head else 0
-            waiting = [fields for number, fields in it.log.items() if number > low]
+            waiting = [fields for number, fields in list(it.log.items()) if number > low]
             size = sum(len(part) for fields in waiting for part in fields)
             shards.append(ShardBacklog(len(waiting), size, it.settings.get("?", b"").decode()))
         return Pressure(shards, *self.memory)
@@ -201,7 +203,7 @@ class FakePredictions:
     async def dead_entry(self, stream: str, entry_id: str) -> DeadEntry | None:
         self._check()
         for shard, it in enumerate(self.broker.shards):
-            for at, fields in it.dead.items():
+            for at, fields in list(it.dead.items()):
                 row = _dead_row(shard, at, fields)
                 if (row.stream, row.id) == (stream, entry_id):
                     return DeadEntry(row, fields)
@@ -216,7 +218,7 @@ class FakePredictions:
         status = []
         for shard, it in enumerate(self.broker.shards):
             low = parse_head(it.head).low if it.head else 0
-            waiting = [number for number in it.log if number > low]
+            waiting = [number for number in list(it.log) if number > low]
             lag_s = (self.broker.clock_ms - (waiting[0] >> 64)) / 1000 if waiting else 0.0
             status.append(ShardStatus(shard, it.owner != "", len(waiting), lag_s))
         return status

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,26 @@ def test_a_backlog_of_one_stream_is_stepped_in_few_calls_and_as_one_by_one(world
         same(body, oracle.step(block, at), tolerance=1e-5)
     assert sum(len(body["events"]) for body in bodies) > 10
     assert calls < len(blocks) / 2, "several entries went into one call"
+
+
+class HeldUpOnce(TinyEngine):
+    """Its first run of several steps takes as long as if the machine had done something else meanwhile."""
+
+    def run(self, x: np.ndarray, states: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        if x.shape[1] > 1 and all(t == 1 for _, t in self.calls):
+            time.sleep(0.2)
+        return super().run(x, states)
+
+
+def test_a_first_run_that_was_held_up_does_not_end_catching_up(world: World) -> None:
+    for _ in range(300):
+        post(world, "a", [[1.0, 2.0, 3.0]])
+    engine = HeldUpOnce(tiny_manifest())
+    with working(world.new_log(), engine):
+        answered(world, {"a": 300})
+    (first, *others) = [t for _, t in engine.calls if t > 1]
+    assert first <= 4
+    assert sum(others) > 100, "after some entries one by one it was tried again"
 
 
 def test_a_bad_entry_in_a_block_is_refused_alone(world: World) -> None:

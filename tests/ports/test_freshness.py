@@ -16,6 +16,7 @@ from service.codec import encode_settings, id_number
 from service.contracts import Freshness, StreamSettings
 from service.keys import shard_of
 from service.metrics import WorkerMetrics
+from service.worker import Worker
 from tests.doubles import BrightnessEngine, TinyEngine, rows_fields, tiny_manifest
 from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, World, answered, wait_until, working
 
@@ -100,11 +101,16 @@ def test_what_is_too_old_is_dropped_even_if_it_is_the_newest(world: World) -> No
 def test_frames_that_were_superseded_are_never_decoded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     prefer(world, "cam", LATEST)
     decoded: list[bytes] = []
-    decode, workers, last = service.worker.loop.decode_frame, [], 0
+    decode, last = service.worker.loop.decode_frame, 0
+    workers: list[Worker] = []
+
+    def all_is_offered() -> bool:
+        newest = workers[0]._shards[shard_of("cam", SHARDS)].streams["cam"].newest
+        return newest is not None and newest.entry.number >= last
 
     def when_all_were_read(data: bytes, *arguments: Any, **options: Any) -> Any:
         wait_until(lambda: bool(workers), 20, "the worker is known here")
-        wait_until(lambda: any(shard.cursor >= last for shard in list(workers[0]._shards.values())), 20, "all is read")
+        wait_until(all_is_offered, 20, "all is offered")
         decoded.append(data)
         return decode(data, *arguments, **options)
 

@@ -27,8 +27,8 @@ from tests.worlds import SHARDS, BrokerWorld, answered, wait_until, working
 pytestmark = pytest.mark.parametrize("broker", ["valkey", "redis"], indirect=True)
 
 
-def new_log(url: str, prefix: str, worker: str = "w", **more: float) -> RedisLog:
-    return RedisLog(url, worker=worker, prefix=prefix, shards=SHARDS, lease_s=0.3, **more)  # type: ignore[arg-type]
+def new_log(url: str, prefix: str, worker: str = "w", lease_s: float = 20.0, **more: float) -> RedisLog:
+    return RedisLog(url, worker=worker, prefix=prefix, shards=SHARDS, lease_s=lease_s, **more)  # type: ignore[arg-type]
 
 
 def commit_of(head: bytes, *records: OutWrite, trim: bytes | None = None) -> Commit:
@@ -47,7 +47,7 @@ def record(stream: str, entry_id: bytes) -> OutWrite:
 
 
 def dump(client: redis.Redis, prefix: str) -> dict[bytes, bytes]:
-    return {key: client.dump(key) for key in client.scan_iter(f"{prefix}:*")}  # type: ignore[misc]
+    return {key: client.dump(key) for key in client.scan_iter(f"{prefix}:*", count=1000)}  # type: ignore[misc]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def client(broker_url: str) -> Iterator[redis.Redis]:
 
 
 def test_a_lease_has_one_owner_and_ends_with_its_time(broker_url: str, prefix: str) -> None:
-    first, second = new_log(broker_url, prefix, "w1"), new_log(broker_url, prefix, "w2")
+    first, second = new_log(broker_url, prefix, "w1"), new_log(broker_url, prefix, "w2", lease_s=0.3)
     assert first.acquire(0) is not None
     assert second.acquire(0) is None
     assert first.renew([0], b"{}").lost == []

@@ -214,7 +214,8 @@ async def test_silence_moves_the_cursor_past_what_did_not_fit(scene: Scene) -> N
     async with aclosing(scene.subscribe("belt-*", after=None, heartbeat_s=0.02)) as events:
         first = await standing(events)
         await scene.record("cam-1", "cam-2", "cam-3")
-        await until(lambda: scene.follower.cursor() != first)
+        homes = [shard_of(stream, scene.predictions.shards) for stream in ("cam-1", "cam-2", "cam-3")]
+        await until(lambda: all(scene.follower.places[home].n == homes.count(home) for home in homes))
         async with asyncio.timeout(LIMIT_S):
             while (cursor := await standing(events)) == first:
                 pass

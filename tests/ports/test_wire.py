@@ -31,13 +31,13 @@ def proxy(broker: EmbeddedBroker) -> Iterator[FaultProxy]:
 
 
 def test_only_silence_is_too_long(proxy: FaultProxy, prefix: str) -> None:
-    wire = Wire(proxy.url, 0.5)
+    wire = Wire(proxy.url, 1.0)
     proxy.delay_s = 0.1  # each piece of it
     assert wire.call("SET", f"{prefix}:large", LARGE) == b"OK"
     assert wire.call("GET", f"{prefix}:large") == LARGE
-    assert proxy.counts["delayed"] > 10, "which took longer than 0.5 s"
+    assert proxy.counts["delayed"] * proxy.delay_s > 1.0, "which took longer than 1 s"
     proxy.hold()
-    with pytest.raises(BrokerAway, match=r"no answer from the broker within 0\.5 s"):
+    with pytest.raises(BrokerAway, match="no answer from the broker within 1 s"):
         wire.call("PING")
     wire.close()
     proxy.release()
@@ -51,7 +51,7 @@ def test_what_is_sent_may_take_as_long_as_some_of_it_is_taken() -> None:
         def take_slowly() -> None:
             end, reader = listener.accept()[0], hiredis.Reader()
             with end:
-                while data := end.recv(1 << 17):
+                while data := end.recv(1 << 16):
                     time.sleep(0.05)
                     reader.feed(data)
                     while reader.gets() is not False:
@@ -59,10 +59,10 @@ def test_what_is_sent_may_take_as_long_as_some_of_it_is_taken() -> None:
 
         taking = threading.Thread(target=take_slowly)
         taking.start()
-        wire = Wire(f"unix://{folder}/s", 0.4)
+        wire = Wire(f"unix://{folder}/s", 1.0)
         began = time.monotonic()
         assert wire.call("SET", "large", LARGE) == b"OK"
-        assert time.monotonic() - began > 0.4
+        assert time.monotonic() - began > 1.0
         wire.close()
         taking.join(10)
 
@@ -72,8 +72,8 @@ def test_a_read_goes_on_as_long_as_its_answer_comes(proxy: FaultProxy, prefix: s
     wire = Wire(proxy.url)
     wire.call("XADD", keys.inbox, "1-0", "data", LARGE)
     wire.close()
-    log.ask({0: 0}, 10, 0.01)
     proxy.delay_s = 0.15
+    log.ask({0: 0}, 10, 0.01)
     while (answer := log.poll(5, None)) is None:
         pass
     assert answer == [(0, [[b"1-0", [b"data", LARGE]]])]

@@ -58,7 +58,7 @@ class Crew(Run):
     def shared(self, **shares: int) -> bool:
         return Counter(self.owners()) == Counter(shares)
 
-    def await_shared(self, limit_s: float = 20.0, **shares: int) -> float:
+    def await_shared(self, limit_s: float = 60.0, **shares: int) -> float:
         """Seconds until each of these has its number of shards, and nobody else any."""
         began = time.monotonic()
         wait_until(lambda: self.shared(**shares), limit_s, f"{shares}, not {Counter(self.owners())}")
@@ -82,7 +82,7 @@ class Crew(Run):
 
         wait_until(all_posted, 60, "posted")
 
-    def await_answers(self, limit_s: float = 30.0) -> None:
+    def await_answers(self, limit_s: float = 60.0) -> None:
         wait_until(lambda: self.answered() >= self.posted_entries(), limit_s, "every entry is answered")
 
     def dismiss(self) -> None:

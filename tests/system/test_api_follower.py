@@ -22,7 +22,7 @@ from tests.answering import InMemory
 from tests.ports.fake_predictions import FakePredictions
 
 pytestmark = pytest.mark.anyio
-LIMIT_S = 5.0
+LIMIT_S = 30.0
 CAPACITY = 4
 
 

@@ -298,9 +298,13 @@ def test_one_stream_shows_what_it_remembers_what_waits_and_its_settings(kind: st
         neighbour = next(f"n{n}" for n in range(99) if shard_of(f"n{n}", SHARDS) == shard_of("a", SHARDS))
         for stream in ("a", "a", neighbour):
             life.api.post_rows(stream, ROW, model="tiny")
-        await_true(lambda: life.api.http.get("/v1/streams/a").json()["backlog"]["shard"] == 3, "measured")
-        found = life.api.http.get("/v1/streams/a").json()
-    assert found["backlog"] == {"entries": 2, "complete": True, "shard": 3}
+        found: dict[str, Any] = {}
+
+        def measured() -> bool:
+            found.update(life.api.http.get("/v1/streams/a").json())
+            return bool(found["backlog"] == {"entries": 2, "complete": True, "shard": 3})
+
+        await_true(measured, "what waits is measured")
     assert found["settings"] == {"model": "tiny", "freshness": {"mode": "latest"}}
     assert (found["model"], found["steps"], found["last_entry"]) == ("tiny", 1, last["id"])
     assert (found["last"], found["last_record"]) == (last, last["id"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -140,9 +141,14 @@ def test_metrics_are_ours_and_the_workers(world: OnBroker, broker_url: str, pref
         api.post_rows("belt-1", ROW)
         api.http.post("/v1/streams/belt-1/samples")
         api.http.get("/nothing")
-        await_true(lambda: 'process="worker-0"' in api.http.get("/metrics").text, "the worker is seen")
-        await_true(lambda: 'rollcast_lag_entries{shard="3"}' in api.http.get("/metrics").text, "shards are measured")
-        answer = api.http.get("/metrics")
+        answers: list[httpx.Response] = []
+
+        def measured() -> bool:
+            answers.append(api.http.get("/metrics"))
+            return all(text in answers[-1].text for text in ('process="worker-0"', 'rollcast_lag_entries{shard="3"}'))
+
+        await_true(measured, "the worker is seen and shards are measured")
+        answer = answers[-1]
     server.close()
     own.close()
     assert answer.headers["content-type"].startswith("text/plain; version=")

@@ -36,9 +36,9 @@ SHARDS, STREAMS, ENTRIES = 4, 8, 900
 UNFENCED = (sys.executable, str(Path(__file__).with_name("unfenced.py")))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(700)
 def test_half_a_minute_of_everything_loses_doubles_and_changes_nothing() -> None:
-    done = rollcast("chaos", "--seconds", "30", "--seed", "11", "--json", limit_s=290)
+    done = rollcast("chaos", "--seconds", "30", "--seed", "11", "--json", limit_s=690)
     verdict = json.loads(done.stdout)
     assert done.returncode == 0, done.stdout
     assert verdict["passed"] is True
@@ -56,7 +56,7 @@ def test_half_a_minute_of_everything_loses_doubles_and_changes_nothing() -> None
     assert verdict["evidence"] == ""
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(900)
 def test_a_worker_without_its_fence_is_found_out() -> None:
     for seed in range(3):  # chance decides what an unfenced commit hits
         options = Options(

@@ -126,7 +126,7 @@ def test_watch_waits_for_what_is_to_come(url: str, digits: list[tuple[str, Path]
     )
     watcher.start()
     rollcast("post", "door-3", str(digits[0][1]), "--url", url)
-    watcher.join(30)
+    watcher.join(60)
     assert len(lines) == 1
 
 

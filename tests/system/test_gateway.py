@@ -12,7 +12,7 @@ import pytest
 
 from rollcast import Accepted, AsyncClient, Client, Entry, Gap, Prediction, Problem, ServerAway, frame, samples
 from tests.cutting import Cutting
-from tests.deployment import ROOT, Up
+from tests.deployment import ROOT, Up, await_true
 
 ROW = [40.0, 1.0, 20.0, 1.0, 20.0, 1.0]
 LSTM = "activity-lstm"
@@ -101,8 +101,12 @@ def test_entries_without_numbers_are_never_sent_twice(deployment: Up, cutting: C
             _ = [gateway.post(rows("way-once", 4)) for _ in range(20)]
     with Client(deployment.url) as client:
         for stream in range(4):
-            types = {one.type for one in client.history(f"way-once-{stream}", "0", every_type=True).records}
-            assert types == {"prediction"}
+
+            def types(name: str = f"way-once-{stream}") -> set[str]:
+                return {one.type for one in client.history(name, "0", every_type=True).records}
+
+            await_true(types, "the first entry is answered")
+            assert types() == {"prediction"}
 
 
 def test_a_wrong_subscription_is_said_at_once(deployment: Up) -> None:

@@ -110,7 +110,7 @@ class Run:
                     self.post()
             return process.exitcode is not None
 
-        wait_until(ended, 30, f"a worker dies at {point}")
+        wait_until(ended, 60, f"a worker dies at {point}")
         assert process.exitcode == -signal.SIGKILL
         self.kills[point] += 1
 

@@ -101,7 +101,7 @@ def test_the_command_line_lists_shows_retries_and_drops_what_was_refused(
 
 @pytest.fixture(scope="module")
 def suffering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    options = ("--backlog-bytes", "60000", "--broker-memory-bytes", "100000000", "--lease-s", "2")
+    options = ("--backlog-bytes", "60000", "--broker-memory-bytes", "100000000", "--lease-s", "60")
     up = Up(tmp_path_factory.mktemp("s"), *options)
     try:
         yield up.ready()
@@ -151,7 +151,8 @@ def test_while_a_worker_is_stopped_its_shards_fill_up_and_then_all_is_answered(s
 
         def accepted() -> bool:
             return httpx.post(
-                f"{suffering.url}/v1/streams/full/samples", json={"samples": ROWS}, params={"model": MODEL}
+                f"{suffering.url}/v1/streams/full/samples", json={"samples": ROWS}, params={"model": MODEL},
+                timeout=30, trust_env=False,
             ).is_success  # fmt: skip
 
         await_true(accepted, "there is room again")

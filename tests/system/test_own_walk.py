@@ -31,7 +31,7 @@ def run(script: str, folder: Path, **more: str) -> str:
     script = re.sub(r"^(python|rollcast)\b", lambda found: words[found[1]], script, flags=re.MULTILINE)
     done = subprocess.run(
         ["bash", "-euc", script],
-        cwd=folder, env=environment() | {"OMP_NUM_THREADS": "1"} | more, capture_output=True, text=True, timeout=110,
+        cwd=folder, env=environment() | {"OMP_NUM_THREADS": "1"} | more, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import needs
 from tests.deployment import Up
-from tests.pages import blocks, run, shell_of
+from tests.pages import blocks, follow, run, shell_of
 
 
 @pytest.fixture
@@ -21,17 +21,15 @@ def shell(as_shipped: Up, tmp_path: Path) -> dict[str, str]:
 
 
 def test_every_way_in_and_out_works_as_written(shell: dict[str, str]) -> None:
-    frame, rows, watch, redis, commands, post, follow = blocks("README.md")
-    prediction = json.loads(run(shell, frame, 30))
+    frame, rows, watch, redis, commands, post, watched = blocks("README.md")
+    prediction = json.loads(run(shell, frame))
     assert (prediction["type"], prediction["label"], prediction["stream"]) == ("prediction", "7", "door-7")
-    assert json.loads(run(shell, rows, 30)).keys() >= {"id", "stream", "model"}
-    added = run(shell, redis, 30).strip()
-    events = run(shell, watch, 3, endless=True)
-    assert f"id: {prediction['id']}" in events
-    assert f"id: {added}" in events
-    said = run(shell, commands, 60)
+    assert json.loads(run(shell, rows)).keys() >= {"id", "stream", "model"}
+    added = run(shell, redis).strip()
+    follow(shell, watch, f"id: {prediction['id']}\n", f"id: {added}\n")
+    said = run(shell, commands)
     assert "door-7" in said
     assert "digits-cnn" in said
     assert len(re.findall(r"step 40 ", said)) == 1
-    assert run(shell, post, 30) == "7\n"
-    assert {"door-7 7", "door-8 7"} <= set(run(shell, follow, 5, endless=True).splitlines())
+    assert run(shell, post) == "7\n"
+    follow(shell, watched, "door-7 7\n", "door-8 7\n")

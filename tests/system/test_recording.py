@@ -81,7 +81,7 @@ def test_what_comes_is_heard_at_once_and_silence_is_broken(life: Living) -> None
 def test_a_listener_does_not_hold_up_the_stop(life: Living) -> None:
     with life.api.http.stream("GET", "/v1/streams/idle/entries") as answer:
         assert next(answer.iter_lines()) == ""
-        assert life.api.stop() < 2.0
+        assert life.api.stop() < 8.0, "held up, it would take the 10 s of grace"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_replay_gives_the_predictions_of_the_recording(deployment: Up, tmp_pat
         client.post_samples("taped", ROWS[50:], wait_s=10)
         client.restore("taped", state)
         client.post_samples("taped", ROWS[:5], wait_s=10, end=True)
-        recorder.join(30)
+        recorder.join(60)
         assert done[0].returncode == 0, done[0].stderr
         assert "12 entries of taped" in done[0].stderr
         again = rollcast(

@@ -164,7 +164,7 @@ def test_a_wrong_hello_is_explained_before_the_end(deployment: Up, path: str, fi
 
 def test_one_streams_socket_takes_its_entries_only_and_resumes_from_an_id(deployment: Up) -> None:
     path = "/v1/streams/gate-one/ws"
-    with gateway(deployment, path) as socket:
+    with gateway(deployment, path, after="0") as socket:
         for _ in range(3):
             unnamed = entry("gate-one", True)
             del unnamed["stream"]

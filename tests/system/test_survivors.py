@@ -70,7 +70,7 @@ def through_a_gateway(subscriber: Subscriber, url: str, wanted: str) -> None:
 
 @pytest.fixture
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    up = Up(tmp_path_factory.mktemp("h"))
+    up = Up(tmp_path_factory.mktemp("h"), "--appendfsync", "always")  # what was acknowledged outlives SIGKILL
     try:
         yield up.ready()
     finally:
@@ -127,4 +127,4 @@ def test_a_workers_the_apis_and_the_brokers_death_are_survived(up: Up) -> None:
 
 def await_all(subscribers: list[Subscriber], steps: int, when: str) -> None:
     for subscriber in subscribers:
-        await_true(lambda s=subscriber: s.has(steps), f"{when}: {subscriber.name} has {steps} of each")  # type: ignore[misc]
+        await_true(lambda s=subscriber: s.has(steps), f"{when}: {subscriber.name} has {steps} of each", 120)  # type: ignore[misc]

@@ -42,11 +42,11 @@ def up() -> Iterator[Callable[..., Up]]:
 
 def predict(url: str, stream: str = "belt-1") -> dict[str, Any]:
     """One row in, its prediction out; the server may ask to come back."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 150
     while True:
         try:
             answer = httpx.post(
-                f"{url}/v1/streams/{stream}/samples?model=activity-lstm&wait=10", json=ROW, timeout=20, trust_env=False
+                f"{url}/v1/streams/{stream}/samples?model=activity-lstm&wait=60", json=ROW, timeout=100, trust_env=False
             )
         except httpx.TransportError:
             assert time.monotonic() < deadline
@@ -54,13 +54,14 @@ def predict(url: str, stream: str = "belt-1") -> dict[str, Any]:
         if answer.status_code == 200:
             prediction: dict[str, Any] = answer.json()
             return prediction
-        assert answer.status_code in (503, 504), answer.text
+        assert answer.status_code == 503, answer.text  # after a 504 a repeat would be a second step
         assert time.monotonic() < deadline, answer.text
         time.sleep(0.1)
 
 
 def test_it_stops_in_order_and_a_restart_continues_where_it_stopped(home: Path, up: Callable[..., Up]) -> None:
     first = up(home, "--workers", "2").ready()
+    await_true(lambda: all(first.said("shards acquired", f"worker {n}") for n in (0, 1)), "both workers work", 60)
     family = first.family()
     assert len(family) == 5  # up, broker, api, two workers
     steps = [predict(first.url)["step"] for _ in range(3)]
@@ -78,7 +79,7 @@ def test_it_stops_in_order_and_a_restart_continues_where_it_stopped(home: Path, 
 
 
 def test_what_dies_is_started_again(home: Path, up: Callable[..., Up]) -> None:
-    deployment = up(home).ready()
+    deployment = up(home, "--appendfsync", "always").ready()  # what was acknowledged outlives the broker's SIGKILL
     assert predict(deployment.url)["step"] == 1
     for step, victim in enumerate(("api --fd", "worker --number", "broker.sock"), start=2):
         (pid,) = [pid for pid in deployment.family()[1:] if victim in cmdline(pid)]

@@ -4,6 +4,7 @@ the commits of different shards were mixed. Order holds within a stream."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from service.api.delivery import Delivery, Outgoing
@@ -39,8 +40,12 @@ class ManyTail:
         self._encoded: list[bytes] = []
         self._shared: str | None = None  # the cursor, once it is everybody's
 
+    async def begin(self) -> None:
+        with suppress(BrokerAway):
+            self._start_now()
+
     async def catch_up(self) -> AsyncIterator[Batch]:
-        yield [self._begin()]
+        yield [self._standing_at()]
         places = self._own()
         asked = set(range(len(places)))
         while asked:
@@ -90,15 +95,18 @@ class ManyTail:
 
     # --- reading what was missed ---------------------------------------------------------------------------------
 
-    def _begin(self) -> Outgoing:
-        """Its cursor at once: a connection that is lost before the first record loses none."""
-        if self._shared is not None:
-            self._places, self._shared = decode_cursor(self._shared, self._predictions.shards, "cursor"), None
+    def _start_now(self) -> None:
         if self._places is None:
             if self._follower.away is not None:
                 raise BrokerAway(self._follower.away)
             self._places = list(self._follower.places)
-        self._encoded = [encode_place(place) for place in self._places]
+
+    def _standing_at(self) -> Outgoing:
+        """Its cursor at once: a connection that is lost before the first record loses none."""
+        if self._shared is not None:
+            self._places, self._shared = decode_cursor(self._shared, self._predictions.shards, "cursor"), None
+        self._start_now()
+        self._encoded = [encode_place(place) for place in self._own()]
         return Outgoing(Moved(), self._cursor())
 
     async def _check(self, shard: int, commits: list[FeedItem]) -> Outgoing | None:

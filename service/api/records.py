@@ -36,7 +36,7 @@ def record_routes(context: Context) -> APIRouter:
         """The records of a stream: live as server-sent events, or the newest as JSON, by `Accept`."""
         check_stream_id(stream)
         if "text/event-stream" in request.headers.get("accept", ""):
-            return subscribe(stream, request)
+            return await subscribe(stream, request)
         query = Query(request.query_params, ("after", "limit", "type"))
         after = query.text("after")
         limit = query.whole("limit", 1, MAX_RECORDS)
@@ -52,17 +52,22 @@ def record_routes(context: Context) -> APIRouter:
         pattern = read_pattern(query.texts("stream") or ["*"])
         text, where = _cursor_text(query, request)
         places = None if text is None else decode_cursor(text, predictions.shards, where)
-        return send(pattern, ManyTail(predictions, follower, pattern.matcher().fullmatch, places), query)
+        return await send(pattern, ManyTail(predictions, follower, pattern.matcher().fullmatch, places), query)
 
-    def subscribe(stream: str, request: Request) -> Response:
+    async def subscribe(stream: str, request: Request) -> Response:
         query = Query(request.query_params, ("after", "when_full"))
         text, where = _cursor_text(query, request)
         cursor = None if text is None else read_cursor(text, where)
-        return send(stream, Tail(predictions, stream, cursor, exact=where == _LAST), query)
+        return await send(stream, Tail(predictions, stream, cursor, exact=where == _LAST), query)
 
-    def send(wants: str | Pattern, tail: Follows, query: Query) -> Response:
+    async def send(wants: str | Pattern, tail: Follows, query: Query) -> Response:
         subscription = follower.subscribe(wants, when_full=query.one_of("when_full", WHEN_FULL, "catch_up"))
         watch_gaps(tail, subscription, context.metrics, "sse")
+        try:
+            await tail.begin()
+        except BaseException:
+            follower.unsubscribe(subscription)
+            raise
         events = send_events(subscription, tail, context.heartbeat_s)
         return EventStream(events, lambda: follower.unsubscribe(subscription))
 

@@ -104,8 +104,10 @@ class Connection:
             return None
         self._subscription = subscription
         watch_gaps(tail, subscription, self._context.metrics, "websocket")
-        tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._deliver(tail))]
+        tasks: list[asyncio.Task[None]] = []
         try:
+            await tail.begin()  # before the first entry is taken: its record is not missed
+            tasks += [asyncio.create_task(self._read()), asyncio.create_task(self._deliver(tail))]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()

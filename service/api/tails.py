@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 from service.api.delivery import Delivery, Outgoing
@@ -25,6 +26,11 @@ class Follows(Protocol):
     """Decides what one subscriber gets: Tail for one stream, ManyTail for many."""
 
     on_gap: Callable[[], None]
+
+    async def begin(self) -> None:
+        """Fixes "now" for who has no cursor, before anything is sent: who hears that it has subscribed misses nothing
+        from then on. Where the broker does not answer, `catch_up` does it."""
+        ...
 
     def catch_up(self) -> AsyncIterator[Batch]:
         """What lies between the cursor and now. Raises BrokerAway; what was yielded before stays delivered."""
@@ -95,9 +101,12 @@ class Tail:
         self._cursor = cursor  # None: now
         self._exact = exact  # the cursor is a record's id, so the next one's `prev` must equal it
 
-    async def catch_up(self) -> AsyncIterator[Batch]:
-        if self._cursor is None:
+    async def begin(self) -> None:
+        with suppress(BrokerAway):
             await self._start_now()
+
+    async def catch_up(self) -> AsyncIterator[Batch]:
+        await self._start_now()
         newest = await newest_record(self._predictions, self._stream)  # first: a later one cannot be missing by chance
         last = id_number(await self._predictions.last_generated(self._stream))
         if (self._cursor or 0) > last:  # the log lost its tail: what it gives ids to from now on is new
@@ -133,6 +142,8 @@ class Tail:
 
     async def _start_now(self) -> None:
         """ "Now" is after the newest record: an entry that waits in the log is still to be answered."""
+        if self._cursor is not None:
+            return
         newest = await self._predictions.newest(self._stream, 1)
         self._cursor = id_number(newest[0].id) if newest else await newest_record(self._predictions, self._stream)
         self._exact = True

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from rollcast.events import ServerEvent, parse_events
+from rollcast.events import ServerEvent
 from service.api import create_app
 from service.broker.predictions import RedisPredictions
 from service.codec import id_number
@@ -61,29 +62,35 @@ def ids(events: list[ServerEvent]) -> list[str]:
     return [event.id for event in events]
 
 
-@contextmanager
-def follow_now(api: Serving, stream: str) -> Iterator[Iterator[ServerEvent]]:
-    """The events after a "now" that is past: a heartbeat comes only to who has caught up."""
-    with api.open(stream) as response:
-        lines = response.iter_lines()
-        await_line(lines, ": heartbeat")
-        yield parse_events(lines)
-
-
 # --- server-sent events ------------------------------------------------------------------------------------------
 
 
 def test_a_subscription_without_a_cursor_begins_now(api: Serving, world: OnBroker, stream: str) -> None:
     record(api, world, stream, 3)
     pending = api.post_rows(stream, ROW)
-    with follow_now(api, stream) as events:
+    with api.follow(stream) as events:
         world.answer(stream, pending)
         (new,) = record(api, world, stream)
         assert ids(take(events, 2)) == [pending, new]
 
 
+def test_what_is_answered_once_the_subscription_is_confirmed_is_not_missed_however_slow_the_broker_is(
+    api: Serving, world: OnBroker, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = world.predictions.newest
+
+    async def slowly(*arguments: Any) -> Any:
+        await asyncio.sleep(0.2)
+        return await newest(*arguments)
+
+    monkeypatch.setattr(world.predictions, "newest", slowly)
+    with api.follow(stream) as events:
+        new = record(api, world, stream)
+        assert ids(take(events, 1)) == new
+
+
 def test_a_stream_may_be_watched_before_it_exists(api: Serving, world: OnBroker, stream: str) -> None:
-    with follow_now(api, stream) as events:
+    with api.follow(stream) as events:
         new = record(api, world, stream, 2)
         assert ids(take(events, 2)) == new
 
@@ -145,7 +152,7 @@ def test_records_that_come_while_the_past_is_read_come_once(api: Serving, world:
 
 
 def test_every_subscriber_gets_every_record(api: Serving, world: OnBroker, stream: str) -> None:
-    with follow_now(api, stream) as one, follow_now(api, stream) as two, follow_now(api, stream + "-other") as other:
+    with api.follow(stream) as one, api.follow(stream) as two, api.follow(stream + "-other") as other:
         assert subscribers(api) == 3
         new = record(api, world, stream, 20)
         (others,) = record(api, world, stream + "-other")

@@ -64,8 +64,8 @@ class Reader:
         self._events = parse_events(self._body)
 
     def begin(self) -> None:
-        """Waits until "now" is past: a heartbeat comes only to who has caught up."""
-        next(line for line in self._body if line == ": heartbeat")
+        """Waits for the first words: it has subscribed."""
+        next(self._body)
 
     def take(self, count: int) -> list[ServerEvent]:
         return [next(self._events) for _ in range(count)]

@@ -377,7 +377,7 @@ class Follower:
                 waiter.give(record)
 
     def _lost(self, reason: str) -> None:
-        if self.away is None:
+        if self.away != reason:
             log.warning("broker away", extra={"detail": reason})
         self.away = reason
 

@@ -30,7 +30,8 @@ def health_routes(context: Context) -> APIRouter:
 
     @router.get("/readyz", **openapi.GET_READYZ)
     async def readyz() -> Response:
-        """200 when an entry posted now would be answered; else 503 with the reasons."""
+        """200 when an entry taken now would be answered; else 503 with the reasons. (A full backlog or broker refuses
+        posts, 429 and 503, while those who follow go on.)"""
         reasons = [f"broker: {context.follower.away}"] if context.follower.away is not None else []
         if not reasons:
             reasons = context.monitor.reasons(sorted(context.models))

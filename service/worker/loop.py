@@ -113,6 +113,7 @@ class Worker:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
+        self._away_for = ""  # why the broker was away when that was last said
         self.owned = 0  # shards; read by /readyz, as what follows
         self.away = True  # is the broker?
         self.idle = False  # no shard is to be had: there are more workers than shards
@@ -129,9 +130,9 @@ class Worker:
                     self._turn()
                     backoff_s = 0.05
                 except BrokerAway as error:
-                    if not self.away:
+                    if error.detail != self._away_for:
                         log.warning("broker away", extra={"detail": error.detail})
-                    self.away = True
+                    self.away, self._away_for = True, error.detail
                     self._lose(list(self._shards.values()), "the broker is away", "broker")
                     self._next_beat = 0.0
                     stop.wait(backoff_s)
@@ -190,6 +191,9 @@ class Worker:
             self._renew()
             soonest_s = self._balance()
             self.away, self.trouble = False, ""
+            if self._away_for:
+                log.info("the broker answers again")
+                self._away_for = ""
         except CommitRefused as error:
             self._refused(error)
         self.owned, self.idle = len(self._shards), self._share == 0

@@ -410,6 +410,33 @@ def test_what_the_broker_refuses_is_done_when_it_is_well_again_and_once(
     scene.check()
 
 
+def test_each_new_reason_why_the_broker_is_away_is_said_and_that_it_is_back(
+    new_scene: Callable[[str], Scene], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rollcast")
+    scene = new_scene("valkey")
+
+    def said(*words: str) -> bool:
+        lines = [f"{line.getMessage()} {getattr(line, 'detail', '')}" for line in list(caplog.records)]
+        return any(all(word in line for word in words) for line in lines)
+
+    with scene.working() as worker:
+        scene.post(10)
+        wait_until(scene.answered, 20, "every entry is answered")
+        scene.proxy.hold()
+        wait_until(lambda: said("broker away", "no answer"), 20, "silence is said")
+        assert not said("answers again")
+        scene.proxy.error = b"MOVED 1 127.0.0.1:1"
+        scene.proxy.release()
+        wait_until(lambda: said("broker away", "MOVED"), 20, "and then the new reason")
+        scene.proxy.error = None
+        wait_until(lambda: said("the broker answers again"), 20, "and that it is over")
+        assert not worker.away
+        scene.post(10)
+        wait_until(scene.answered, 20, "what comes after is answered")
+    scene.check()
+
+
 def test_a_full_broker_keeps_leases_and_order_however_long_it_is_full(new_scene: Callable[[str], Scene]) -> None:
     scene = new_scene("valkey")
     with scene.working() as worker:

@@ -264,6 +264,7 @@ def test_panels_show_what_happened_and_every_one_of_them_has_data(folder: Path) 
             await_true(
                 lambda: shown.value(dashboard, title, model) == expected,
                 f"{dashboard}: {title!r} shows {expected}, not {shown.values(dashboard, title, model)}",
+                PATIENCE_S,
             )
 
         # a quiet time, with nothing wrong
@@ -341,6 +342,8 @@ def test_panels_show_what_happened_and_every_one_of_them_has_data(folder: Path) 
         assert len(queries) > 90
 
         def empty() -> list[str]:
+            assert fleet.post("cam-1").status_code == 200  # a score is shown while something is scored
+            fleet.add_rows("belt-1", ROWS)
             end = time.time()
             return [
                 f"{name}: {panel['title']}: {target['expr']}"
@@ -349,7 +352,7 @@ def test_panels_show_what_happened_and_every_one_of_them_has_data(folder: Path) 
             ]
 
         try:
-            await_true(lambda: not empty(), "every panel has data")  # a scrape may be late
+            await_true(lambda: not empty(), "every panel has data", PATIENCE_S)  # a scrape may be late
         finally:
             print("\n".join(empty()))
 

@@ -33,7 +33,7 @@ def rollcast(*arguments: str, stdin: bytes = b"", limit_s: float = 60, **more: s
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-def await_true(condition: Callable[[], Any], what: str, limit_s: float = 30.0) -> None:
+def await_true(condition: Callable[[], Any], what: str, limit_s: float = 60.0) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {limit_s} s: {what}"
@@ -113,8 +113,8 @@ class Up:
         """Its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        status = self.process.wait(30)
-        self._reader.join(5)
+        status = self.process.wait(60)
+        self._reader.join(60)
         assert self.process.stderr is not None
         self.process.stderr.close()
         return status

@@ -34,7 +34,7 @@ class Prometheus:
         ]  # fmt: skip
         with (self._folder / "prometheus.log").open("wb") as log:
             self._process = subprocess.Popen(tied(command, signal.SIGKILL), stdout=log, stderr=log)
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60)
         await_true(self._ready, "Prometheus is ready")
         return self
 

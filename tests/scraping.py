@@ -33,4 +33,4 @@ class Scrape:
 
 
 def scrape(url: str) -> Scrape:
-    return Scrape(httpx.get(f"{url}/metrics", trust_env=False, timeout=10).raise_for_status().text)
+    return Scrape(httpx.get(f"{url}/metrics", trust_env=False, timeout=60).raise_for_status().text)

@@ -52,7 +52,7 @@ class Serving:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self.app.state.closing.set)
             self._server.should_exit = True
-            self._thread.join(30.0)
+            self._thread.join(60)
             assert not self._thread.is_alive()
         return time.monotonic() - begun
 

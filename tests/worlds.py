@@ -121,13 +121,13 @@ def working(log: Log, *engines: Engine, **settings: Any) -> Iterator[Worker]:
     finally:
         stop.set()
         worker.wake()
-        thread.join(10)
+        thread.join(60)
         if raised:
             raise raised[0]
-        assert not thread.is_alive(), "the worker did not stop within 10 s"
+        assert not thread.is_alive(), "the worker did not stop within 60 s"
 
 
-def wait_until(condition: Callable[[], bool], limit_s: float = 20.0, what: str = "") -> None:
+def wait_until(condition: Callable[[], bool], limit_s: float = 60.0, what: str = "") -> None:
     """Polls a condition; fails past the limit."""
     deadline = time.monotonic() + limit_s
     while not condition():
@@ -135,7 +135,7 @@ def wait_until(condition: Callable[[], bool], limit_s: float = 20.0, what: str =
         time.sleep(0.005)
 
 
-def answered(world: World, streams: Mapping[str, int], limit_s: float = 20.0) -> dict[str, list[dict[str, Any]]]:
+def answered(world: World, streams: Mapping[str, int], limit_s: float = 60.0) -> dict[str, list[dict[str, Any]]]:
     """Waits until each stream has its number of records. Returns their bodies, after checking ids and `prev`."""
     wait_until(
         lambda: all(len(world.records(stream)) >= n for stream, n in streams.items()),

@@ -193,6 +193,6 @@ def test_threads_decode_the_same() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert len(frames) == 80
     assert all(np.array_equal(frame, expected) for frame in frames)

@@ -75,7 +75,7 @@ def test_a_histogram_may_be_looked_at_while_it_grows() -> None:
     thread.start()
     for _ in range(1000):
         grows.observe_many([0.01] * 100)
-    thread.join(30)
+    thread.join(60)
     assert seen == sorted(seen)
     assert all(count % 100 == 0 for count in seen)
 
@@ -132,7 +132,7 @@ def server(registry: CollectorRegistry, worker: WorkerMetrics, reasons: list[str
 
 def get(server: MetricsServer, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

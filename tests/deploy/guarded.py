@@ -78,7 +78,7 @@ class Broker:
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(60)
         self.log.close()
         shutil.rmtree(self.folder)
 
@@ -117,8 +117,8 @@ class Process:
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        status = self.process.wait(30)
-        self._reader.join(5)
+        status = self.process.wait(60)
+        self._reader.join(60)
         assert self.process.stderr is not None
         self.process.stderr.close()
         return status

@@ -93,7 +93,7 @@ class Network:
     def close(self) -> None:
         self._closing.set()
         for thread in self._threads:
-            thread.join(5)
+            thread.join(60)
         for one in self._sockets:
             one.close()
         self._switch.communicate()

@@ -74,7 +74,7 @@ class Deployment:
         await_true(lambda: "listening" in self.log("api"), "the api listens", 60)
         lines = [json.loads(line) for line in self.log("api").splitlines()]
         self.url = str(next(line["url"] for line in lines if line["event"] == "listening"))
-        self.http = httpx.Client(base_url=self.url, trust_env=False, timeout=20)
+        self.http = httpx.Client(base_url=self.url, trust_env=False, timeout=60)
 
     def ready(self) -> None:
         await_true(lambda: self.http.get("/readyz").status_code == 200, "the api is ready", 60)
@@ -128,7 +128,7 @@ class Load:
 
     def close(self) -> None:
         self._closing.set()
-        self._thread.join(30)
+        self._thread.join(60)
 
 
 @pytest.fixture

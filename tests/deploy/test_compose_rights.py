@@ -116,7 +116,7 @@ def test_nothing_that_the_system_does_is_denied(broker: Broker, api: str) -> Non
         for stream in ("bad-1", "bad-2", "bad-3"):  # more than quarantine keeps
             with pytest.raises(Problem):
                 client.post_frame(stream, spoilt, model="digits-cnn", wait_s=20)
-        with httpx.Client(base_url=api, trust_env=False, timeout=20) as http:
+        with httpx.Client(base_url=api, trust_env=False, timeout=60) as http:
             call_the_rest(http)
         refused = list(client.dead())
         client.retry_dead(refused[0]["stream"], refused[0]["id"])

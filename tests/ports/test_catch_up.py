@@ -158,7 +158,7 @@ def wait_past(world: World, stream: str, seconds: float) -> None:
         s, us = client.time()
         return bool(s * 1000 + us // 1000 > newest + seconds * 1000)
 
-    wait_until(past, 10, "the broker's clock goes on")
+    wait_until(past, 60, "the broker's clock goes on")
 
 
 # --- any cut, any mixture ------------------------------------------------------------------------------------------
@@ -212,8 +212,8 @@ def play(script: list[dict[str, Any]], manifest: Manifest, batch_entries: int) -
     with working(
         world.new_log(), engine, *others, batch_entries=batch_entries, defaults={"samples": "tiny"}, state_ttl_s=0.5
     ):
-        wait_until(lambda: world.logged() == 0 or len(seen(world)) == len(script), 10, "all are answered")
-        wait_until(lambda: len(seen(world)) == len(script), 10, "all are answered")
+        wait_until(lambda: world.logged() == 0 or len(seen(world)) == len(script), 60, "all are answered")
+        wait_until(lambda: len(seen(world)) == len(script), 60, "all are answered")
     left = [
         (it.pos, it.settings, {name: repr(layout.decode(record)) for name, record in it.states.items()})
         for it in world.shards

@@ -109,8 +109,8 @@ def test_frames_that_were_superseded_are_never_decoded(world: World, monkeypatch
         return newest is not None and newest.entry.number >= last
 
     def when_all_were_read(data: bytes, *arguments: Any, **options: Any) -> Any:
-        wait_until(lambda: bool(workers), 20, "the worker is known here")
-        wait_until(all_is_offered, 20, "all is offered")
+        wait_until(lambda: bool(workers), 60, "the worker is known here")
+        wait_until(all_is_offered, 60, "all is offered")
         decoded.append(data)
         return decode(data, *arguments, **options)
 

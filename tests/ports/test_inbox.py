@@ -94,10 +94,10 @@ def test_quiet_streams_are_answered_within_a_bound_while_a_hot_one_floods(world:
 def test_nothing_is_lost_when_a_worker_leaves_in_the_middle_of_a_flood(world: World) -> None:
     flood(world, "hot", 1500)
     with working(world.new_log(), TinyEngine(tiny_manifest()), lease_s=5.0):
-        wait_until(lambda: count(world, "hot") > 200, 30, "some are answered")
+        wait_until(lambda: count(world, "hot") > 200, 60, "some are answered")
     with working(world.new_log(), TinyEngine(tiny_manifest()), lease_s=5.0):
         bodies = answered(world, {"hot": 1500}, 60)["hot"]
-        wait_until(lambda: world.logged() == 0, 10, "and the log is trimmed")
+        wait_until(lambda: world.logged() == 0, 60, "and the log is trimmed")
     assert [body["step"] for body in bodies] == list(range(1, 1501))
     assert [body["restarted"] for body in bodies] == ["first"] + [None] * 1499
 
@@ -107,7 +107,7 @@ def test_reading_stops_when_too_much_is_unfinished_and_goes_on_later(monkeypatch
     world, most = MemoryWorld(SHARDS), 0
     flood(world, "hot", 6000)
     with working(world.new_log(), SlowEngine(tiny_manifest()), lease_s=60.0) as worker:
-        wait_until(lambda: worker.owned == SHARDS, 10, "shards are owned")
+        wait_until(lambda: worker.owned == SHARDS, 60, "shards are owned")
         shard = worker._shards[shard_of("hot", SHARDS)]
         while count(world, "hot") < 6000:
             most = max(most, shard.held + len(shard.unfinished))

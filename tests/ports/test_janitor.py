@@ -62,13 +62,13 @@ def test_idle_streams_lose_their_records_then_all_but_their_settings_and_return_
         answered(world, {"a": 1, "b": 1, "c": 1})
         assert all(left(world, "a").values())
         pass_time(world, HISTORY_S + 0.01)
-        wait_until(lambda: not left(world, "a")["records"], 20, "the records go when their time is over")
+        wait_until(lambda: not left(world, "a")["records"], 60, "the records go when their time is over")
         if isinstance(world, MemoryWorld):
             assert left(world, "a")["pos"], "the state is still alive"
         pass_time(world, TTL_S)
-        wait_until(lambda: not left(world, "a")["pos"], 20, "the stream is removed")
+        wait_until(lambda: not left(world, "a")["pos"], 60, "the stream is removed")
         assert left(world, "a") == dict.fromkeys(("records", "state", "pos", "streams"), False) | {"settings": True}
-        wait_until(lambda: metrics.swept.labels("streams").value == 3, 20, "all three are counted")
+        wait_until(lambda: metrics.swept.labels("streams").value == 3, 60, "all three are counted")
         assert metrics.swept.labels("records").value <= 3, "what goes altogether is not counted twice"
         assert not any("a" in shard.streams for shard in worker._shards.values()), "it left the memory, too"
         post(world, "a")
@@ -86,7 +86,7 @@ def test_a_stream_that_goes_on_keeps_everything(world: World) -> None:
             post(world, "busy")
             n += 1
             pass_time(world, 0.5)
-            wait_until(lambda at=n: steps(world, "busy") >= at, 20, "the busy one is answered")  # type: ignore[misc]
+            wait_until(lambda at=n: steps(world, "busy") >= at, 60, "the busy one is answered")  # type: ignore[misc]
         left_over = [json.loads(body) for _, _, body, _ in world.records("busy")]
     assert [body["step"] for body in left_over] == list(range(n - len(left_over) + 1, n + 1)), "one state, to the end"
 

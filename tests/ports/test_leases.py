@@ -25,7 +25,7 @@ def test_shards_that_are_slow_to_acquire_are_acquired_while_those_before_are_ren
 
     log.acquire = slowly  # type: ignore[method-assign]
     with working(log, TinyEngine(tiny_manifest()), lease_s=2.0) as worker:
-        wait_until(lambda: worker.owned == SHARDS, 10, "it owns every shard")
+        wait_until(lambda: worker.owned == SHARDS, 60, "it owns every shard")
         for n in range(4 * SHARDS):
             world.append(f"s{n}", rows_fields(f"s{n}", ROW))
         answered(world, {f"s{n}": 1 for n in range(4 * SHARDS)})

@@ -64,7 +64,7 @@ def test_a_lease_has_one_owner_and_ends_with_its_time(broker_url: str, prefix: s
     first.release(0)
     assert second.acquire(0) is not None
     second.abandon(0)
-    wait_until(lambda: first.acquire(0) is not None, 5, "the lease ends by itself")
+    wait_until(lambda: first.acquire(0) is not None, 60, "the lease ends by itself")
     assert second.renew([0], b"{}").lost == [0], "and its old owner is told"
     for log in (first, second):
         log.close()
@@ -275,7 +275,7 @@ def test_a_worker_waits_for_an_absent_broker_and_goes_on_where_it_was(own_broker
     with working(world.new_log(), engine) as worker:
         answered(world, {"a": 5})
         own_broker.stop()
-        wait_until(lambda: worker.away, 5, "the worker notices")
+        wait_until(lambda: worker.away, 60, "the worker notices")
         own_broker.start()
         for _ in range(5):
             world.append("a", rows_fields("a", row))
@@ -305,7 +305,7 @@ def test_a_commit_for_which_there_is_no_memory_is_repeated_until_there_is(own_br
         assert engine.waiting.wait(10), "a batch is being stepped"
         world.client.config_set("maxmemory", "1")
         engine.gate.set()
-        wait_until(lambda: metrics.commit_errors.value >= 3, 10, "the broker refuses the commit, again and again")
+        wait_until(lambda: metrics.commit_errors.value >= 3, 60, "the broker refuses the commit, again and again")
         assert world.records("a") == []
         world.client.config_set("maxmemory", "0")
         bodies = answered(world, {"a": 3})["a"]

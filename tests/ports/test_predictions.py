@@ -22,7 +22,7 @@ from service.ports import FeedItem
 from tests.answering import Answering, InMemory, OnBroker
 
 pytestmark = pytest.mark.anyio
-LIMIT_S = 5.0
+LIMIT_S = 60.0
 
 
 @pytest.fixture

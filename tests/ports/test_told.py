@@ -41,7 +41,7 @@ def test_refusals_lost_states_and_controls_are_told_with_their_place(
     reset = world.append("cam", {"stream": b"cam", "kind": b"control", "data": encode_control(Control("reset"))})
     with working(world.new_log("v"), TinyEngine(tiny_manifest())):
         answered(world, {"cam": 4})
-        wait_until(lambda: any(line.getMessage() == "control done" for line in caplog.records), 10, "told")
+        wait_until(lambda: any(line.getMessage() == "control done" for line in caplog.records), 60, "told")
     told = {line.getMessage(): vars(line) for line in caplog.records}
     places: dict[str, tuple[str, str | None]] = {
         "a state was lost: its stream began anew": (lost, "tiny"),

@@ -280,7 +280,7 @@ def test_the_field_of_a_shards_last_control_is_not_taken_for_settings(
     for fields in ({"stream": b"a", "kind": b"control", "data": b'{"action": "delete"}'}, {"kind": b"samples"}):
         world.append("a", fields)
         with working(world.new_log(), TinyEngine(tiny_manifest())):
-            wait_until(lambda: world.logged() == 0, 10, "it is answered")
+            wait_until(lambda: world.logged() == 0, 60, "it is answered")
     assert world.records("?", shard_of("a", SHARDS))
     assert "foreign value" not in caplog.text
 
@@ -314,4 +314,4 @@ def test_finished_entries_leave_the_log(world: World) -> None:
         post(world, f"s{n % 5}", [[1, 2, 3]])
     with working(world.new_log(), TinyEngine(tiny_manifest())):
         answered(world, {f"s{n}": 60 for n in range(5)})
-        wait_until(lambda: world.logged() == 0, 10, "the log is empty once everything is answered")
+        wait_until(lambda: world.logged() == 0, 60, "the log is empty once everything is answered")

@@ -36,7 +36,7 @@ class Crew(Run):
     def close(self) -> None:
         for process in self.workers.values():
             process.kill()
-            process.join(10)
+            process.join(60)
         super().close()
 
     # --- looking on ----------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ class Crew(Run):
             if process.is_alive():
                 process.terminate()
         for process in self.workers.values():
-            process.join(10)
+            process.join(60)
             assert process.exitcode is not None
 
     def numbers(self) -> list[int]:

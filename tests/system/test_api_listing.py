@@ -31,7 +31,7 @@ def life(
 
 def post(life: Living, stream: str, status: int = 200, **query: Any) -> None:
     answer = life.api.http.post(
-        f"/v1/streams/{stream}/samples", json={"samples": [ROW]}, params={"wait": 5.0} | query, timeout=10
+        f"/v1/streams/{stream}/samples", json={"samples": [ROW]}, params={"wait": 5.0} | query, timeout=60
     )
     assert answer.status_code == status, answer.text
 

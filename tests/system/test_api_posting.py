@@ -372,7 +372,7 @@ class Waiting:
                 f"{api.url}/v1/streams/{stream}/samples",
                 json={"samples": [ROW]},
                 params={"model": "tiny", "wait": wait_s},
-                timeout=10.0,
+                timeout=60,
             )
 
         self.thread = threading.Thread(target=post)
@@ -381,7 +381,7 @@ class Waiting:
         self.id = entry(world, stream).id.decode()
 
     def result(self) -> httpx.Response:
-        self.thread.join(10.0)
+        self.thread.join(60)
         return self.answer
 
 
@@ -424,7 +424,7 @@ def test_many_waits_on_one_stream_each_get_their_own_record(api: Serving, world:
     def post() -> None:
         query = {"model": "tiny", "wait": 5}
         path = f"{api.url}/v1/streams/{stream}/samples"
-        answers.append(httpx.post(path, json={"samples": [ROW]}, params=query, timeout=10.0))
+        answers.append(httpx.post(path, json={"samples": [ROW]}, params=query, timeout=60))
 
     threads = [threading.Thread(target=post) for _ in range(8)]
     for thread in threads:
@@ -433,7 +433,7 @@ def test_many_waits_on_one_stream_each_get_their_own_record(api: Serving, world:
         await_true(lambda n=n: len(entries(world, stream)) > n, "the entry is in the log")
         world.answer(stream, entries(world, stream)[n].id.decode())
     for thread in threads:
-        thread.join(10.0)
+        thread.join(60)
     ids = {found.id.decode() for found in entries(world, stream)}
     assert [answer.status_code for answer in answers] == [200] * 8
     assert {answer.json()["id"] for answer in answers} == ids

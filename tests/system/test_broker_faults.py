@@ -150,11 +150,11 @@ def test_a_broker_killed_and_restarted_from_its_log_changes_nothing(
         for _ in range(3):
             scene.post(80)
             scene.broker.kill()
-            wait_until(lambda: worker.away, 10, "the worker sees that the broker is away")
+            wait_until(lambda: worker.away, 60, "the worker sees that the broker is away")
             scene.broker.start()
         scene.survived()
         scene.post(40)
-        wait_until(scene.answered, 20, "every entry is answered")
+        wait_until(scene.answered, 60, "every entry is answered")
     scene.check()
 
 
@@ -165,7 +165,7 @@ def test_a_broker_without_its_tail_is_followed_back_and_on(new_scene: Callable[[
     with scene.working():
         while lost == 0:
             scene.post(120)
-            wait_until(scene.answered, 20, "every entry is answered")
+            wait_until(scene.answered, 60, "every entry is answered")
             before = scene.survived()
             scene.broker.kill()
             torn = scene.broker.tear(chance)
@@ -174,7 +174,7 @@ def test_a_broker_without_its_tail_is_followed_back_and_on(new_scene: Callable[[
             scene.broker.start()
             lost += before - scene.survived()
         scene.post(60)
-        wait_until(scene.answered, 20, "every entry that is left is answered")
+        wait_until(scene.answered, 60, "every entry that is left is answered")
     scene.check()
     assert lost > 0, "entries went with the tail"
 
@@ -185,7 +185,7 @@ def test_an_empty_broker_is_a_new_life_and_cursors_of_the_old_one_say_gap(new_sc
     app = create_app(predictions, [scene.engine.manifest], create_registry())
     with scene.working(), Serving(app) as api:
         scene.post(30)
-        wait_until(scene.answered, 20, "every entry is answered")
+        wait_until(scene.answered, 60, "every entry is answered")
         stream = max(STREAMS, key=lambda name: len(scene.posted[name]))
         life = parse_head(scene.client.get(scene.keys[0].head)).life  # type: ignore[arg-type]
         cursor = scene.posted[stream][-1][0]
@@ -197,14 +197,14 @@ def test_an_empty_broker_is_a_new_life_and_cursors_of_the_old_one_say_gap(new_sc
         def known() -> bool:
             return api.http.get("/readyz").status_code == 200 or "worker" in api.http.get("/readyz").text
 
-        wait_until(known, 20, "the api has found the broker")
+        wait_until(known, 60, "the api has found the broker")
         page = api.http.get(f"/v1/streams/{stream}/predictions", params={"after": cursor}).json()
         assert page == {"predictions": [], "next": "0-0", "gap": True}
         with api.follow(stream, last=cursor) as events:
             gap = next(events)
             assert (gap.event, gap.body["reason"]) == ("gap", "lost")
             scene.post(60)
-            wait_until(scene.answered, 20, "what is new is answered")
+            wait_until(scene.answered, 60, "what is new is answered")
             assert next(events).id == scene.posted[stream][0][0]
         assert parse_head(scene.client.get(scene.keys[0].head)).life != life  # type: ignore[arg-type]
     scene.check()
@@ -215,14 +215,14 @@ def test_a_cursor_from_a_lost_tail_says_gap(new_scene: Callable[[str], Scene]) -
     predictions = RedisPredictions(f"unix://{scene.broker.path}", "rollcast", SHARDS)
     with scene.working(), Serving(create_app(predictions, [scene.engine.manifest], create_registry())) as api:
         scene.post(60)
-        wait_until(scene.answered, 20, "every entry is answered")
+        wait_until(scene.answered, 60, "every entry is answered")
         newest = {stream: entries[-1][0] for stream, entries in scene.posted.items()}
         chance, before = random.Random(1), scene.survived()
         while scene.survived() == before:
             scene.broker.kill()
             scene.broker.tear(chance)
             scene.broker.start()
-        wait_until(lambda: "broker" not in api.http.get("/readyz").text, 20, "the api has found the broker")
+        wait_until(lambda: "broker" not in api.http.get("/readyz").text, 60, "the api has found the broker")
         gone = [stream for stream in STREAMS if newest[stream] not in {i for i, _, _ in scene.posted[stream]}]
         with api.follow(gone[0], last=newest[gone[0]]) as events:
             gap = next(events)
@@ -242,9 +242,9 @@ def test_a_connection_cut_inside_a_commit_or_its_reply_changes_nothing(
         for n in range(1, 9):
             order()
             scene.post(30)
-            wait_until(lambda n=n: scene.proxy.counts[cut] == n, 10, "the connection is cut")  # type: ignore[misc]
-        wait_until(scene.answered, 20, "every entry is answered")
-        wait_until(lambda: scene.counted("rollcast_fenced_total") >= 8, 10, "each cut was noticed")
+            wait_until(lambda n=n: scene.proxy.counts[cut] == n, 60, "the connection is cut")  # type: ignore[misc]
+        wait_until(scene.answered, 60, "every entry is answered")
+        wait_until(lambda: scene.counted("rollcast_fenced_total") >= 8, 60, "each cut was noticed")
     scene.check()
     assert scene.proxy.counts["blind"] == 0
 
@@ -256,17 +256,17 @@ def test_a_commit_that_arrives_after_another_worker_took_over_leaves_no_trace(
     thief = FaultProxy(scene.broker.home / "thief.sock", scene.broker.path)
     with scene.working("first"):
         scene.post(40)
-        wait_until(scene.answered, 20, "every entry is answered")
+        wait_until(scene.answered, 60, "every entry is answered")
         scene.proxy.hold_a_commit()
         scene.post(40)
-        wait_until(lambda: scene.proxy.counts["hold"] == 1, 10, "a commit is on its way")
+        wait_until(lambda: scene.proxy.counts["hold"] == 1, 60, "a commit is on its way")
         mine, scene.proxy = scene.proxy, thief
         with scene.working("second"):
-            wait_until(scene.answered, 20, "the other worker answers")
+            wait_until(scene.answered, 60, "the other worker answers")
             scene.check()
             mine.release()
             scene.post(40)
-            wait_until(scene.answered, 20, "and goes on")
+            wait_until(scene.answered, 60, "and goes on")
         scene.check()
         scene.proxy = mine
     thief.close()
@@ -306,12 +306,12 @@ def a_failed_snapshot(scene: Scene) -> Iterator[None]:
             scene.client.bgsave()
         return str(scene.client.info("persistence")["rdb_last_bgsave_status"])
 
-    wait_until(lambda: status() == "err", 10, "the snapshot fails")
+    wait_until(lambda: status() == "err", 60, "the snapshot fails")
     with pytest.raises(redis.ResponseError, match=r"MISCONF|RDB snapshots"):
         scene.post(1)
     yield
     folder.rmdir()
-    wait_until(lambda: status() == "ok", 10, "the snapshot succeeds")
+    wait_until(lambda: status() == "ok", 60, "the snapshot succeeds")
 
 
 @contextmanager
@@ -343,10 +343,10 @@ def a_long_script(scene: Scene) -> Iterator[None]:
             return "BUSY" in str(error) or "busy" in str(error)
         return False
 
-    wait_until(busy, 10, "the broker is busy")
+    wait_until(busy, 60, "the broker is busy")
     yield
     scene.client.execute_command("SCRIPT", "KILL")
-    thread.join(10)
+    thread.join(60)
     other.close()
 
 
@@ -394,19 +394,19 @@ def test_what_the_broker_refuses_is_done_when_it_is_well_again_and_once(
 
     with scene.working(lease_s=20.0) as worker:  # to be held must not look like a broker that is away
         scene.post(60)
-        wait_until(scene.answered, 20, "every entry is answered")
+        wait_until(scene.answered, 60, "every entry is answered")
         scene.proxy.hold()
         scene.post(60)
         with illness(scene):
             answered = sum(len(scene.records(stream)) for stream in STREAMS) if illness is not a_long_script else 60
             scene.proxy.release()
-            wait_until(lambda: bool(worker.trouble) or worker.away, 20, "/readyz says that the broker refuses")
+            wait_until(lambda: bool(worker.trouble) or worker.away, 60, "/readyz says that the broker refuses")
             wait_until(said, 20, ILLNESSES[illness])
             assert answered == 60
-        wait_until(scene.answered, 30, "what was refused is answered")
-        wait_until(lambda: not worker.trouble and not worker.away, 10, "all is well again")
+        wait_until(scene.answered, 60, "what was refused is answered")
+        wait_until(lambda: not worker.trouble and not worker.away, 60, "all is well again")
         scene.post(20)
-        wait_until(scene.answered, 20, "and so is what comes after")
+        wait_until(scene.answered, 60, "and so is what comes after")
     scene.check()
 
 
@@ -422,18 +422,18 @@ def test_each_new_reason_why_the_broker_is_away_is_said_and_that_it_is_back(
 
     with scene.working() as worker:
         scene.post(10)
-        wait_until(scene.answered, 20, "every entry is answered")
+        wait_until(scene.answered, 60, "every entry is answered")
         scene.proxy.hold()
-        wait_until(lambda: said("broker away", "no answer"), 20, "silence is said")
+        wait_until(lambda: said("broker away", "no answer"), 60, "silence is said")
         assert not said("answers again")
         scene.proxy.error = b"MOVED 1 127.0.0.1:1"
         scene.proxy.release()
-        wait_until(lambda: said("broker away", "MOVED"), 20, "and then the new reason")
+        wait_until(lambda: said("broker away", "MOVED"), 60, "and then the new reason")
         scene.proxy.error = None
-        wait_until(lambda: said("the broker answers again"), 20, "and that it is over")
+        wait_until(lambda: said("the broker answers again"), 60, "and that it is over")
         assert not worker.away
         scene.post(10)
-        wait_until(scene.answered, 20, "what comes after is answered")
+        wait_until(scene.answered, 60, "what comes after is answered")
     scene.check()
 
 
@@ -441,15 +441,15 @@ def test_a_full_broker_keeps_leases_and_order_however_long_it_is_full(new_scene:
     scene = new_scene("valkey")
     with scene.working() as worker:
         scene.post(60)
-        wait_until(scene.answered, 20, "every entry is answered")
+        wait_until(scene.answered, 60, "every entry is answered")
         scene.proxy.hold()
         scene.post(60)
         with out_of_memory(scene):
             scene.proxy.release()
-            wait_until(lambda: "OOM" in worker.trouble, 20, "the worker says why")
+            wait_until(lambda: "OOM" in worker.trouble, 60, "the worker says why")
             refused = scene.counted("rollcast_commit_errors_total")
-            wait_until(lambda: scene.counted("rollcast_commit_errors_total") > refused + 3, 20, "it tries again")
-        wait_until(scene.answered, 30, "what was refused is answered")
+            wait_until(lambda: scene.counted("rollcast_commit_errors_total") > refused + 3, 60, "it tries again")
+        wait_until(scene.answered, 60, "what was refused is answered")
     scene.check()
 
 
@@ -490,7 +490,7 @@ def test_an_evicted_state_is_said_to_be_lost_and_counted(new_scene: Callable[[st
     scene = new_scene("valkey")
     with scene.working("first"):
         scene.post(60)
-        wait_until(scene.answered, 20, "every entry is answered")
+        wait_until(scene.answered, 60, "every entry is answered")
     evicting = {"maxmemory-policy": "volatile-lru", "maxmemory": 1}
     for name, value in evicting.items():
         scene.client.config_set(name, value)
@@ -503,7 +503,7 @@ def test_an_evicted_state_is_said_to_be_lost_and_counted(new_scene: Callable[[st
     scene.client.config_set("maxmemory-policy", "noeviction")
     with scene.working("second", lease_s=10.0):
         scene.post(60)
-        wait_until(scene.answered, 20, "every entry is answered")
+        wait_until(scene.answered, 60, "every entry is answered")
         wait_until(
             lambda: scene.counted("rollcast_restarts_total", model="tiny", reason="lost") == len(STREAMS), 10, "counted"
         )

@@ -104,7 +104,7 @@ class Scene:
         log = RedisLog(f"unix://{path}", worker="w", prefix=prefix, shards=SHARDS, records_kept=10**9)
         with working(log, OnnxEngine(package), lease_s=3.0, state_ttl_s=5.0, output_history_s=1e8):
             producer.append(drafts)
-            wait_until(lambda: watch.drained(self.client), 30, "every entry is answered")
+            wait_until(lambda: watch.drained(self.client), 60, "every entry is answered")
         # the worker of this process has a schema of its own; states are compared by processes in the run above
         for keys in (ShardKeys(prefix, shard) for shard in range(SHARDS)):
             for key in self.client.scan_iter(keys.state_prefix + b"*"):

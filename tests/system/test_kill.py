@@ -97,7 +97,7 @@ class Run:
         """Leaves no worker behind, however the test ended."""
         if self.process is not None:
             self.process.kill()
-            self.process.join(10)
+            self.process.join(60)
         self.client.close()
 
     def be_killed(self, point: str) -> None:
@@ -126,9 +126,9 @@ class Run:
 
         wait_until(all_posted, 60, "the rest is posted")
         wait_until(lambda: self.answered() >= self.posted_entries(), 60, "every entry is answered")
-        wait_until(lambda: self.logged() == 0, 10, "the log is empty")
+        wait_until(lambda: self.logged() == 0, 60, "the log is empty")
         process.terminate()
-        process.join(10)
+        process.join(60)
         assert process.exitcode == 0
 
     # --- judging -------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def test_no_line_holds_a_payload_or_a_password(
     up = Up(tmp_path_factory.mktemp("h"), "--broker", url, "--log-level", "debug")
     try:
         where = f"{up.ready().url}/v1"
-        with httpx.Client(headers={"Authorization": f"Bearer {PASSWORD}"}, trust_env=False, timeout=20) as http:
+        with httpx.Client(headers={"Authorization": f"Bearer {PASSWORD}"}, trust_env=False, timeout=60) as http:
             samples = f"{where}/streams/{STREAM}/samples?model=activity-lstm"
             assert http.post(samples + "&wait=10", json={"samples": [[1, 2, 3, 4, 5, 6]]}).status_code == 200
             for body in (f"1,{PAYLOAD},3", f'{{"samples": "{PAYLOAD}"}}'):

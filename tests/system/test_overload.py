@@ -107,7 +107,7 @@ class Watch:
 
     def close(self) -> None:
         self._closing.set()
-        self._thread.join(10)
+        self._thread.join(60)
         self.client.close()
 
 

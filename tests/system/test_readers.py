@@ -23,7 +23,7 @@ from tests.doubles import tiny_manifest
 from tests.serving import Serving, await_true
 
 ROW = [1.0, 2.0, 3.0]
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 PATHS = ["/v1/streams/{}/predictions", "/v1/predictions?stream={}"]
 
 

@@ -23,7 +23,7 @@ from tests.deployment import ROOT, Up
 
 Heard = Welcome | Ack | ProblemSaid | Gap | Bye | Wait | Cursor | Prediction | Refused | Dropped | Duplicate | Done
 ROW = [40.0, 1.0, 20.0, 1.0, 20.0, 1.0]
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
 

@@ -117,7 +117,7 @@ def test_a_workers_the_apis_and_the_brokers_death_are_survived(up: Up) -> None:
         for stream in STREAMS:
             client.post_samples(stream, [ROW])  # what ends the subscriptions
     for thread, subscriber in zip(threads, subscribers, strict=False):
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive(), subscriber.name
         assert not subscriber.gaps, subscriber.name
         assert len(set(subscriber.ids)) == len(subscriber.ids), subscriber.name

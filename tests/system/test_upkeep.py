@@ -131,12 +131,12 @@ def test_a_rolling_restart_loses_nothing_and_hardly_anybody_waits(tmp_path_facto
         restart(up, "api --fd", "listening", "api")
         over.set()
         for thread in producers:
-            thread.join(30)
+            thread.join(60)
         with Client(up.url) as client:
             ended.set()
             for stream in STREAMS:  # one more of each, so that the watcher looks
                 client.post_samples(stream, ROWS, model="activity-lstm", time=1000.0 + posted[stream])
-        watcher.join(30)
+        watcher.join(60)
         assert not watcher.is_alive()
     finally:
         over.set()

@@ -47,7 +47,7 @@ def test_workers_come_go_and_die_and_every_entry_is_answered_as_if_nothing_had_h
     crew.feed(100)
 
     crew.workers["c"].terminate()
-    crew.workers["c"].join(10)
+    crew.workers["c"].join(60)
     assert crew.workers["c"].exitcode == 0
     assert "c" not in crew.owners(), "it gave everything back before it ended"
     assert "c" not in crew.live()
@@ -89,7 +89,7 @@ def test_a_stopped_worker_that_comes_back_changes_nothing_and_joins_again(crew: 
         crew.feed(60)
         crew.await_answers()
         crew.workers["b"].terminate()
-        crew.workers["b"].join(10)
+        crew.workers["b"].join(60)
         for keys in crew.keys:  # nobody works; the shards are another's, so that only the stopped one could write
             crew.client.set(keys.owner, "nobody token", px=3_600_000)
         before, numbers = crew.dump(), crew.numbers()
@@ -97,7 +97,7 @@ def test_a_stopped_worker_that_comes_back_changes_nothing_and_joins_again(crew: 
         inbox = changed(before, crew.dump())
         assert len(inbox) == 1
         os.kill(crew.workers["a"].pid, signal.SIGCONT)
-        wait_until(lambda: "a" in crew.live(), 10, "it is back")
+        wait_until(lambda: "a" in crew.live(), 60, "it is back")
         time.sleep(4 * BEAT_S)  # it tries what it tries
         assert changed(before, crew.dump()) == inbox
         assert crew.numbers() == numbers

@@ -30,7 +30,7 @@ SHARDS, ROWS = 4, 512
 BLOCK_BYTES = 4 * 6 * ROWS
 BACKLOG_S, BACKLOG_BYTES = 2.0, 2 << 20
 MAX_AGE_S = 1.0
-MARGIN_S = 5.0  # for a machine that others use too: a batch under way, a poll, a commit
+MARGIN_S = 8.0  # for a machine that others use too: a batch under way, a poll, a commit
 PRODUCERS = 6
 OPTIONS = (
     "--shards", str(SHARDS), "--records-kept", "100000", "--lease-s", "5",

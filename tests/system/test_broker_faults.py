@@ -381,17 +381,17 @@ ILLNESSES = {  # and what the worker's log says of each, as docs/operations.md h
 EACH = [(kind, ill) for ill in ILLNESSES for kind in ("valkey", "redis") if kind == "valkey" or "_" in ill.__name__]
 
 
+def said(caplog: pytest.LogCaptureFixture, words: str) -> bool:
+    """The log has every word, in one line."""
+    lines = [f"{line.getMessage()} {getattr(line, 'detail', '')}" for line in list(caplog.records)]
+    return any(all(word in line for word in words.split()) for line in lines)
+
+
 @pytest.mark.parametrize(("kind", "illness"), EACH, ids=[f"{kind}-{ill.__name__}" for kind, ill in EACH])
 def test_what_the_broker_refuses_is_done_when_it_is_well_again_and_once(
     new_scene: Callable[[str], Scene], kind: str, illness: Callable[[Scene], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     scene = new_scene(kind)
-
-    def said() -> bool:
-        """The log has every word, in one line."""
-        lines = [f"{line.getMessage()} {getattr(line, 'detail', '')}" for line in list(caplog.records)]
-        return any(all(word in line for word in ILLNESSES[illness].split()) for line in lines)
-
     with scene.working(lease_s=20.0) as worker:  # to be held must not look like a broker that is away
         scene.post(60)
         wait_until(scene.answered, 60, "every entry is answered")
@@ -401,7 +401,7 @@ def test_what_the_broker_refuses_is_done_when_it_is_well_again_and_once(
             answered = sum(len(scene.records(stream)) for stream in STREAMS) if illness is not a_long_script else 60
             scene.proxy.release()
             wait_until(lambda: bool(worker.trouble) or worker.away, 60, "/readyz says that the broker refuses")
-            wait_until(said, 20, ILLNESSES[illness])
+            wait_until(lambda: said(caplog, ILLNESSES[illness]), 60, ILLNESSES[illness])
             assert answered == 60
         wait_until(scene.answered, 60, "what was refused is answered")
         wait_until(lambda: not worker.trouble and not worker.away, 60, "all is well again")
@@ -415,22 +415,17 @@ def test_each_new_reason_why_the_broker_is_away_is_said_and_that_it_is_back(
 ) -> None:
     caplog.set_level("INFO", "rollcast")
     scene = new_scene("valkey")
-
-    def said(*words: str) -> bool:
-        lines = [f"{line.getMessage()} {getattr(line, 'detail', '')}" for line in list(caplog.records)]
-        return any(all(word in line for word in words) for line in lines)
-
     with scene.working() as worker:
         scene.post(10)
         wait_until(scene.answered, 60, "every entry is answered")
         scene.proxy.hold()
-        wait_until(lambda: said("broker away", "no answer"), 60, "silence is said")
-        assert not said("answers again")
+        wait_until(lambda: said(caplog, "broker away no answer"), 60, "silence is said")
+        assert not said(caplog, "answers again")
         scene.proxy.error = b"MOVED 1 127.0.0.1:1"
         scene.proxy.release()
-        wait_until(lambda: said("broker away", "MOVED"), 60, "and then the new reason")
+        wait_until(lambda: said(caplog, "broker away MOVED"), 60, "and then the new reason")
         scene.proxy.error = None
-        wait_until(lambda: said("the broker answers again"), 60, "and that it is over")
+        wait_until(lambda: said(caplog, "the broker answers again"), 60, "and that it is over")
         assert not worker.away
         scene.post(10)
         wait_until(scene.answered, 60, "what comes after is answered")

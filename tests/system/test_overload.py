@@ -30,7 +30,7 @@ SHARDS, ROWS = 4, 512
 BLOCK_BYTES = 4 * 6 * ROWS
 BACKLOG_S, BACKLOG_BYTES = 2.0, 2 << 20
 MAX_AGE_S = 1.0
-MARGIN_S = 8.0  # for a machine that others use too: a batch under way, a poll, a commit
+MARGIN_S = 5.0  # for a machine that others use too: a batch under way, a poll, a commit
 PRODUCERS = 6
 OPTIONS = (
     "--shards", str(SHARDS), "--records-kept", "100000", "--lease-s", "5",
@@ -321,7 +321,7 @@ def test_three_times_too_much_is_refused_or_kept_fresh_and_nothing_that_was_take
     assert statistics.median(fresh) < max(statistics.median(waited) / 2, as_calm)
     for stream in LATEST:
         times = [record.at for record in stepped if record.stream == stream]
-        assert max(later - earlier for earlier, later in pairwise(times)) < longest_s
+        assert max(later - earlier for earlier, later in pairwise(times)) < longest_s + MARGIN_S
 
     # the broker holds what may wait, what is not trimmed yet, and the records
     untrimmed = 3 * len(load.records) / OVERLOAD_S * BLOCK_BYTES

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from service.api.backlog import STALE_S, WINDOW_S, Backlog, Bounds, Drain
-from service.errors import BacklogFull
+from service.errors import BacklogFull, BrokerAway
+from service.ports import Pressure, ShardBacklog
 
 
 class Shard:
@@ -109,3 +111,34 @@ def test_an_empty_shard_takes_an_entry_however_long_it_takes() -> None:
     with pytest.raises(BacklogFull, match="8 s of work") as refused:
         backlog.admit("a", 100)
     assert refused.value.retry_after_s >= 1
+
+
+class AwayOnce:
+    """A broker that is asked, with a look at the backlog meanwhile; the first time it does not answer."""
+
+    shards = 1
+
+    def __init__(self) -> None:
+        self.backlog: Backlog | None = None
+        self.seen: list[int] = []
+
+    async def pressure(self) -> Pressure:
+        assert self.backlog is not None
+        self.seen.append(self.backlog.entries(0))
+        self.backlog.admit("s", 100)  # too late for this answer
+        if len(self.seen) == 1:
+            raise BrokerAway("gone")
+        return Pressure([ShardBacklog(4, 800, "")], 0, 0)
+
+
+def test_own_appends_count_until_an_answer_has_them() -> None:
+    predictions: Any = AwayOnce()
+    follower: Any = SimpleNamespace(finished=[0])
+    predictions.backlog = backlog = Backlog(predictions, follower, Bounds())
+    for _ in range(3):
+        backlog.admit("s", 100)
+    with pytest.raises(BrokerAway):
+        asyncio.run(backlog.poll())
+    asyncio.run(backlog.poll())
+    assert predictions.seen == [3, 4]
+    assert backlog.entries(0) == 4 + 1, "those of the answer, and the one that came while it was awaited"

@@ -3,7 +3,7 @@ server-sent events. Cursors: docs/protocol.md."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -36,7 +36,7 @@ def record_routes(context: Context) -> APIRouter:
         """The records of a stream: live as server-sent events, or the newest as JSON, by `Accept`."""
         check_stream_id(stream)
         if "text/event-stream" in request.headers.get("accept", ""):
-            return await subscribe(stream, request)
+            return subscribe(stream, request)
         query = Query(request.query_params, ("after", "limit", "type"))
         after = query.text("after")
         limit = query.whole("limit", 1, MAX_RECORDS)
@@ -52,24 +52,19 @@ def record_routes(context: Context) -> APIRouter:
         pattern = read_pattern(query.texts("stream") or ["*"])
         text, where = _cursor_text(query, request)
         places = None if text is None else decode_cursor(text, predictions.shards, where)
-        return await send(pattern, ManyTail(predictions, follower, pattern.matcher().fullmatch, places), query)
+        return send(pattern, ManyTail(predictions, follower, pattern.matcher().fullmatch, places), query)
 
-    async def subscribe(stream: str, request: Request) -> Response:
+    def subscribe(stream: str, request: Request) -> Response:
         query = Query(request.query_params, ("after", "when_full"))
         text, where = _cursor_text(query, request)
         cursor = None if text is None else read_cursor(text, where)
-        return await send(stream, Tail(predictions, stream, cursor, exact=where == _LAST), query)
+        return send(stream, Tail(predictions, stream, cursor, exact=where == _LAST), query)
 
-    async def send(wants: str | Pattern, tail: Follows, query: Query) -> Response:
+    def send(wants: str | Pattern, tail: Follows, query: Query) -> Response:
         subscription = follower.subscribe(wants, when_full=query.one_of("when_full", WHEN_FULL, "catch_up"))
         watch_gaps(tail, subscription, context.metrics, "sse")
-        try:
-            await tail.begin()
-        except BaseException:
-            follower.unsubscribe(subscription)
-            raise
         events = send_events(subscription, tail, context.heartbeat_s)
-        return EventStream(events, lambda: follower.unsubscribe(subscription))
+        return EventStream(events, tail.begin, lambda: follower.unsubscribe(subscription))
 
     async def newest(stream: str, limit: int, kind: str) -> Response:
         found: list[OutRecord] = []
@@ -125,14 +120,17 @@ async def send_events(subscription: Subscription, tail: Follows, heartbeat_s: fl
 
 
 class EventStream(EventSourceResponse):
-    """Server-sent events whose subscription ends with them, however they end."""
+    """Server-sent events whose subscription begins before their head is sent and ends with them, however they end."""
 
-    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, events: AsyncIterator[bytes], begin: Callable[[], Awaitable[None]], on_end: Callable[[], None]
+    ) -> None:
         super().__init__(events, headers=_HEADERS)
-        self._on_end = on_end
+        self._begin, self._on_end = begin, on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            await self._begin()
             await super().__call__(scope, receive, send)
         finally:
             self._on_end()

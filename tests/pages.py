@@ -55,7 +55,7 @@ def follow(shell: dict[str, str], block: Block, *wanted: str, limit_s: float = 1
     """What an endless one printed until all of this was there, which is when it is ended."""
     with started(shell, block) as process:
         assert process.stdout is not None
-        timer = threading.Timer(limit_s, process.kill)
+        timer = threading.Timer(limit_s, end, (process,))
         timer.start()
         out = ""
         while not all(text in out for text in wanted) and (line := process.stdout.readline()):
@@ -81,5 +81,10 @@ def started(shell: dict[str, str], block: Block) -> Iterator[subprocess.Popen[st
         try:
             yield process
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            end(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """With all that it started, which may hold its output open."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

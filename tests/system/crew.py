@@ -46,10 +46,6 @@ class Crew(Run):
         found: Any = [self.client.get(keys.owner) for keys in self.keys]
         return [value.split()[0].decode() if value else "" for value in found]
 
-    def heads(self) -> list[bytes]:
-        found: Any = [self.client.get(keys.head) for keys in self.keys]
-        return found
-
     def dump(self) -> dict[bytes, bytes]:
         """Every key of the shards."""
         keys: Any = self.client.scan_iter(f"{self.prefix}:{{*", count=1000)

@@ -77,6 +77,10 @@ class Run:
         self.longest_log = max(self.longest_log, sum(lengths))
         return sum(lengths)
 
+    def heads(self) -> list[bytes]:
+        found: Any = [self.client.get(keys.head) for keys in self.keys]
+        return found
+
     def answered(self) -> int:
         feeds: list[Any] = [self.client.xrange(keys.feed) for keys in self.keys]
         return sum(len(f[b"records"].split()) // 2 for feed in feeds for _, f in feed)
@@ -121,8 +125,7 @@ class Run:
         they should be. Then somebody works undisturbed first."""
 
         def tries() -> int:
-            heads: list[Any] = [self.client.get(keys.head) for keys in self.keys]
-            return max(parse_head(head).tries if head else 0 for head in heads)
+            return max(parse_head(head).tries if head else 0 for head in self.heads())
 
         if tries() < TRIES - 1:
             return
@@ -134,9 +137,7 @@ class Run:
             return tries() < TRIES - 1
 
         wait_until(moved_on, 60, "what two lives left is committed")
-        process.terminate()
-        process.join(60)
-        assert process.exitcode == 0
+        end_in_order(process)
 
     def finish(self, entries: int = ENTRIES) -> None:
         """Posts until there are so many, and waits for their records under a worker that nobody kills."""
@@ -151,9 +152,7 @@ class Run:
         wait_until(all_posted, 60, "the rest is posted")
         wait_until(lambda: self.answered() >= self.posted_entries(), 60, "every entry is answered")
         wait_until(lambda: self.logged() == 0, 60, "the log is empty")
-        process.terminate()
-        process.join(60)
-        assert process.exitcode == 0
+        end_in_order(process)
 
     # --- judging -------------------------------------------------------------------------------------------------
 
@@ -202,6 +201,13 @@ class Run:
                 announced.update(b"%b %b" % pair for pair in zip(words[::2], words[1::2], strict=True))
         assert set(announced.values()) == {1}
         assert len(announced) == self.posted_entries()
+
+
+def end_in_order(process: Any) -> None:
+    """As it does when it is told to."""
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 0
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_up_refuses_it_after_a_few_deaths(tmp_path_factory: pytest.TempPathFacto
     try:
         url = up.ready().url
 
-        def post(stream: str, data: bytes) -> dict[str, Any]:
+        def post(stream: str, data: bytes, status: int = 200) -> dict[str, Any]:
             """What became of it."""
             kind, model, media = KINDS[stream]
             answer = httpx.post(
@@ -107,6 +107,7 @@ def test_up_refuses_it_after_a_few_deaths(tmp_path_factory: pytest.TempPathFacto
             if answer.status_code == 504:  # where processes take that long to start: it is in the log
                 await_true(lambda: recorded(stream, body["id"]), "it is answered", 120)
                 return recorded(stream, body["id"])
+            assert answer.status_code == status, answer.text
             return body
 
         def recorded(stream: str, entry_id: str) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def test_up_refuses_it_after_a_few_deaths(tmp_path_factory: pytest.TempPathFacto
         for stream, good, bad in (("belt", np.ones((1, 6), "<f4").tobytes(), POISON.tobytes()), ("cam", *pictures())):
             assert post(stream, good)["step"] == 1
             began, before = time.monotonic(), len(ends(up))
-            refused = post(stream, bad)
+            refused = post(stream, bad, 422)
             took_s = time.monotonic() - began
             assert refused["reason"] == "crash"
             after = post(stream, good)

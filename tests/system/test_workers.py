@@ -13,6 +13,7 @@ import pytest
 from service.faults import POINTS
 from service.worker.loop import BEAT_S
 from tests.system.crew import Crew
+from tests.system.test_kill import end_in_order
 from tests.worlds import wait_until
 
 BUSY_S = 10.0  # what a machine that is busy with other things may add
@@ -46,9 +47,7 @@ def test_workers_come_go_and_die_and_every_entry_is_answered_as_if_nothing_had_h
     crew.await_shared(a=3, b=3, c=2)
     crew.feed(100)
 
-    crew.workers["c"].terminate()
-    crew.workers["c"].join(60)
-    assert crew.workers["c"].exitcode == 0
+    end_in_order(crew.workers["c"])
     assert "c" not in crew.owners(), "it gave everything back before it ended"
     assert "c" not in crew.live()
     crew.feed(100)

@@ -307,6 +307,8 @@ class ShardBacklog(NamedTuple):
     entries: int  # unfinished
     bytes: int  # about what they take in the broker
     revision: str  # id of the last control that changed a stream's settings; empty: none did
+    token: str = ""  # under which a worker holds the shard; empty: none does
+    commits: int = 0
 
 
 class Pressure(NamedTuple):

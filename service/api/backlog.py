@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from service.api.follower import Follower
 from service.errors import BacklogFull, BrokerFull, RollcastError
 from service.keys import shard_of
-from service.ports import Predictions
+from service.ports import Predictions, ShardBacklog
 
 POLL_S: Final = 0.1
 MEMORY_SHARE: Final = 0.85  # of the broker's limit: the rest is for commits, which free what they finish
@@ -23,7 +23,7 @@ RESUME_SHARE: Final = 0.9  # of a bound: Retry-After aims there, so that not eve
 ENTRY_BYTES: Final = 200  # what an entry takes in the broker beside its data
 WINDOW_S: Final = 5.0  # of busy time, over which a rate is measured
 STALE_S: Final = 60.0  # a rate measured longer ago says nothing
-LONGEST_RETRY_S: Final = 60.0
+LATE_S: Final = 1.0  # of a poll: then this process or the broker stood still, and nothing was measured
 UNKNOWN_RETRY_S: Final = 5.0
 log = logging.getLogger("rollcast.api")
 
@@ -39,14 +39,16 @@ class Drain:
     """How fast one shard drains: entries finished a second, while there was always something to do.
 
     A worker that keeps up shows how much comes, not how much it could do: such times count only where they show that
-    it is faster than was measured, as after a stop. Time without any progress counts as soon as there is some again;
-    until then it is `stalled_s`.
+    it is faster than was measured. Time without progress is `stalled_s` until there is a commit. It counts for the rate
+    only if the same worker held the shard all the while and then finished something: that is how long it took. A stop,
+    in which nobody worked, says nothing about the rate.
     """
 
     def __init__(self) -> None:
         self.stalled_s = 0.0
         self._samples: deque[tuple[float, float, int]] = deque()  # (when, s it took, entries finished)
-        self._waited = 0  # entries, at the last sample
+        self._working_s = 0.0  # of one worker, since it finished something
+        self._last = ShardBacklog(0, 0, "")
 
     @property
     def rate(self) -> float | None:
@@ -54,24 +56,30 @@ class Drain:
         seconds = sum(took for _, took, _ in self._samples)
         return sum(finished for _, _, finished in self._samples) / seconds if seconds else None
 
-    def sample(self, now: float, took_s: float, finished: int, waiting: int) -> None:
-        """`finished` entries in the last `took_s`; now `waiting` wait."""
-        busy = self._waited > finished  # some of those that waited at its beginning still wait at its end
-        self._waited = waiting
+    def sample(self, now: float, took_s: float, finished: int, shard: ShardBacklog) -> None:
+        """`finished` entries in the last `took_s`; `shard` as it is now."""
+        was, self._last = self._last, shard
+        busy = was.entries > finished  # some of those that waited at its beginning still wait at its end
+        worked = shard.token != "" and shard.token == was.token
         while self._samples and now - self._samples[0][0] > STALE_S:
             self._samples.popleft()
+        self._working_s = self._working_s + took_s if worked else 0.0
         if finished == 0 and busy:
-            self.stalled_s += took_s
+            self.stalled_s = self.stalled_s + took_s if shard.commits == was.commits else 0.0
             return
-        spent_s, rate = took_s + min(self.stalled_s, WINDOW_S), self.rate
+        spent_s, rate = self._working_s, self.rate
+        self.stalled_s = self._working_s = 0.0
         faster = not busy and rate is not None and finished > rate * spent_s
-        if faster:
+        if worked and faster:
             self._samples.clear()
-        if busy or faster:
+        if worked and (busy or faster):
             self._samples.append((now, spent_s, finished))
             while len(self._samples) > 1 and sum(took for _, took, _ in self._samples) > WINDOW_S:
                 self._samples.popleft()
-        self.stalled_s = 0.0
+
+    def skip(self, shard: ShardBacklog) -> None:
+        """What was finished since the last sample is not known."""
+        self._last, self._working_s = shard, 0.0
 
     def seconds(self, entries: int) -> float:
         """How long these entries would take, and how long nothing has moved."""
@@ -92,6 +100,7 @@ class Backlog:
         self._memory = 0, 0
         self._finished: list[int] | None = None
         self._polled_at = 0.0
+        self._connections = 0  # of the follower, at the last poll
 
     async def run(self) -> None:
         while True:
@@ -106,6 +115,8 @@ class Backlog:
     async def poll(self) -> None:
         before = list(self._added)  # counted here until the answer is, which has them
         finished, now = list(self._follower.finished), time.monotonic()
+        followed = self._follower.away is None and self._follower.connections == self._connections
+        self._connections = self._follower.connections
         pressure = await self._predictions.pressure()
         self._added = [(a - c, b - d) for (a, b), (c, d) in zip(self._added, before, strict=True)]
         self._memory = pressure.memory_bytes, pressure.memory_limit
@@ -113,8 +124,10 @@ class Backlog:
         self._finished, self._polled_at = finished, now
         for p, shard in enumerate(pressure.shards):
             self._entries[p], self._bytes[p], self._revisions[p] = shard.entries, shard.bytes, shard.revision
-            if was is not None:
-                self._drains[p].sample(now, took_s, finished[p] - was[p], shard.entries)
+            if was is None or not followed or took_s > LATE_S:
+                self._drains[p].skip(shard)
+            else:
+                self._drains[p].sample(now, took_s, finished[p] - was[p], shard)
 
     def admit(self, stream: str, size: int) -> None:
         """Counts an entry of `size` bytes that is about to be appended. Raises BacklogFull and BrokerFull."""
@@ -134,13 +147,13 @@ class Backlog:
             raise BacklogFull(
                 f"shard {p}: {entries:,} unfinished entries of about {waiting:,} bytes, "
                 f"and at most {most_bytes:,} bytes may wait",
-                retry_after_s=_retry_after(over, drain.rate, drain.stalled_s),
+                retry_after_s=self._retry_after(over, drain),
             )
         if entries and (seconds := drain.seconds(entries + 1)) > most_s:
             over = entries - RESUME_SHARE * most_s * (drain.rate or 0.0)
             raise BacklogFull(
                 f"shard {p}: {entries:,} unfinished entries, {seconds:.0f} s of work; at most {most_s:g} s may wait",
-                retry_after_s=_retry_after(over, drain.rate, drain.stalled_s),
+                retry_after_s=self._retry_after(over, drain),
             )
         added, its_bytes = self._added[p]
         self._added[p] = added + 1, its_bytes + size
@@ -157,9 +170,8 @@ class Backlog:
         """Changes when the settings of some stream of this one's shard were changed by a control."""
         return self._revisions[shard_of(stream, len(self._revisions))]
 
-
-def _retry_after(over: float, rate: float | None, stalled_s: float) -> float:
-    """How long `over` entries take, s; nobody knows while nothing moves."""
-    if not rate or stalled_s > WINDOW_S:
-        return UNKNOWN_RETRY_S
-    return min(LONGEST_RETRY_S, max(1.0, over / rate))
+    def _retry_after(self, over: float, drain: Drain) -> float:
+        """How long `over` entries take, s; nobody knows while nothing moves. Never longer than what may wait takes."""
+        rate = drain.rate
+        retry_s = UNKNOWN_RETRY_S if not rate or drain.stalled_s > WINDOW_S else over / rate
+        return max(1.0, min(self._bounds.seconds, retry_s))

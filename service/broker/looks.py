@@ -87,16 +87,18 @@ end
 return found
 """
 
-# KEYS head in settings.  Returns the number of finished entries in the log, its length and bytes, and the last control
-# that changed settings. A commit that trims writes the count from before: a worker that stops right after it would
-# leave that in the head, so the log is asked whether any finished entry is still there.
+# KEYS head in settings owner.  Returns the number of finished entries in the log, its length and bytes, the last
+# control that changed settings, the token under which the shard is held (empty: nobody holds it), and its commits.
+# A commit that trims writes the count from before: a worker that stops right after it would leave that in the head,
+# so the log is asked whether any finished entry is still there.
 BACKLOG: Final = """
 local length = redis.call('XLEN', KEYS[2])
 local bytes = length > 0 and redis.call('MEMORY', 'USAGE', KEYS[2]) or 0
-local low, kept = string.match(redis.call('GET', KEYS[1]) or '', '^%S+ %S+ %S+ (%S+) (%d+)')
+local token, n, low, kept = string.match(redis.call('GET', KEYS[1]) or '', '^%S+ (%S+) (%d+) (%S+) (%d+)')
 kept = tonumber(kept or '0')
+local held = redis.call('EXISTS', KEYS[4]) == 1 and token or ''
 if kept > 0 and #redis.call('XRANGE', KEYS[2], '-', low, 'COUNT', 1) == 0 then kept = 0 end
-return {kept, length, bytes, redis.call('HGET', KEYS[3], '?') or ''}
+return {kept, length, bytes, redis.call('HGET', KEYS[3], '?') or '', held, tonumber(n or '0')}
 """
 
 # KEYS dead.  ARGV place after which to begin, how many, stream or nothing, reason or nothing, entry id or nothing.

@@ -387,13 +387,14 @@ class RedisPredictions:
 
     async def pressure(self) -> Pressure:
         commands: list[Command] = [
-            ("EVAL", looks.BACKLOG, 3, keys.head, keys.inbox, keys.settings) for keys in self._keys
+            ("EVAL", looks.BACKLOG, 4, keys.head, keys.inbox, keys.settings, keys.owner) for keys in self._keys
         ]
         info, *replies = await self._ask(("INFO", "memory"), *commands)
         shards = []
-        for kept, length, size, revision in replies:
+        for kept, length, size, revision, token, commits in replies:
             unfinished = max(0, length - kept)
-            shards.append(ShardBacklog(unfinished, size * unfinished // max(1, length), revision.decode()))
+            its_bytes = size * unfinished // max(1, length)
+            shards.append(ShardBacklog(unfinished, its_bytes, revision.decode(), token.decode(), commits))
         memory = _info(info)
         return Pressure(shards, _used(memory), int(memory.get("maxmemory", 0)))
 

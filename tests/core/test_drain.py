@@ -18,13 +18,16 @@ class Shard:
 
     def __init__(self) -> None:
         self.drain, self.now, self.waiting = Drain(), 0.0, 0.0
+        self.commits = 0
 
-    def run(self, seconds: float, rate: float, arriving: float = 0.0) -> None:
+    def run(self, seconds: float, rate: float, arriving: float = 0.0, *, token: str = "aa") -> None:
+        """`token`: under which the worker holds the shard; a worker that begins anew has another, none is empty."""
         for _ in range(round(seconds * 10)):
             self.now += 0.1
             done = min(rate * 0.1, self.waiting)
             self.waiting += arriving * 0.1 - done
-            self.drain.sample(self.now, 0.1, round(done), round(self.waiting))
+            self.commits += done > 0
+            self.drain.sample(self.now, 0.1, round(done), ShardBacklog(round(self.waiting), 0, "", token, self.commits))
 
 
 @pytest.fixture
@@ -81,15 +84,61 @@ def test_progress_ends_a_stall(shard: Shard) -> None:
     assert shard.drain.rate == pytest.approx(1000)
 
 
-def test_a_stop_is_forgotten_as_soon_as_the_worker_keeps_up_again(shard: Shard) -> None:
+def test_a_slow_entry_is_forgotten_as_soon_as_the_worker_keeps_up_again(shard: Shard) -> None:
     shard.waiting = 100
     shard.run(5, rate=0)
     shard.run(0.1, rate=500)
-    assert shard.drain.rate == pytest.approx(10), "so far it looks slow"
+    assert shard.drain.rate == pytest.approx(10, rel=0.03), "one worker held the shard all the while: so far it is slow"
     shard.run(1, rate=500)
     assert shard.drain.rate == pytest.approx(500)
     shard.run(20, rate=500, arriving=10)
     assert shard.drain.rate == pytest.approx(500), "that little comes does not make it slow"
+
+
+@pytest.mark.parametrize("lease_s", [0.0, 5.0])
+@pytest.mark.parametrize("stopped_s", [5.0, 300.0])
+def test_a_stop_in_which_nobody_worked_says_nothing_about_the_rate(
+    shard: Shard, lease_s: float, stopped_s: float
+) -> None:
+    """The lease of a worker that died goes on; the next one has another token. The first commit holds but 4 entries."""
+    shard.waiting = 1e5
+    shard.run(5, rate=200)
+    shard.run(lease_s, rate=0)
+    shard.run(stopped_s - lease_s, rate=0, token="")
+    shard.run(0.2, rate=0, token="bb")
+    assert shard.drain.stalled_s == pytest.approx(stopped_s + 0.2)
+    shard.run(0.1, rate=40, token="bb")
+    assert shard.drain.seconds(205) < 205 / (4 / 0.3) + 0.01, "no longer than what was seen since it works"
+    shard.run(1.0, rate=200, token="bb")
+    assert shard.drain.seconds(205) < 2.0
+
+
+def test_a_worker_that_was_never_seen_before_its_stop_is_not_slow_after_it(shard: Shard) -> None:
+    shard.waiting = 205
+    shard.run(20, rate=0, token="")
+    shard.run(0.1, rate=40, token="bb")
+    assert shard.drain.rate is None, "how much of this moment it worked is not known"
+    assert shard.drain.seconds(201) == 0.0
+    shard.run(0.1, rate=40, token="bb")
+    assert shard.drain.rate == pytest.approx(40)
+
+
+def test_time_in_which_commits_are_made_that_were_not_heard_of_yet_is_no_stop() -> None:
+    drain = Drain()
+    for n in range(50):
+        drain.sample(n / 10, 0.1, 0, ShardBacklog(100, 0, "", "aa", n))
+    assert drain.stalled_s < 0.2
+    drain.sample(5.0, 0.1, 50, ShardBacklog(50, 0, "", "aa", 50))
+    assert drain.rate == pytest.approx(10, rel=0.03), "they count when they are heard of"
+
+
+def test_what_was_not_measured_counts_neither_as_work_nor_as_a_stop(shard: Shard) -> None:
+    shard.waiting = 1e4
+    shard.run(2, rate=500)
+    shard.drain.skip(ShardBacklog(round(shard.waiting), 0, "", "aa", shard.commits))
+    assert shard.drain.stalled_s == 0.0
+    shard.run(0.1, rate=500)
+    assert shard.drain.rate == pytest.approx(500)
 
 
 def test_an_old_rate_is_forgotten(shard: Shard) -> None:
@@ -105,12 +154,12 @@ def test_an_empty_shard_takes_an_entry_however_long_it_takes() -> None:
     nobody: Any = SimpleNamespace(shards=1)
     backlog = Backlog(nobody, nobody, Bounds(seconds=2.0))
     for n in range(82):  # one in 4 s, while another waits
-        backlog._drains[0].sample(n / 10, 0.1, int(n % 41 == 40), 2)
+        backlog._drains[0].sample(n / 10, 0.1, int(n % 41 == 40), ShardBacklog(2, 0, "", "aa", n // 41))
     assert backlog._drains[0].seconds(1) == pytest.approx(4.1)
     backlog.admit("a", 100)
     with pytest.raises(BacklogFull, match="8 s of work") as refused:
         backlog.admit("a", 100)
-    assert refused.value.retry_after_s >= 1
+    assert 1 <= refused.value.retry_after_s <= 2, "no longer than what may wait takes"
 
 
 class AwayOnce:
@@ -133,7 +182,7 @@ class AwayOnce:
 
 def test_own_appends_count_until_an_answer_has_them() -> None:
     predictions: Any = AwayOnce()
-    follower: Any = SimpleNamespace(finished=[0])
+    follower: Any = SimpleNamespace(finished=[0], away=None, connections=1)
     predictions.backlog = backlog = Backlog(predictions, follower, Bounds())
     for _ in range(3):
         backlog.admit("s", 100)
@@ -142,3 +191,56 @@ def test_own_appends_count_until_an_answer_has_them() -> None:
     asyncio.run(backlog.poll())
     assert predictions.seen == [3, 4]
     assert backlog.entries(0) == 4 + 1, "those of the answer, and the one that came while it was awaited"
+
+
+class Slow:
+    """A broker in which 100 entries wait; each answer takes as long on the clock as a test says."""
+
+    shards = 1
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.took_s, self.commits = 0.0, 0.1, 0
+        monkeypatch.setattr("service.api.backlog.time.monotonic", lambda: self.now)
+        self.follower = SimpleNamespace(finished=[0], away=None, connections=1)
+        told: Any = self
+        self.backlog = Backlog(told, self.follower, Bounds())  # type: ignore[arg-type]
+
+    async def pressure(self) -> Pressure:
+        self.now += self.took_s
+        return Pressure([ShardBacklog(100, 0, "", "aa", self.commits)], 0, 0)
+
+    def poll(self, count: int, finished: int) -> None:
+        for _ in range(count):
+            self.follower.finished[0] += finished
+            self.commits += finished > 0
+            asyncio.run(self.backlog.poll())
+
+    @property
+    def drain(self) -> Drain:
+        return self.backlog._drains[0]
+
+
+def test_time_in_which_the_api_or_the_broker_stood_still_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow(monkeypatch)
+    slow.poll(10, finished=10)
+    assert slow.drain.rate == pytest.approx(100)
+    slow.took_s = 20.0
+    slow.poll(2, finished=0)
+    slow.took_s = 0.1
+    slow.poll(2, finished=4)
+    assert slow.drain.stalled_s == 0.0
+    assert slow.drain.seconds(205) < 3.0
+
+
+@pytest.mark.parametrize("away", ["the broker cannot be reached", None])
+def test_what_was_finished_while_the_feed_was_not_followed_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, away: str | None
+) -> None:
+    slow = Slow(monkeypatch)
+    slow.poll(10, finished=10)
+    for _ in range(400):
+        slow.follower.away = away
+        slow.follower.connections += away is None
+        slow.poll(1, finished=0)
+    assert slow.drain.stalled_s == 0.0
+    assert slow.drain.rate == pytest.approx(100)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
-from service.codec import id_number, number_id, parse_entry, parse_head, read_position
+from service.codec import Head, id_number, number_id, parse_entry, parse_head, read_position
 from service.contracts import Entry
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, NoFsync
 from service.keys import shard_of
@@ -186,10 +186,11 @@ class FakePredictions:
         self._check()
         shards = []
         for it in self.broker.shards:
-            low = parse_head(it.head).low if it.head else 0
-            waiting = [fields for number, fields in list(it.log.items()) if number > low]
+            head = parse_head(it.head) if it.head else Head("", "", 0, 0, 0, 0)
+            waiting = [fields for number, fields in list(it.log.items()) if number > head.low]
             size = sum(len(part) for fields in waiting for part in fields)
-            shards.append(ShardBacklog(len(waiting), size, it.settings.get("?", b"").decode()))
+            revision = it.settings.get("?", b"").decode()
+            shards.append(ShardBacklog(len(waiting), size, revision, head.token if it.owner else "", head.n))
         return Pressure(shards, *self.memory)
 
     async def dead(

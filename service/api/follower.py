@@ -156,6 +156,7 @@ class Waiter:
     def __init__(self, stream: str, predictions: Predictions) -> None:
         self.stream = stream
         self.id = ""  # not known before the append
+        self.in_doubt = False  # following began anew: the record may have come before
         self._predictions = predictions
         self._seen: set[str] = set()  # ids answered before ours was known
         self._found: asyncio.Future[OutRecord | None] = asyncio.get_running_loop().create_future()
@@ -177,7 +178,7 @@ class Waiter:
         record, why = None, f"within {wait_s:g} s"
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
-                if entry_id in self._seen:
+                if entry_id in self._seen or self.in_doubt:
                     with suppress(BrokerAway):  # the entry is in the log all the same: the answer must not deny it
                         (record,) = await self._predictions.fetch([(self.stream, entry_id)])
                 if record is None:
@@ -310,6 +311,8 @@ class Follower:
         log.info("following the shards")
         for subscription in self._everybody():
             subscription.read_again()
+        for waiter in _all(self._waiters):
+            waiter.in_doubt = True  # of one that does not know its id yet
         await self._answer([waiter for waiter in _all(self._waiters) if waiter.id])
 
     async def _deliver(self, items: list[FeedItem]) -> None:

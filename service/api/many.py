@@ -4,7 +4,6 @@ the commits of different shards were mixed. Order holds within a stream."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from typing import Final
 
 from service.api.delivery import Delivery, Outgoing
@@ -36,16 +35,24 @@ class ManyTail:
         self.on_gap: Callable[[], None] = lambda: None
         self._predictions, self._follower = predictions, follower
         self._fits = fits  # of a stream's name
-        self._places = places  # None: now
-        self._encoded: list[bytes] = []
+        self._places: list[Place] | None = None  # None: "now" is not known yet
+        self._encoded: list[bytes] = []  # of the places
         self._shared: str | None = None  # the cursor, once it is everybody's
+        if places is not None:
+            self._stand_at(places)
 
     async def begin(self) -> None:
-        with suppress(BrokerAway):
-            self._start_now()
+        """ "Now" is what the follower has handed on. While the broker is away it does not know that."""
+        if self._places is None:
+            if self._follower.away is not None:
+                raise BrokerAway(self._follower.away)
+            self._stand_at(self._follower.places)
 
     async def catch_up(self) -> AsyncIterator[Batch]:
-        yield [self._standing_at()]
+        await self.begin()
+        if self._shared is not None:
+            self._stand_at(decode_cursor(self._shared, self._predictions.shards, "cursor"))
+        yield [Outgoing(Moved(), self._cursor())]  # a connection that is lost before the first record loses none
         places = self._own()
         asked = set(range(len(places)))
         while asked:
@@ -95,20 +102,6 @@ class ManyTail:
 
     # --- reading what was missed ---------------------------------------------------------------------------------
 
-    def _start_now(self) -> None:
-        if self._places is None:
-            if self._follower.away is not None:
-                raise BrokerAway(self._follower.away)
-            self._places = list(self._follower.places)
-
-    def _standing_at(self) -> Outgoing:
-        """Its cursor at once: a connection that is lost before the first record loses none."""
-        if self._shared is not None:
-            self._places, self._shared = decode_cursor(self._shared, self._predictions.shards, "cursor"), None
-        self._start_now()
-        self._encoded = [encode_place(place) for place in self._own()]
-        return Outgoing(Moved(), self._cursor())
-
     async def _check(self, shard: int, commits: list[FeedItem]) -> Outgoing | None:
         """Is the commit of the cursor still there, and the same one?"""
         place = self._own()[shard]
@@ -152,6 +145,10 @@ class ManyTail:
     def _own(self) -> list[Place]:
         assert self._places is not None, "catch_up comes first"
         return self._places
+
+    def _stand_at(self, places: Sequence[Place]) -> None:
+        self._places, self._shared = list(places), None
+        self._encoded = [encode_place(place) for place in places]
 
     def _move(self, shard: int, place: Place) -> str:
         self._own()[shard] = place

@@ -4,6 +4,7 @@ server-sent events. Cursors: docs/protocol.md."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -21,6 +22,7 @@ from service.api.tails import PAGE, Follows, Tail, deliver, newest_record, watch
 from service.codec import id_number, number_id
 from service.contracts import RECORD_TYPES, check_stream_id
 from service.cursors import decode_cursor
+from service.errors import BrokerAway
 from service.ports import OutRecord
 
 RECONNECT_MS: Final = 1000  # told to EventSource
@@ -130,7 +132,8 @@ class EventStream(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await self._begin()
+            with suppress(BrokerAway):  # it is waited for: an EventSource gives up after any answer but 200
+                await self._begin()
             await super().__call__(scope, receive, send)
         finally:
             self._on_end()

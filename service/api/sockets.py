@@ -37,7 +37,7 @@ from service.api.tails import Follows, Tail, deliver, watch_gaps
 from service.api.tasks import end
 from service.contracts import check_stream_id
 from service.cursors import decode_cursor
-from service.errors import BadStreamId, Malformed, RequestError, RollcastError
+from service.errors import BadStreamId, BrokerAway, Malformed, RollcastError
 
 HELLO_S: Final = 10.0  # in which the first message must come
 GOING_AWAY: Final = 1001  # close codes of RFC 6455
@@ -88,6 +88,8 @@ class Connection:
         self._packed = False  # it speaks MessagePack, as its first message did
         self._sending = asyncio.Lock()
         self._subscription: Subscription | None = None
+        self._tail: Follows | None = None
+        self._placed = asyncio.Event()  # over many streams: the client was told its cursor
 
     async def run(self, follow: Follow) -> None:
         await self._socket.accept()
@@ -96,17 +98,18 @@ class Connection:
                 first = await self._receive()
             self._packed = isinstance(first, bytes)
             subscription, tail = follow(read_hello(first))
-        except TimeoutError:
-            return await self._refuse(RequestError(f"no message within {HELLO_S:g} s: expected hello"))
+        except TimeoutError:  # no refusal: on a busy machine the fault may be ours, and the client comes back
+            return await self._close(TRY_AGAIN_LATER, f"no message within {HELLO_S:g} s: expected hello")
         except RollcastError as error:
             return await self._refuse(error)
         except WebSocketDisconnect:
             return None
-        self._subscription = subscription
+        self._subscription, self._tail = subscription, tail
         watch_gaps(tail, subscription, self._context.metrics, "websocket")
         tasks: list[asyncio.Task[None]] = []
         try:
-            await tail.begin()  # before the first entry is taken: its record is not missed
+            with suppress(BrokerAway):  # it is waited for
+                await tail.begin()
             tasks += [asyncio.create_task(self._read()), asyncio.create_task(self._deliver(tail))]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -128,6 +131,8 @@ class Connection:
             message = encode_batch(batch, self._packed, many)
             if message is not None:
                 await self._send(message)
+            if any(cursor is not None for _, cursor in batch):
+                self._placed.set()
         code = TRY_AGAIN_LATER if self._subscription.too_slow else GOING_AWAY
         await self._socket.close(code)
 
@@ -170,11 +175,20 @@ class Connection:
                 raise BadStreamId(f"stream {entry.stream!r} on the WebSocket of stream {self._stream!r}")
             entry = msgspec.structs.replace(entry, stream=self._stream)
         ready = await self._intake.posted(entry)
+        await self._place()
         if self._subscription is not None and self._subscription.chosen is not None:
-            self._context.follower.choose(
-                self._subscription, ready.stream
-            )  # before it is in the log: no record is missed
+            self._context.follower.choose(self._subscription, ready.stream)
         return ready, entry.seq
+
+    async def _place(self) -> None:
+        """Before an entry is in the log: its record is not missed, also by a client that comes back. Raises
+        BrokerAway."""
+        assert self._tail is not None
+        assert self._subscription is not None
+        await self._tail.begin()
+        if self._stream is None and not self._placed.is_set():
+            self._subscription.read_again()  # where it waits for the broker: its cursor is told now
+            await self._placed.wait()
 
     # --- the socket ----------------------------------------------------------------------------------------------
 
@@ -196,4 +210,8 @@ class Connection:
     async def _refuse(self, error: RollcastError) -> None:
         with suppress(WebSocketDisconnect, RuntimeError, OSError):
             await self._send(encode_answers([problem_of(error)], self._packed))
-            await self._socket.close(POLICY_VIOLATION)
+        await self._close(POLICY_VIOLATION)
+
+    async def _close(self, code: int, reason: str | None = None) -> None:
+        with suppress(WebSocketDisconnect, RuntimeError, OSError):
+            await self._socket.close(code, reason)

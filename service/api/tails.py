@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import suppress
 from typing import Final, Protocol
 
 from service.api.delivery import Delivery, Outgoing
@@ -28,8 +27,8 @@ class Follows(Protocol):
     on_gap: Callable[[], None]
 
     async def begin(self) -> None:
-        """Fixes "now" for who has no cursor, before anything is sent: who hears that it has subscribed misses nothing
-        from then on. Where the broker does not answer, `catch_up` does it."""
+        """Fixes "now" for a subscriber without a cursor: it misses nothing from then on. Changes nothing where the
+        place is known. Raises BrokerAway; then the next `begin` or `catch_up` does it."""
         ...
 
     def catch_up(self) -> AsyncIterator[Batch]:
@@ -102,11 +101,16 @@ class Tail:
         self._exact = exact  # the cursor is a record's id, so the next one's `prev` must equal it
 
     async def begin(self) -> None:
-        with suppress(BrokerAway):
-            await self._start_now()
+        """ "Now" is after the newest record: an entry that waits in the log is still to be answered."""
+        if self._cursor is not None:
+            return
+        found = await self._predictions.newest(self._stream, 1)
+        newest = id_number(found[0].id) if found else await newest_record(self._predictions, self._stream)
+        if self._cursor is None:  # two tasks may ask at once: the earlier place counts
+            self._cursor, self._exact = newest, True
 
     async def catch_up(self) -> AsyncIterator[Batch]:
-        await self._start_now()
+        await self.begin()
         newest = await newest_record(self._predictions, self._stream)  # first: a later one cannot be missing by chance
         last = id_number(await self._predictions.last_generated(self._stream))
         if (self._cursor or 0) > last:  # the log lost its tail: what it gives ids to from now on is new
@@ -139,14 +143,6 @@ class Tail:
         return Outgoing(Bye(stream=self._stream, reason=reason), self._id() if self._exact else None)
 
     # --- inside --------------------------------------------------------------------------------------------------
-
-    async def _start_now(self) -> None:
-        """ "Now" is after the newest record: an entry that waits in the log is still to be answered."""
-        if self._cursor is not None:
-            return
-        newest = await self._predictions.newest(self._stream, 1)
-        self._cursor = id_number(newest[0].id) if newest else await newest_record(self._predictions, self._stream)
-        self._exact = True
 
     def _deliver(self, deliveries: Iterable[Delivery]) -> Iterable[Outgoing]:
         for delivery in deliveries:

@@ -47,6 +47,14 @@ def test_a_cursor_of_a_deployment_with_another_number_of_shards_is_refused() -> 
         decode_cursor(encode_cursor([BEGINNING] * 2), 4, "after")
 
 
+@pytest.mark.parametrize("shards", [1, 2, 16_384])
+def test_the_longest_cursor_that_a_deployment_can_give_is_taken(shards: int) -> None:
+    found = [Place(2**64 - 1, 2**64 - 1, "ffff")] * shards
+    assert decode_cursor(encode_cursor(found), shards, "after") == found
+    with pytest.raises(BadCursor):
+        decode_cursor("A" * 40 * (shards + 1), shards, "after")
+
+
 def test_a_number_without_an_end_is_no_cursor() -> None:
     with pytest.raises(BadCursor):
         decode_cursor("AQEA" + "_" * 40, 1, "after")

@@ -197,6 +197,34 @@ async def test_resuming_after_every_single_event_gives_the_same_records(scene: S
         assert ordered(whole[: cut + 1] + rest)
 
 
+@pytest.mark.parametrize("after", ["0", "now", None])
+@pytest.mark.parametrize("away", [False, True])
+async def test_the_cursor_of_a_server_that_stops_at_once_is_taken_by_the_next_one(
+    scene: Scene, after: str | None, away: bool
+) -> None:
+    """Whatever was known when it stopped: it gives a cursor that resumes without a gap, or none."""
+    await scene.record(*STREAMS)
+    await until(lambda: sum(place.n for place in scene.follower.places) == len(STREAMS))
+    if after == "now":
+        async with aclosing(scene.subscribe("*", after=None)) as events:
+            after = await standing(events)
+    if away:
+        await end(scene.tasks)
+        scene.follower.away = "the broker has not answered yet"
+    scene.follower.close()
+    async with aclosing(scene.subscribe("*", after=after)) as events:
+        (bye,) = await take(events, 1)
+    assert bye.event == "bye"
+    scene.follower = Follower(scene.predictions, ApiMetrics(create_registry()), CAPACITY)
+    await scene.follow()
+    new = await scene.record("cam-2")
+    async with aclosing(scene.subscribe("*", after=bye.id or after or "0")) as events:
+        expected = len(new) if after not in ("0", None) else len(new) + len(STREAMS)
+        assert new[0] in ids(await take(events, expected))
+    assert bye.id == "" if after is None else decode_cursor(bye.id, scene.predictions.shards, "bye")
+    assert scene.gaps == 0
+
+
 async def test_live_cursors_resume_as_well_as_those_of_catching_up(scene: Scene) -> None:
     async with aclosing(scene.subscribe("*", after=None, heartbeat_s=0.02)) as events:
         await standing(events)

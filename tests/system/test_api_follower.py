@@ -186,6 +186,18 @@ async def test_a_broker_that_goes_after_the_append_does_not_deny_the_entry(scene
             await waiter.record(entry_id, 0.05)
 
 
+async def test_a_record_that_came_while_following_began_anew_is_not_missed(scene: Scene) -> None:
+    """It was committed before the new beginning; the answer to the append was read after it."""
+    with scene.follower.waiting("cam-1") as waiter:
+        scene.world.broker.away = True
+        await until(lambda: scene.follower.away is not None)
+        scene.world.broker.away = False
+        (entry_id,) = await scene.record(1)
+        await until(lambda: scene.follower.away is None)
+        assert entry_id not in waiter._seen
+        assert (await waiter.record(entry_id, LIMIT_S)).id == entry_id
+
+
 async def test_a_wait_outlives_the_broker(scene: Scene) -> None:
     with scene.follower.waiting("cam-1") as waiter:
         entry_id = await scene.predictions.append("cam-1", {})

@@ -17,7 +17,7 @@ from rollcast.calls import Call
 from rollcast.client import DEFAULT_URL, RETRY_S, reasons_in, settings_of
 from rollcast.entries import Entry, Logged
 from rollcast.errors import Problem, away, to_problem
-from rollcast.events import Follows, Recording, Subscription, may_come_back
+from rollcast.events import Follows, Recording, Subscription
 from rollcast.flow import Flow, Steps
 from rollcast.results import Prediction, Record
 from rollcast.shapes import DeadSummary, StreamSummary
@@ -119,11 +119,12 @@ class AsyncClient:
                     if response.status_code != 200:
                         await response.aread()
                         raise to_problem(response)
+                    what.begun = True
                     async for line in response.aiter_lines():
                         if (found := what.feed(line)) is not None:
                             yield found
             except Problem as problem:
-                if not may_come_back(problem):
+                if not problem.passes:
                     raise
             except httpx.TransportError as error:
                 if not what.begun:

@@ -9,10 +9,11 @@ from types import TracebackType
 from typing import Self
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
 
 from rollcast.entries import Entry
 from rollcast.errors import Problem, away
-from rollcast.gateway import ANSWER_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, LOST, arguments
+from rollcast.gateway import ANSWER_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, LOST, arguments, check_passes, packed
 from rollcast.results import Prediction, Record
 from rollcast.talk import MAX_ENTRIES, Answer, Batch, Talk
 
@@ -103,18 +104,23 @@ class AsyncGateway:
     async def _connected(self) -> ClientConnection:
         async with self._connecting:
             if self._socket is None:
-                socket = await connect(**arguments(self._url, self._talk.key))
+                try:
+                    socket = await connect(**arguments(self._url, self._talk.key))
+                except InvalidStatus as error:
+                    self._reached = True
+                    check_passes(error)
+                    raise
+                self._reached = True
                 try:
                     await socket.send(self._talk.hello())
                     async with asyncio.timeout(ANSWER_S):
-                        self._talk.take(_bytes(await socket.recv()))
+                        self._talk.take(packed(await socket.recv()))
                         self._talk.check_welcome()
                         while not self._talk.placed:
-                            self._talk.take(_bytes(await socket.recv()))
+                            self._talk.take(packed(await socket.recv()))
                 except (*LOST, Problem):
                     await socket.close()
                     raise
-                self._reached = True
                 self._socket = socket
                 self._hearing = asyncio.create_task(self._hear(socket))
             return self._socket
@@ -123,7 +129,7 @@ class AsyncGateway:
         """Until the connection is lost."""
         with suppress(*LOST):
             while not self._talk.over:
-                message = _bytes(await socket.recv())
+                message = packed(await socket.recv())
                 async with self._news:
                     self._talk.take(message)
                     self._news.notify_all()
@@ -140,8 +146,3 @@ class AsyncGateway:
             await socket.close()  # which ends the task that hears
         if hearing is not None:
             await hearing
-
-
-def _bytes(message: str | bytes) -> bytes:
-    assert isinstance(message, bytes), "the server answers in MessagePack"
-    return message

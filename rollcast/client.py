@@ -15,7 +15,7 @@ from rollcast import calls
 from rollcast.calls import Call
 from rollcast.entries import Entry, Logged
 from rollcast.errors import Problem, away, to_problem
-from rollcast.events import Follows, Recording, Subscription, may_come_back
+from rollcast.events import Follows, Recording, Subscription
 from rollcast.flow import Flow, Steps
 from rollcast.gateway import Gateway
 from rollcast.results import Prediction, Record
@@ -24,6 +24,7 @@ from rollcast.talk import Talk
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 RETRY_S: Final = 30.0
+KEPT_S: Final = 2.0  # an idle connection; the server keeps it longer, so that it is not closed under a request
 P = ParamSpec("P")
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -43,8 +44,8 @@ class Client:
     """Posts entries and follows predictions. Every call raises Problem (the server said no) or ServerAway.
 
     `retry_s`: how long a call is tried again where that is safe: the server asked to wait (429, 503), or nothing was
-    appended. `numbered`: gives every entry the stream's next `seq`, so that whatever happens to an answer, a retry
-    never steps twice; a stream then has one producer. Not for several threads at once.
+    appended; the last try is at its end. `numbered`: gives every entry the stream's next `seq`, so that whatever
+    happens to an answer, a retry never steps twice; a stream then has one producer. Not for several threads at once.
     """
 
     def __init__(
@@ -127,11 +128,12 @@ class Client:
                     if response.status_code != 200:
                         response.read()
                         raise to_problem(response)
+                    what.begun = True
                     for line in response.iter_lines():
                         if (found := what.feed(line)) is not None:
                             yield found
             except Problem as problem:
-                if not may_come_back(problem):
+                if not problem.passes:
                     raise
             except httpx.TransportError as error:
                 if not what.begun:
@@ -215,6 +217,7 @@ def settings_of(url: str, api_key: str | None) -> dict[str, Any]:
         "base_url": url,
         "headers": headers,
         "timeout": httpx.Timeout(30.0, connect=5.0),
+        "limits": httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=KEPT_S),
         "trust_env": not near,  # a proxy from the environment is no way to this machine
     }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import httpx
+
+_OURS: Final = "urn:rollcast:problem:"
 
 
 class RollcastError(Exception):
@@ -26,6 +28,20 @@ class Problem(RollcastError):
     def is_a(self, kind: str) -> bool:
         """Is it of this type, such as `unknown-stream`? docs/problems.md lists them."""
         return self.type.rpartition(":")[2] == kind
+
+    @property
+    def passes(self) -> bool:
+        """Whether the same request may succeed later: the server says so, or a proxy found no server."""
+        return self.status in (408, 429, 503) or self._is_a_proxys
+
+    @property
+    def unknown(self) -> bool:
+        """Whether what was posted may be in the log all the same."""
+        return self.is_a("append-unknown") or self._is_a_proxys
+
+    @property
+    def _is_a_proxys(self) -> bool:
+        return self.status in (502, 504) and not self.type.startswith(_OURS)
 
 
 class ServerAway(RollcastError):

@@ -10,7 +10,6 @@ import httpx
 
 from rollcast.calls import quoted
 from rollcast.entries import Logged, read_logged
-from rollcast.errors import Problem
 from rollcast.results import Bye, Record, read_record
 
 SILENCE_S: Final = 60.0  # the server says something every 15 s; longer silence is a lost connection
@@ -73,10 +72,7 @@ def parse_events(lines: Iterable[str]) -> Iterator[ServerEvent]:
 class Follows(Protocol[Item]):
     """One that goes on after a lost connection: what to ask for next, what its lines mean. It does no I/O."""
 
-    @property
-    def begun(self) -> bool:
-        """It knows where it stands."""
-        ...
+    begun: bool  # a lost connection is made again: it knows where it stands, or was heard before it did
 
     def request(self) -> dict[str, Any]:
         """Arguments of httpx's `stream`."""
@@ -141,7 +137,7 @@ class Subscription:
     def __init__(self, wanted: str | Sequence[str], after: str | None, when_full: str | None) -> None:
         self.many = not isinstance(wanted, str) or "*" in wanted or "?" in wanted
         self.cursor = after  # None: now
-        self.begun = after is not None  # it knows where it stands
+        self.begun = after is not None
         self._wanted = [wanted] if isinstance(wanted, str) else list(wanted)
         self._when_full = when_full
         self._reader = EventReader()
@@ -180,8 +176,3 @@ class Subscription:
 
     def pause_s(self) -> float:
         return self._pauses.next_s()
-
-
-def may_come_back(problem: Problem) -> bool:
-    """Is it worth asking again?"""
-    return problem.status in (429, 503)

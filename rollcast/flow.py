@@ -54,12 +54,13 @@ class Flow:
                 problem = to_problem(response)
                 if tries > 1 and problem.is_a("duplicate") and call.entry is not None:
                     return (yield from self._first_answer(call, problem))
-                known = not problem.is_a("append-unknown")
                 failure = problem
-                again, wait_s = problem.status in (429, 503) and (repeatable or known), problem.retry_after_s or pause_s
-            if not again or clock.monotonic() + wait_s > give_up:
+                again = problem.passes and (repeatable or not problem.unknown)
+                wait_s = problem.retry_after_s or pause_s
+            left_s = give_up - clock.monotonic()
+            if not again or left_s <= 0:
                 raise failure
-            yield wait_s
+            yield min(wait_s, left_s)  # what the server asks for is an estimate: the last try is when patience ends
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
 
     def _first_answer(self, call: Call[Result], problem: Problem) -> Steps[Result]:

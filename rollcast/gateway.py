@@ -9,11 +9,11 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import httpx
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from rollcast.entries import Entry
-from rollcast.errors import away
+from rollcast.errors import away, to_problem
 from rollcast.results import Prediction, Record
 from rollcast.talk import MAX_ENTRIES, Answer, Batch, Talk
 
@@ -103,19 +103,22 @@ class Gateway:
         return batch.answers
 
     def _hear(self, socket: ClientConnection, limit_s: float | None) -> None:
-        message = socket.recv(limit_s)
-        assert isinstance(message, bytes), "the server answers in MessagePack"
-        self._talk.take(message)
+        self._talk.take(packed(socket.recv(limit_s)))
 
     def _connected(self) -> ClientConnection:
         if self._socket is None:
-            self._socket = self._opened.enter_context(connect(**arguments(self._url, self._talk.key)))
+            try:
+                self._socket = self._opened.enter_context(connect(**arguments(self._url, self._talk.key)))
+            except InvalidStatus as error:
+                self._reached = True
+                check_passes(error)
+                raise
+            self._reached = True
             self._socket.send(self._talk.hello())
             self._hear(self._socket, ANSWER_S)
             self._talk.check_welcome()
             while not self._talk.placed:
                 self._hear(self._socket, ANSWER_S)
-            self._reached = True
         return self._socket
 
     def _lose(self) -> None:
@@ -135,3 +138,18 @@ def arguments(url: str, key: str | None) -> dict[str, Any]:
         "close_timeout": 1.0,
         "proxy": None if near else True,
     }
+
+
+def check_passes(refused: InvalidStatus) -> None:
+    """Raises Problem where it is not worth asking for the WebSocket again."""
+    answer = refused.response
+    headers = list(answer.headers.raw_items())
+    problem = to_problem(httpx.Response(answer.status_code, headers=headers, content=bytes(answer.body or b"")))
+    if not problem.passes:
+        raise problem from None
+
+
+def packed(message: str | bytes) -> bytes:
+    if isinstance(message, str):
+        raise ConnectionError(f"expected MessagePack, as hello was: {message[:200]}")
+    return message

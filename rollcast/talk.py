@@ -80,9 +80,9 @@ class Talk:
         return msgspec.msgpack.encode(_Hello(self.key, self._cursor, streams, self._when_full))
 
     def check_welcome(self) -> None:
-        """After the answer to hello. Raises Problem."""
+        """After the answer to hello. Raises Problem, and ConnectionError where it is worth coming back."""
         if self.said and isinstance(problem := self.said.popleft(), Problem):
-            raise problem
+            raise ConnectionError(str(problem)) if problem.passes else problem
 
     def check(self) -> None:
         """Raises ConnectionError where the answers that are missing will not come any more."""
@@ -162,12 +162,13 @@ class Batch:
             elif stream not in taken and self._may_repeat(at, answer):
                 again.append(at)
         wait_s = max((_retry_s(self._found[at]) for at in again), default=0.0) or self._pause()
-        if not again or clock.monotonic() + wait_s > self._give_up:
+        left_s = self._give_up - clock.monotonic()
+        if not again or left_s <= 0:
             self._todo = []
             self.answers = [self._found[at] for at in range(len(self._entries))]
             return 0.0
         self._todo = again[::-1]
-        return wait_s
+        return min(wait_s, left_s)
 
     def lost(self, error: Exception, sent: bool, reached: bool) -> float:
         """The connection was. Returns how long to wait before the next one; raises ServerAway."""
@@ -176,13 +177,13 @@ class Batch:
             raise away(
                 self._url, RollcastError(f"{error}; {len(unknown)} entries without seq may be in the log or not")
             )
-        if not (sent or reached) or clock.monotonic() + wait_s > self._give_up:
+        left_s = self._give_up - clock.monotonic()
+        if not (sent or reached) or left_s <= 0:
             raise away(self._url, error)
-        return wait_s
+        return min(wait_s, left_s)
 
     def _may_repeat(self, at: int, problem: Problem) -> bool:
-        known = self._entries[at].seq is not None or not problem.is_a("append-unknown")
-        return problem.status in (429, 503) and known
+        return problem.passes and (self._entries[at].seq is not None or not problem.unknown)
 
     def _pause(self) -> float:
         pause_s, self._pause_s = self._pause_s, min(_LONGEST_PAUSE_S, self._pause_s * 2)

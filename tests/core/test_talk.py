@@ -70,10 +70,17 @@ def test_only_what_may_be_repeated_is(problem: Problem, seq: int | None, again: 
     assert batch.answers == ([] if again else [problem])
 
 
-def test_patience_ends() -> None:
-    batch = Batch("http://x", entries("a"), 1.0)
-    batch.settle([no(429, after_s=60.0)])
+def test_patience_ends_with_a_last_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("rollcast.talk.clock.monotonic", lambda: now)
+    batch = Batch("http://x", entries("a"), 8.0)
+    assert batch.settle([no(429, after_s=60.0)]) == 8.0, "what the server asks for is an estimate"
+    assert sent(batch) == ["a"]
+    now += 8.0
+    assert batch.settle([no(429, after_s=60.0)]) == 0.0
     assert [type(one) for one in batch.answers] == [Problem]
+    with pytest.raises(ServerAway):
+        Batch("http://x", entries("a"), 0.0).lost(OSError("cut"), False, True)
 
 
 def test_a_lost_connection_is_no_loss_where_every_entry_has_a_number_or_nothing_was_sent() -> None:

@@ -1,0 +1,131 @@
+"""Which answers end a client, and which it outlives: for calls, messages of a gateway, and subscriptions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+import service.errors as errors
+from rollcast import Problem, ServerAway, calls, text
+from rollcast.errors import to_problem
+from rollcast.flow import Flow
+from rollcast.talk import Batch, Talk
+from service.api.problems import TYPE_PREFIX
+
+ENDS, TRIED, GOES_ON = "ends it", "tried again with a seq", "tried again"
+OURS = [
+    (408, "request-timeout", GOES_ON),
+    (429, "backlog-full", GOES_ON),
+    (503, "broker-away", GOES_ON),
+    (503, "broker-full", GOES_ON),
+    (503, "no-worker", GOES_ON),
+    (503, "unavailable", GOES_ON),
+    (503, "append-unknown", TRIED),
+    (400, "bad-cursor", ENDS),
+    (404, "unknown-model", ENDS),
+    (409, "duplicate", ENDS),
+    (410, "dropped", ENDS),
+    (413, "too-large", ENDS),
+    (422, "wrong-shape", ENDS),
+    (500, "internal", ENDS),
+    (501, "no-fsync", ENDS),
+    (504, "wait-timeout", ENDS),  # the entry is in the log, and the problem names it
+]
+OF_A_PROXY = [(429, GOES_ON), (503, GOES_ON), (502, TRIED), (504, TRIED), (403, ENDS), (500, ENDS)]
+ANSWERS = [(status, {"type": TYPE_PREFIX + kind}, what) for status, kind, what in OURS]
+ANSWERS += [(status, None, what) for status, what in OF_A_PROXY]
+every_answer = pytest.mark.parametrize(("status", "body", "what"), ANSWERS)
+
+
+def answer(status: int, body: dict[str, Any] | None) -> httpx.Response:
+    return httpx.Response(status, json=body) if body is not None else httpx.Response(status, html="<h1>A proxy</h1>")
+
+
+def every_error(of: type[errors.RollcastError]) -> Iterator[type[errors.RollcastError]]:
+    yield of
+    for kind in of.__subclasses__():
+        yield from every_error(kind)
+
+
+def test_a_client_outlives_every_answer_that_says_to_try_again_and_no_other() -> None:
+    for kind in every_error(errors.RollcastError):
+        problem = Problem(kind.status, {"type": TYPE_PREFIX + kind.type})
+        assert problem.passes == issubclass(kind, errors.Unavailable), kind.__name__
+
+
+@every_answer
+@pytest.mark.parametrize("seq", [None, 7])
+def test_a_post(status: int, body: dict[str, Any] | None, what: str, seq: int | None) -> None:
+    call = calls.post_text("talk-1", "a word", seq=seq)
+    steps = Flow("http://x", retry_s=30.0, numbered=False).steps(call)
+    assert next(steps) is call
+    if what == GOES_ON or (what == TRIED and seq is not None):
+        pause_s = steps.send(answer(status, body))
+        assert isinstance(pause_s, float)
+        assert next(steps) == call
+    else:
+        with pytest.raises(Problem) as refused:
+            steps.send(answer(status, body))
+        assert refused.value.status == status
+
+
+@every_answer
+def test_a_call_that_appends_nothing(status: int, body: dict[str, Any] | None, what: str) -> None:
+    steps = Flow("http://x", retry_s=30.0, numbered=False).steps(calls.models())
+    next(steps)
+    if what == ENDS:
+        with pytest.raises(Problem):
+            steps.send(answer(status, body))
+    else:
+        assert isinstance(steps.send(answer(status, body)), float)
+
+
+@every_answer
+@pytest.mark.parametrize("seq", [None, 7])
+def test_an_entry_of_a_gateways_message(status: int, body: dict[str, Any] | None, what: str, seq: int | None) -> None:
+    batch = Batch("http://x", [text("talk-1", "a word", seq=seq)], 30.0)
+    again = batch.settle([to_problem(answer(status, body))]) > 0
+    assert again == bool(batch) == (what == GOES_ON or (what == TRIED and seq is not None))
+
+
+@every_answer
+def test_a_subscription_and_the_hello_of_a_gateway(status: int, body: dict[str, Any] | None, what: str) -> None:
+    problem = to_problem(answer(status, body))
+    assert problem.passes == (what != ENDS)
+    talk = Talk(None, None, None, None)
+    kind = (body or {"type": ""})["type"]
+    said = {"type": "problem", "problem": kind, "title": "", "status": status, "detail": ""}
+    talk.take(msgspec.msgpack.encode([said]))
+    with pytest.raises(Problem if what == ENDS else ConnectionError):
+        talk.check_welcome()
+
+
+def test_the_last_try_is_when_patience_ends_however_long_the_server_asks_to_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("rollcast.flow.clock.monotonic", lambda: now)
+    full = httpx.Response(429, json={"type": TYPE_PREFIX + "backlog-full"}, headers={"Retry-After": "60"})
+    steps = Flow("http://x", retry_s=10.0, numbered=False).steps(calls.models())
+    next(steps)
+    assert steps.send(full) == 10.0
+    now += 10.0
+    next(steps)
+    with pytest.raises(Problem):
+        steps.send(full)
+
+
+@pytest.mark.parametrize("retry_s", [0.0, 30.0])
+def test_without_patience_or_a_server_a_call_ends_at_once(retry_s: float) -> None:
+    steps = Flow("http://x", retry_s=retry_s, numbered=False).steps(calls.models())
+    next(steps)
+    if retry_s:
+        with pytest.raises(ServerAway):
+            steps.throw(httpx.ConnectError("refused"))
+    else:
+        with pytest.raises(Problem):
+            steps.send(answer(503, None))

@@ -83,13 +83,13 @@ async def listen(up: Up, client: Client, api: int) -> tuple[list[str], int]:
         Listener(("/v1/streams/fan-1/predictions", "/v1/predictions?stream=fan-*")[n % 2]) for n in range(SUBSCRIBERS)
     ]
     tasks = []
-    for listener in listeners:
-        tasks.append(asyncio.create_task(listener.run(parts.hostname or "", parts.port or 0)))
-        if len(tasks) % 50 == 0:  # as a backlog of connections allows
-            await asyncio.gather(*(one.listening.wait() for one in listeners[len(tasks) - 50 : len(tasks)]))
-    while subscribers(await asyncio.to_thread(client._http.get, "/metrics")) < SUBSCRIBERS:
-        await asyncio.sleep(0.05)
-    await asyncio.sleep(0)
+    async with asyncio.timeout(120):
+        for listener in listeners:
+            tasks.append(asyncio.create_task(listener.run(parts.hostname or "", parts.port or 0)))
+            if len(tasks) % 50 == 0:  # as a backlog of connections allows
+                await asyncio.gather(*(one.listening.wait() for one in listeners[len(tasks) - 50 : len(tasks)]))
+        while subscribers(await asyncio.to_thread(client._http.get, "/metrics")) < SUBSCRIBERS:
+            await asyncio.sleep(0.05)
     posted: list[str] = []
     most = memory(api)
     with client.gateway([]) as gateway:

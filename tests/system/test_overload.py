@@ -139,7 +139,7 @@ class Producers:
         try:
             with self._clients[turn] as http:
                 while (due := max(time.monotonic(), self._began + turn / self._rate)) < self._end:
-                    time.sleep(due - time.monotonic() if due > time.monotonic() else 0)
+                    time.sleep(max(0.0, due - time.monotonic()))
                     self.answers.append(self._post(http, self._streams[turn % len(self._streams)]))
                     turn += PRODUCERS
         except BaseException as failure:

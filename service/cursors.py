@@ -23,6 +23,7 @@ BEGINNING: Final = Place(0, 0, "0000")
 # A cursor is URL-safe base64 without padding of: the version (1 byte), the number of shards (2 bytes, little-endian),
 # and for each shard n and i (unsigned LEB128) and the first two bytes of the token.
 VERSION: Final = 1
+_LONGEST: Final = 32_768  # characters of a cursor that is looked at, where this deployment gives none that is longer
 _PLACE_BYTES: Final = 22  # of one shard, at most: two numbers of 64 bits, two bytes of the token
 
 
@@ -54,7 +55,7 @@ def decode_cursor(text: str, shards: int, where: str) -> list[Place]:
         return [BEGINNING] * shards
     expected = f"{where}: {text[:40]!r} is not a cursor over many streams; expected an id that this call gave, or 0"
     try:
-        if len(text) > 4 * (shards * _PLACE_BYTES + 5) // 3 or not text.isascii():
+        if len(text) > max(_LONGEST, 4 * (shards * _PLACE_BYTES + 5) // 3) or not text.isascii():
             raise ValueError
         data = urlsafe_b64decode(text + "=" * (-len(text) % 4))
         if data[0] != VERSION:

@@ -52,7 +52,7 @@ def test_the_longest_cursor_that_a_deployment_can_give_is_taken(shards: int) -> 
     found = [Place(2**64 - 1, 2**64 - 1, "ffff")] * shards
     assert decode_cursor(encode_cursor(found), shards, "after") == found
     with pytest.raises(BadCursor):
-        decode_cursor("A" * 40 * (shards + 1), shards, "after")
+        decode_cursor("A" * 40_000 * (shards + 1), shards, "after")
 
 
 def test_a_number_without_an_end_is_no_cursor() -> None:

@@ -6,6 +6,7 @@ Numbers in Redis are decimal text, lists are separated by one space, `-` stands 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -27,16 +28,20 @@ ZERO_ID: Final = b"0-0"
 MAX_TIME_S: Final = 253_402_300_800.0  # the end of the year 9999
 MAX_INTERVAL_S: Final = 86_400.0
 MAX_SEQ: Final = 2**63 - 1
+MAX_MS: Final = int(MAX_TIME_S) * 1000  # of an id that is a time
+AHEAD_MS: Final = 86_400_000  # how far an id may lie beyond the clock that gave it: clocks are wrong, and put right
 _SEQ_BITS: Final = 64
-_SEQ_MASK: Final = 2**64 - 1
-_MAX_MS: Final = 2**63  # far beyond any clock; keeps a forged id from becoming an endless number
+_LARGEST: Final = 2**64 - 1  # of either number of an id, as brokers have it
+_MAX_TRACEPARENT: Final = 512  # bytes
+_MAX_MODEL: Final = 128  # characters: more than a package's name has
 
 
 # --- ids ---------------------------------------------------------------------------------------------------------
 
 
 def id_number(entry_id: bytes | str) -> int:
-    """`MS-SEQ` as one integer that compares like the pair of numbers. Raises ValueError.
+    """`MS-SEQ` as one integer that compares like the pair of numbers: two of 64 bits, as brokers have them. Raises
+    ValueError.
 
     >>> id_number(b"17-10") > id_number(b"17-9")
     True
@@ -46,7 +51,7 @@ def id_number(entry_id: bytes | str) -> int:
     if not (dash and ms.isascii() and ms.isdecimal() and seq.isascii() and seq.isdecimal()) or len(text) > 41:
         raise ValueError(f"{text[:60]!r} is not an id: expected MS-SEQ, two decimal numbers")
     number = int(ms) << _SEQ_BITS | int(seq)
-    if int(seq) > _SEQ_MASK or int(ms) > _MAX_MS:
+    if int(seq) > _LARGEST or int(ms) > _LARGEST:
         raise ValueError(f"{text[:60]!r} is not an id: a number in it is above 64 bits")
     return number
 
@@ -57,7 +62,7 @@ def number_id(number: int) -> bytes:
     >>> number_id(id_number("17-9"))
     b'17-9'
     """
-    return b"%d-%d" % (number >> _SEQ_BITS, number & _SEQ_MASK)
+    return b"%d-%d" % (number >> _SEQ_BITS, number & _LARGEST)
 
 
 def predecessor(number: int) -> int:
@@ -69,8 +74,35 @@ def predecessor(number: int) -> int:
     return number - 1
 
 
+def is_id(word: bytes) -> bool:
+    """
+    >>> is_id(b"17-9"), is_id(b"reset")
+    (True, False)
+    """
+    try:
+        id_number(word)
+    except ValueError:
+        return False
+    return True
+
+
+def last_honest(now_ms: int, low: int) -> int:
+    """The largest id that a broker's clock may have given by `now_ms`, in a shard that is finished up to `low`.
+
+    An id above it was made by a producer. Where `low` itself lies above, the clock was put back: a broker goes on
+    counting from its last id then.
+
+    >>> number_id(last_honest(1_763_860_000_000, id_number("1763860000000-4")))
+    b'1763946400000-18446744073709551615'
+    """
+    soonest = now_ms + AHEAD_MS
+    low_ms = low >> _SEQ_BITS
+    return (soonest if low_ms <= soonest else low_ms + AHEAD_MS) << _SEQ_BITS | _LARGEST
+
+
 # --- entries -----------------------------------------------------------------------------------------------------
 
+_MODEL: Final = re.compile(rb"[A-Za-z0-9._-]{0,%d}" % _MAX_MODEL)
 _KINDS_BYTES: Final = {kind.encode(): kind for kind in KINDS}
 
 
@@ -97,7 +129,7 @@ def parse_entry(entry_id: bytes, fields: Sequence[bytes]) -> Entry:
             model = values.get(b"model")
             return Entry(
                 entry_id, ms, number, stream, kind, data,
-                model.decode() if model else None, None, None, False, False, shape, None, None, fault,
+                _parse_model(model) if model else None, None, None, False, False, shape, None, None, fault,
                 None, values if fault else None,
             )  # fmt: skip
         return Entry(
@@ -107,23 +139,20 @@ def parse_entry(entry_id: bytes, fields: Sequence[bytes]) -> Entry:
             stream=stream,
             kind=kind,
             data=data,
-            model=_parse_text(values, b"model"),
+            model=_parse_model(values.get(b"model", b"")),
             time=_parse_float(values, b"time", 0.0, MAX_TIME_S),
             seq=_parse_int(values, b"seq", 0, MAX_SEQ),
             start=_parse_flag(values, b"start"),
             end=_parse_flag(values, b"end"),
             shape=shape,
             interval_s=_parse_float(values, b"interval_s", 0.0, MAX_INTERVAL_S),
-            traceparent=_parse_text(values, b"traceparent"),
+            traceparent=_parse_traceparent(values),
             fault=fault,
-            retry_of=_parse_text(values, b"retry_of"),
+            retry_of=_parse_retry_of(values),
             raw=values if fault else None,
         )
     except EntryError as error:
         return Entry(entry_id, ms, number, stream, kind, data, fault=fault or error, raw=values)
-    except UnicodeDecodeError:
-        fault = fault or Malformed("field model is not UTF-8")
-        return Entry(entry_id, ms, number, stream, kind, data, fault=fault, raw=values)
 
 
 _OPTIONAL: Final = frozenset((b"time", b"seq", b"start", b"end", b"interval_s", b"traceparent", b"retry_of"))
@@ -181,9 +210,13 @@ def kept_fields(entry: Entry) -> tuple[tuple[bytes, bytes], ...]:
     return tuple((name.encode(), value) for name, value in fields.items() if name.encode() in _KEPT_FIELDS)
 
 
-@lru_cache(maxsize=1 << 14)  # a process meets the same streams again and again
 def _stream_of(value: bytes) -> str:
     """The stream id, or nothing when it is not a legal one."""
+    return _legal_stream(value) if len(value) <= 128 else ""  # what is remembered is short
+
+
+@lru_cache(maxsize=1 << 14)  # a process meets the same streams again and again
+def _legal_stream(value: bytes) -> str:
     try:
         stream = value.decode()
     except UnicodeDecodeError:
@@ -200,7 +233,7 @@ def _numbers_of(value: bytes) -> tuple[int, int] | None:
 
 
 def _parse_shape(value: bytes | None, data_bytes: int) -> tuple[int, int]:
-    shape = _numbers_of(value or b"")
+    shape = _numbers_of(value) if value and len(value) < 20 else None
     if shape is None:
         raise Malformed(f"field shape {_show(value)}: expected T,F, two decimal numbers")
     rows, columns = shape
@@ -213,14 +246,25 @@ def _parse_shape(value: bytes | None, data_bytes: int) -> tuple[int, int]:
     return shape
 
 
-def _parse_text(values: dict[bytes, bytes], name: bytes) -> str | None:
-    value = values.get(name)
-    if not value:
-        return None
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        raise Malformed(f"field {name.decode()} is not UTF-8") from None
+@lru_cache(maxsize=1 << 10)  # what is refused is not remembered
+def _parse_model(value: bytes) -> str | None:
+    if not _MODEL.fullmatch(value):
+        raise Malformed(f"field model {_show(value)}: expected a package's name")
+    return value.decode() or None
+
+
+def _parse_traceparent(values: dict[bytes, bytes]) -> str | None:
+    value = values.get(b"traceparent", b"")
+    if len(value) > _MAX_TRACEPARENT or not value.isascii():
+        raise Malformed(f"field traceparent {_show(value)}: expected at most {_MAX_TRACEPARENT} ASCII characters")
+    return value.decode() or None
+
+
+def _parse_retry_of(values: dict[bytes, bytes]) -> str | None:
+    value = values.get(b"retry_of", b"")
+    if value and not is_id(value):
+        raise Malformed(f"field retry_of {_show(value)}: expected an id, MS-SEQ")
+    return value.decode() or None
 
 
 def _parse_float(values: dict[bytes, bytes], name: bytes, low: float, high: float) -> float | None:
@@ -261,6 +305,9 @@ def _show(value: bytes | None) -> str:
 # --- head: the fence ---------------------------------------------------------------------------------------------
 
 
+_HEAD: Final = re.compile(rb"([!-~]+) ([!-~]+) (\d{1,19}) (\d+-\d+) (\d{1,19}) (\d{1,19})")
+
+
 class Head(NamedTuple):
     """`life token n low kept tries`; see docs/formats.md."""
 
@@ -284,8 +331,19 @@ class Head(NamedTuple):
 
 def parse_head(value: bytes) -> Head:
     """Raises ValueError when `value` is not a head."""
-    life, token, n, low, kept, tries = value.decode().split(" ")
-    return Head(life, token, int(n), id_number(low), int(kept), int(tries))
+    words = _HEAD.fullmatch(value)
+    if words is None:
+        raise ValueError(f"{value[:60]!r} is not a head: expected life token n low kept tries")
+    life, token, n, low, kept, tries = words.groups()
+    return Head(life.decode(), token.decode(), int(n), id_number(low), int(kept), int(tries))
+
+
+def read_head(value: bytes | None) -> Head | None:
+    """None as well where somebody else wrote there."""
+    try:
+        return parse_head(value) if value else None
+    except ValueError:
+        return None
 
 
 # --- pos: positions ----------------------------------------------------------------------------------------------
@@ -312,6 +370,7 @@ class Position(NamedTuple):
 
 
 RESTORED: Final = b"+"
+_STEPPED: Final = (b"=", b"-", b"reset", b"start", b"version", b"deleted")
 NOWHERE: Final = Position(0, ZERO_ID, None, b"-", b"-")
 
 
@@ -339,6 +398,9 @@ def parse_position(value: bytes) -> Position:
     True
     """
     last, record, seq, seq_id, stepped = value.split(b" ") if b" " in value else (value, b"=", b"-", b"-", b"=")
+    state_of = stepped.removesuffix(RESTORED)
+    if not (_is_word(record, b"=") and _is_word(seq_id, b"=", b"-") and _is_word(state_of, *_STEPPED)):
+        raise ValueError(f"{value[:60]!r} is not a position: expected last record seq seq_id stepped")
     return Position(
         id_number(last),
         last if record == b"=" else record,
@@ -346,6 +408,10 @@ def parse_position(value: bytes) -> Position:
         last if seq_id == b"=" else seq_id,
         last if stepped == b"=" else stepped,
     )
+
+
+def _is_word(word: bytes, *words: bytes) -> bool:
+    return word in words or is_id(word)
 
 
 def read_position(value: bytes | None) -> Position | None:

@@ -92,7 +92,7 @@ def _read_number(data: bytes, at: int) -> tuple[int, int]:
         byte = data[at]
         value |= (byte & 0x7F) << shift
         at, shift = at + 1, shift + 7
+        if value >> 64 or (byte >= 0x80 and shift > 63):
+            raise ValueError("a number of more than 64 bits")
         if byte < 0x80:
             return value, at
-        if shift > 63:
-            raise ValueError("a number of more than 64 bits")

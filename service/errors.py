@@ -5,6 +5,7 @@ RollcastError
 │   ├── Malformed              400  fields missing, unreadable or out of range
 │   ├── BadStreamId            400  not a legal stream id
 │   ├── WrongShard             400  an entry in a shard that is not its stream's
+│   ├── BadId                  400  an entry under an id that no broker's clock gives
 │   ├── UnknownModel           404  no package of that name
 │   ├── ModelNeeded            422  several packages fit; names them
 │   ├── WrongKind              422  the model takes another kind of entry
@@ -36,6 +37,7 @@ RollcastError
 │   └── NoWorker               503
 ├── Fenced                 the shard was lost, or the broker forgot: drop everything and acquire again
 ├── CommitRefused          nothing applied; the same commit may be sent again
+├── BadHead                a shard whose head no worker may go on from
 └── StartError             the program cannot start; says what to change
     ├── BadSettings  ├── PackageRefused  ├── HomeInUse  ├── PortInUse  ├── BrokerFailed  └── Disagreement
 """
@@ -73,6 +75,10 @@ class BadStreamId(EntryError):
 
 class WrongShard(EntryError):
     status, type, title, reason = 400, "wrong-shard", "Entry in a shard that is not its stream's", "wrong_shard"
+
+
+class BadId(EntryError):
+    status, type, title, reason = 400, "bad-id", "An id that no clock gives", "bad_id"
 
 
 class UnknownModel(EntryError):
@@ -216,6 +222,12 @@ class CommitRefused(RollcastError):
     """The broker answers, but takes nothing at present (out of memory, disk full, …): the same may be sent again."""
 
     reason = "commit_refused"
+
+
+class BadHead(RollcastError):
+    """The head of a shard cannot be read, or stands at an id that no clock gives: the shard waits for its repair."""
+
+    reason = "bad_head"
 
 
 class StartError(RollcastError):

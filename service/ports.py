@@ -112,6 +112,18 @@ class Renewed(NamedTuple):
     lost: list[int]
     place: int
     workers: int
+    now_ms: int  # the broker's clock
+
+
+class Expelled(NamedTuple):
+    """What became of the entries whose ids no clock gives."""
+
+    now_ms: int  # the broker's clock
+    refused: int  # in quarantine now
+    moved: int  # of honest producers: in the log again, under ids of now
+    first: str  # id of the first; empty: there were none, or what came before them is not finished yet
+    more: bool  # there are more
+    overflow: int = 0  # refused entries that left the quarantine, which is bounded
 
 
 class Log(Protocol):
@@ -125,7 +137,8 @@ class Log(Protocol):
     def shards(self) -> int: ...
 
     def acquire(self, shard: int) -> bytes | None:
-        """Takes the lease and arms the fence. Returns the head; None when another owner lives."""
+        """Takes the lease and arms the fence. Returns the head; None when another owner lives. Raises BadHead, and
+        takes nothing then."""
         ...
 
     def suspected(self, shard: int) -> bool:
@@ -173,6 +186,11 @@ class Log(Protocol):
 
     def remove(self, shard: int, head: bytes, records: Sequence[str], streams: Sequence[str]) -> bool:
         """Removes records of some streams, and all but the settings of others, if `head` still stands."""
+        ...
+
+    def expel(self, shard: int, head: bytes) -> Expelled:
+        """Takes entries out of the log whose ids no clock gives, once all before them are finished by `head`; ids of
+        now are given again then. What came behind them by `*` is moved, the rest put into quarantine. Raises Fenced."""
         ...
 
     def known(self, shards: Sequence[int]) -> int:
@@ -283,6 +301,7 @@ class ShardStatus(NamedTuple):
     owned: bool
     lag_entries: int  # unfinished entries in the log
     lag_s: float  # age of the oldest of them
+    fault: str = ""  # why no worker takes it
 
 
 class StateRow(NamedTuple):
@@ -371,7 +390,7 @@ class Predictions(Protocol):
         """XADD into the stream's shard, once. Returns the id; with `fsync` only when the entry is on disk.
 
         Raises BrokerAway and BrokerFull when nothing was appended, NoFsync too (the broker cannot promise it),
-        AppendUnknown when the reply was lost.
+        AppendUnknown when the reply was lost, or names an id that no clock gives.
         """
         ...
 

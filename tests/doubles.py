@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from service.codec import Head, id_number, number_id, parse_head
+from service.codec import MAX_MS, Head, id_number, last_honest, number_id, parse_head, read_head
 from service.contracts import FrameInput, GapPolicy, Manifest, RollingSettings, RowInput, StateTensor
-from service.errors import BrokerAway, Fenced
+from service.errors import BadHead, BrokerAway, Fenced
 from service.keys import shard_of
-from service.ports import Commit, Committed, Idle, Loaded, Renewed
+from service.ports import Commit, Committed, DeadWrite, Expelled, Idle, Loaded, Renewed
 
 Fields = list[bytes]
 
@@ -48,10 +48,11 @@ class MemoryBroker:
         self.workers: set[str] = set()
         self.away = False
 
-    def append(self, stream: str, fields: Mapping[str, bytes], shard: int | None = None) -> str:
+    def append(self, stream: str, fields: Mapping[str, bytes], shard: int | None = None, entry_id: str = "*") -> str:
         """XADD. Every entry gets its own millisecond, unless the caller keeps `clock_ms` still."""
         where = self.shards[shard_of(stream, len(self.shards)) if shard is None else shard]
-        number = max(self.clock_ms << 64, where.last + 1)
+        number = max(self.clock_ms << 64, where.last + 1) if entry_id == "*" else id_number(entry_id)
+        assert where.last < number < 1 << 128, "XADD: the id is equal or smaller, or there is none left"
         where.last = number
         where.log[number] = [part for name, value in fields.items() for part in (name.encode(), value)]
         self.clock_ms += 1
@@ -94,9 +95,11 @@ class MemoryLog:
         it = self.broker.shards[shard]
         if it.owner not in ("", self.worker):
             return None
+        old = read_head(it.head) if it.head else Head("life", "", 0, 0, 0, 0)
+        if old is None or old.low >> 64 > MAX_MS:
+            raise BadHead(f"shard {shard}: {it.head!r} is no head that a worker goes on from")
         it.owner = self.worker
         self.broker.acquisitions += 1
-        old = parse_head(it.head) if it.head else Head("life", "", 0, 0, 0, 0)
         for number in [n for n in list(it.log) if n <= old.low]:
             del it.log[number]
         tries = old.tries + 1 if any(n > old.low for n in list(it.log)) else 1
@@ -111,7 +114,8 @@ class MemoryLog:
         self._check()
         self.broker.workers.add(self.worker)
         lost = [shard for shard in shards if self.broker.shards[shard].owner != self.worker]
-        return Renewed(lost, sorted(self.broker.workers).index(self.worker), len(self.broker.workers))
+        workers = self.broker.workers
+        return Renewed(lost, sorted(workers).index(self.worker), len(workers), self.broker.clock_ms)
 
     def free(self, shards: Sequence[int]) -> tuple[list[int], float]:
         return [shard for shard in shards if self.broker.shards[shard].owner in ("", self.worker)], 0.01
@@ -180,6 +184,28 @@ class MemoryLog:
                 kept.pop(stream, None)  # type: ignore[attr-defined]
         return True
 
+    def expel(self, shard: int, head: bytes) -> Expelled:
+        it, now_ms = self.broker.shards[shard], self.broker.clock_ms
+        if it.head != head:
+            raise Fenced("head is another's")
+        low = parse_head(head).low
+        honest = last_honest(now_ms, low)
+        beyond = [n for n in list(it.log) if n > honest]
+        if not beyond or any(low < n <= honest for n in list(it.log)):
+            return Expelled(now_ms, 0, 0, "", False)
+        refused = [n for n in beyond if n - 1 not in beyond]
+        for n in refused:
+            values = dict(zip(*[iter(it.log[n])] * 2, strict=True))
+            more = tuple((name, value) for name, value in values.items() if name not in (b"stream", b"kind", b"data"))
+            stream, kind = values.get(b"stream", b"?").decode(), values.get(b"kind", b"").decode()
+            self._bury(it, DeadWrite(number_id(n), stream, kind, "bad_id", "", values.get(b"data", b""), more))
+        moved = [it.log[n] for n in beyond if n not in refused]
+        it.log, it.last = {}, low
+        for fields in moved:
+            it.last = max(self.broker.clock_ms << 64, it.last + 1)
+            it.log[it.last] = fields
+        return Expelled(now_ms, len(refused), len(moved), number_id(beyond[0]).decode(), False)
+
     def known(self, shards: Sequence[int]) -> int:
         return sum(len(self.broker.shards[shard].streams) for shard in shards)
 
@@ -239,10 +265,7 @@ class MemoryLog:
 
     def _quarantine(self, it: MemoryShard, commit: Commit) -> int:
         for d in commit.dead:
-            words = {"id": d.id, "stream": d.stream, "kind": d.kind, "reason": d.reason, "detail": d.detail}
-            fields = {name: word if isinstance(word, bytes) else word.encode() for name, word in words.items()}
-            place = max(self.broker.clock_ms << 64, max(it.dead, default=0) + 1)
-            it.dead[place] = fields | {"data": d.data} | {name.decode(): value for name, value in d.more}
+            self._bury(it, d)
         gone = 0
         while it.dead and (
             len(it.dead) > self.dead_kept
@@ -251,6 +274,12 @@ class MemoryLog:
             del it.dead[min(it.dead)]
             gone += 1
         return gone
+
+    def _bury(self, it: MemoryShard, d: DeadWrite) -> None:
+        words = {"id": d.id, "stream": d.stream, "kind": d.kind, "reason": d.reason, "detail": d.detail}
+        fields = {name: word if isinstance(word, bytes) else word.encode() for name, word in words.items()}
+        place = max(self.broker.clock_ms << 64, max(it.dead, default=0) + 1)
+        it.dead[place] = fields | {"data": d.data} | {name.decode(): value for name, value in d.more}
 
     def send_again(self, shard: int) -> None:
         raise AssertionError("nothing is ever refused here")

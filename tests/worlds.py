@@ -26,7 +26,13 @@ LEASE_S = 5.0  # where nobody dies a busy machine must not look like a dead work
 class World(Protocol):
     """A broker as producers and subscribers see it."""
 
-    def append(self, stream: str, fields: Mapping[str, bytes], shard: int | None = None) -> str: ...
+    def append(
+        self, stream: str, fields: Mapping[str, bytes], shard: int | None = None, entry_id: str = "*"
+    ) -> str: ...
+    def now_ms(self) -> int: ...
+    def head(self, stream: str) -> bytes: ...
+    def set_head(self, stream: str, head: bytes) -> None: ...
+    def position(self, stream: str) -> bytes: ...
     def records(self, stream: str, shard: int | None = None) -> list[tuple[str, str, bytes, str]]: ...
     def dead(self) -> list[tuple[str, str, bytes]]: ...
     def state(self, stream: str) -> bytes | None: ...
@@ -36,6 +42,18 @@ class World(Protocol):
 
 
 class MemoryWorld(MemoryBroker):
+    def now_ms(self) -> int:
+        return self.clock_ms
+
+    def head(self, stream: str) -> bytes:
+        return self.shards[shard_of(stream, SHARDS)].head
+
+    def set_head(self, stream: str, head: bytes) -> None:
+        self.shards[shard_of(stream, SHARDS)].head = head
+
+    def position(self, stream: str) -> bytes:
+        return self.shards[shard_of(stream, SHARDS)].pos[stream]
+
     def dead(self) -> list[tuple[str, str, bytes]]:
         found = [fields for shard in self.shards for fields in shard.dead.values()]
         return [(f["reason"].decode(), f["stream"].decode(), f["data"]) for f in found]
@@ -66,9 +84,22 @@ class BrokerWorld:
     def _of(self, stream: str, shard: int | None = None) -> ShardKeys:
         return self.keys[shard_of(stream, SHARDS) if shard is None else shard]
 
-    def append(self, stream: str, fields: Mapping[str, bytes], shard: int | None = None) -> str:
-        entry_id: bytes = self.client.xadd(self._of(stream, shard).inbox, dict(fields))  # type: ignore[arg-type,assignment]
-        return entry_id.decode()
+    def append(self, stream: str, fields: Mapping[str, bytes], shard: int | None = None, entry_id: str = "*") -> str:
+        given: Any = self.client.xadd(self._of(stream, shard).inbox, dict(fields), id=entry_id)  # type: ignore[arg-type]
+        return str(given.decode())
+
+    def now_ms(self) -> int:
+        seconds, micros = self.client.time()  # type: ignore[misc]
+        return int(seconds * 1000 + micros // 1000)
+
+    def head(self, stream: str) -> bytes:
+        return self.client.get(self._of(stream).head)  # type: ignore[return-value]
+
+    def set_head(self, stream: str, head: bytes) -> None:
+        self.client.set(self._of(stream).head, head)
+
+    def position(self, stream: str) -> bytes:
+        return self.client.hget(self._of(stream).pos, stream)  # type: ignore[return-value]
 
     def records(self, stream: str, shard: int | None = None) -> list[tuple[str, str, bytes, str]]:
         found: Any = self.client.xrange(self._of(stream, shard).out(stream))

@@ -84,6 +84,7 @@ DETAILS: Final[dict[str, str]] = {
     "malformed": 'Expected `array`, got `str` - at `$.samples`; expected {"samples": [[number, …], …]}',
     "bad-stream-id": "stream id 'a b': expected 1 to 128 characters of A-Z a-z 0-9 . _ : - that begin with a letter …",
     "wrong-shard": "stream 'belt-1' in shard 3: it belongs to shard 17",
+    "bad-id": "id 10000000000000000-0: expected one that the broker gave; its clock stood at 1763860000000",
     "unknown-model": "unknown model 'activity'; known are: activity-lstm, digits-cnn",
     "other-model": "stream 'belt-1' is bound to model 'activity-lstm', not 'gesture-lstm'",
     "other-schema": "the state has schema '4f0c2ab19d3e5b77', the package that is served '8d11e0c2a7f3b5d9'",

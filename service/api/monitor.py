@@ -44,7 +44,10 @@ class Monitor:
     async def refresh(self) -> None:
         await self._refresh_workers()
         await self._refresh_broker()
-        self.shards = await self._predictions.shard_status()
+        was, self.shards = {one.shard: one.fault for one in self.shards}, await self._predictions.shard_status()
+        for one in self.shards:
+            if one.fault and one.fault != was.get(one.shard):
+                log.error("no worker takes this shard", extra={"shard": one.shard, "detail": one.fault})
         self.away = None
         self._metrics.broker_up.set(1)
         for status in self.shards:
@@ -67,6 +70,7 @@ class Monitor:
             return [f"broker: {self.away}"]
         reasons = [f"no worker serves model {model}" for model in models if not self._lists(model)]
         reasons += [f"{worker.process or worker.id}: {worker.trouble}" for worker in self.workers if worker.trouble]
+        reasons += [f"shard {one.shard}: {one.fault}: `rollcast doctor --repair`" for one in self.shards if one.fault]
         free = [str(status.shard) for status in self.shards if not status.owned]
         if free:
             reasons.append(f"{len(free)} of {len(self.shards)} shards have no owner: {', '.join(free[:10])}")

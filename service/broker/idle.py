@@ -1,4 +1,5 @@
-"""Of the worker's side of the broker: entries read again by id, and what idle streams leave behind."""
+"""Of the worker's side of the broker: entries read again by id, those that no clock gave one, and what idle streams
+leave behind."""
 
 from __future__ import annotations
 
@@ -6,10 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from service.broker import scripts
+from service.broker.packing import Keep
 from service.broker.wire import Argument, pack
-from service.codec import number_id
+from service.codec import AHEAD_MS, number_id
+from service.errors import Fenced
 from service.keys import ShardKeys
-from service.ports import Idle
+from service.ports import Expelled, Idle
+
+EXPELLED: Final = (1024, 16 << 20)  # entries and bytes that one call takes out of a log
 
 # KEYS streams pos.  ARGV least ms, how long they were silent (ms, by the server's clock), how many to skip and how many
 # at most.
@@ -45,6 +51,7 @@ class Housekeeping(ABC):
     """The part of RedisLog that is off the hot path."""
 
     _keys: list[ShardKeys]
+    _keep: Keep
 
     @abstractmethod
     def _ask_all(self, commands: Sequence[bytes], foreign: bool = False) -> list[Any]: ...
@@ -74,6 +81,20 @@ class Housekeeping(ABC):
         named = (keys.head, keys.pos, keys.streams, keys.drops, keys.restarts, *gone)
         (reply,) = self._ask(("EVAL", REMOVE, len(named), *named, head, *streams))
         return bool(reply == 1)
+
+    def expel(self, shard: int, head: bytes) -> Expelled:
+        keys, keep = self._keys[shard], self._keep
+        low, expel = head.split(b" ")[3], ("EVAL", scripts.EXPEL, 3, keys.head, keys.inbox, keys.dead)
+        found, overflow = self._ask_all(
+            [
+                pack((*expel, head, low, AHEAD_MS, *EXPELLED, 0, low, low)),
+                pack(("EVAL", scripts.BOUND_DEAD, 1, keys.dead, keep.dead, keep.dead_bytes)),
+            ]
+        )
+        if found is None:
+            raise Fenced(f"shard {shard}: head is not what this worker wrote")
+        now_ms, refused, moved, first, more = found
+        return Expelled(now_ms, refused, moved, first.decode(), more == 1, overflow)
 
     def known(self, shards: Sequence[int]) -> int:
         return sum(count or 0 for count in self._ask(*(("ZCARD", self._keys[shard].streams) for shard in shards)))

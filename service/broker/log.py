@@ -21,8 +21,8 @@ from service.broker import scripts
 from service.broker.idle import Housekeeping
 from service.broker.packing import Keep, pack_commit, repairs_of
 from service.broker.wire import Argument, Wire, pack
-from service.codec import number_id
-from service.errors import BrokerAway, CommitRefused, Disagreement, Fenced
+from service.codec import MAX_MS, number_id
+from service.errors import BadHead, BrokerAway, CommitRefused, Disagreement, Fenced
 from service.keys import FORMAT, ShardKeys, meta_key, worker_key, workers_key
 from service.ports import Commit, Committed, Loaded, Renewed
 
@@ -94,10 +94,15 @@ class RedisLog(Housekeeping):
         head: bytes | None = self._script(
             scripts.ACQUIRE,
             (keys.owner, keys.head, keys.inbox, keys.feed),
-            (owner, self._lease_ms, secrets.token_hex(4), token, self._trim_finished, self._tokens.get(shard, "-")),
-        )
+            (
+                owner, self._lease_ms, secrets.token_hex(4), token, self._trim_finished, self._tokens.get(shard, "-"),
+                MAX_MS,
+            ),
+        )  # fmt: skip
         if head is None:
             return None
+        if head.startswith(b"! "):
+            raise BadHead(f"shard {shard}: {head[2:]!r} is no head that a worker goes on from")
         self._tokens[shard] = token
         wire = Wire(self._url, self._timeout_s)
         try:
@@ -128,11 +133,12 @@ class RedisLog(Housekeeping):
             pack(("EVAL", scripts.HEARTBEAT, 1, workers, me, self._lease_ms, listed_ms)),
             pack(("EVAL", scripts.ABOUT, 1, worker_key(self._prefix, me), about, listed_ms)),
         ]
-        *leases, live, _ = self._ask_all(commands)
+        *leases, live, _, (seconds, micros) = self._ask_all([*commands, pack(("TIME",))])
         lost = [p for p, reply in zip(shards, leases, strict=True) if reply != 1]
         self._mind_a_twin([reply for reply in leases if reply != 1])
         names = sorted(live)
-        return Renewed(lost, names.index(me.encode()) if me.encode() in names else 0, max(1, len(names)))
+        place = names.index(me.encode()) if me.encode() in names else 0
+        return Renewed(lost, place, max(1, len(names)), int(seconds) * 1000 + int(micros) // 1000)
 
     def free(self, shards: Sequence[int]) -> tuple[list[int], float]:
         owners = [self._keys[p].owner for p in shards]

@@ -1,15 +1,15 @@
 """The scripts with which an api process looks at a shard. They change nothing, and leave the bytes of entries where
-they are."""
+they are. A head that somebody else wrote, or one at the last possible id, has nothing above it."""
 
 from typing import Final
 
 # KEYS owner head in.  Returns whether the lease is held, the head, the log's length and the id of the first entry
 # above low. A script, because XRANGE by itself would send that entry's bytes, frames and all.
 SHARD_STATUS: Final = """
-local head = redis.call('GET', KEYS[2])
-local low = '0-0'
-if head then low = string.match(head, '^%S+ %S+ %S+ (%S+)') or low end
-local first = redis.call('XRANGE', KEYS[3], '(' .. low, '+', 'COUNT', 1)
+local head = redis.pcall('GET', KEYS[2])
+if head and type(head) ~= 'string' then head = '?' end
+local low = head and string.match(head, '^%S+ %S+ %S+ (%S+)') or '0-0'
+local first = redis.pcall('XRANGE', KEYS[3], '(' .. low, '+', 'COUNT', 1)
 return {redis.call('EXISTS', KEYS[1]), head or '', redis.call('XLEN', KEYS[3]), first[1] and first[1][1] or ''}
 """
 
@@ -24,7 +24,8 @@ for i = 1, #info, 2 do if info[i] == 'last-generated-id' then return info[i + 1]
 # KEYS in head.  ARGV stream, its position, how many entries and bytes to look through.
 # Entries above the position are counted without sending them. Returns how many are the stream's, and 1 when it saw all.
 WAITING: Final = """
-local low = string.match(redis.call('GET', KEYS[2]) or '', '^%S+ %S+ %S+ (%S+)') or '0-0'
+local head = redis.pcall('GET', KEYS[2])
+local low = string.match(type(head) == 'string' and head or '', '^%S+ %S+ %S+ (%S+)') or '0-0'
 local function above(one, other)
   local a, b = string.match(one, '(%d+)-(%d+)')
   local c, d = string.match(other, '(%d+)-(%d+)')
@@ -34,7 +35,7 @@ end
 local from = above(low, ARGV[2]) and low or ARGV[2]
 local entries, bytes, mine = tonumber(ARGV[3]), tonumber(ARGV[4]), 0
 while entries > 0 and bytes > 0 do
-  local some = redis.call('XRANGE', KEYS[1], '(' .. from, '+', 'COUNT', 16)
+  local some = redis.pcall('XRANGE', KEYS[1], '(' .. from, '+', 'COUNT', 16)
   for _, entry in ipairs(some) do
     for i = 1, #entry[2], 2 do
       bytes = bytes - #entry[2][i + 1]
@@ -55,11 +56,12 @@ LAG_BYTES: Final = 1 << 20
 # Of each stream that has an unfinished entry its name and the id of the oldest one, in turn, the longest waiting first.
 # Where somebody else wrote over the positions none is known.
 LAGS: Final = """
-local low = string.match(redis.call('GET', KEYS[2]) or '', '^%S+ %S+ %S+ (%S+)') or '0-0'
+local head = redis.pcall('GET', KEYS[2])
+local low = string.match(type(head) == 'string' and head or '', '^%S+ %S+ %S+ (%S+)') or '0-0'
 local from, entries, bytes = low, tonumber(ARGV[1]), tonumber(ARGV[2])
 local last, seen, found = {}, {}, {}
 while entries > 0 and bytes > 0 do
-  local some = redis.call('XRANGE', KEYS[1], '(' .. from, '+', 'COUNT', 16)
+  local some = redis.pcall('XRANGE', KEYS[1], '(' .. from, '+', 'COUNT', 16)
   for _, entry in ipairs(some) do
     local stream = ''
     for i = 1, #entry[2], 2 do
@@ -94,10 +96,11 @@ return found
 BACKLOG: Final = """
 local length = redis.call('XLEN', KEYS[2])
 local bytes = length > 0 and redis.call('MEMORY', 'USAGE', KEYS[2]) or 0
-local token, n, low, kept = string.match(redis.call('GET', KEYS[1]) or '', '^%S+ (%S+) (%d+) (%S+) (%d+)')
+local head = redis.pcall('GET', KEYS[1])
+local token, n, low, kept = string.match(type(head) == 'string' and head or '', '^%S+ (%S+) (%d+) (%S+) (%d+)')
 kept = tonumber(kept or '0')
 local held = redis.call('EXISTS', KEYS[4]) == 1 and token or ''
-if kept > 0 and #redis.call('XRANGE', KEYS[2], '-', low, 'COUNT', 1) == 0 then kept = 0 end
+if kept > 0 and #redis.pcall('XRANGE', KEYS[2], '-', low, 'COUNT', 1) == 0 then kept = 0 end
 return {kept, length, bytes, redis.call('HGET', KEYS[3], '?') or '', held, tonumber(n or '0')}
 """
 

@@ -19,9 +19,20 @@ from redis.retry import Retry
 
 from service.broker import looks
 from service.broker.wire import safe_url
-from service.codec import Head, id_number, number_id, parse_entry, parse_feed, parse_head, read_position
+from service.codec import (
+    AHEAD_MS,
+    MAX_MS,
+    Head,
+    id_number,
+    last_honest,
+    number_id,
+    parse_entry,
+    parse_feed,
+    read_head,
+    read_position,
+)
 from service.contracts import NO_STREAM, Entry
-from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement, NoFsync, RollcastError
+from service.errors import AppendUnknown, BadCursor, BrokerAway, BrokerFull, Disagreement, NoFsync, RollcastError
 from service.keys import FORMAT, ShardKeys, meta_key, shard_of, worker_key, workers_key
 from service.ports import (
     Appended,
@@ -51,6 +62,11 @@ _COMMITS: Final = 200  # of one shard, read at once
 _REFUSED: Final = (redis.ResponseError, redis.exceptions.BusyLoadingError, redis.exceptions.MasterDownError)
 # A server configured so has written and synced its log before it answers.
 _ON_DISK: Final = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
+_NO_ID: Final = (
+    "Invalid stream ID",
+    "invalid start ID",
+    "invalid end ID",
+)  # what the broker says to an id it cannot use
 _LOST: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
 
 
@@ -69,6 +85,7 @@ class RedisPredictions:
         self._where = safe_url(url)
         self._prefix, self._shards, self._timeout_s = prefix, shards, timeout_s
         self._keys = [ShardKeys(prefix, shard) for shard in range(shards)]
+        self._ahead_ms = 0  # how far the broker's clock is ahead of this machine's
         self.pool: Any = BlockingConnectionPool.from_url(
             url,
             max_connections=connections,
@@ -145,7 +162,35 @@ class RedisPredictions:
             raise
         finally:
             await self.pool.release(connection)
+        return await self._believed([stream for stream, _ in entries], found)
+
+    async def _believed(self, streams: Sequence[str], found: list[Appended]) -> list[Appended]:
+        """Behind an id that a producer made up the broker counts on from there: such an id is no entry's for long. The
+        worker moves what came under it, or puts it into quarantine."""
+        limit_ms = last_honest(time.time_ns() // 1_000_000 + self._ahead_ms, 0) >> 64
+        strange = [at for at, said in enumerate(found) if isinstance(said, str) and _ms(said) > limit_ms]
+        if not strange:
+            return found
+        heads = [("GET", self._of(streams[at]).head) for at in strange]
+        try:
+            (seconds, micros), *said = await self._ask(("TIME",), *heads, foreign=True)
+            now_ms = self._set_clock(seconds, micros)
+        except BrokerAway:
+            said, now_ms = [None] * len(strange), 0
+        for at, value in zip(strange, said, strict=True):
+            head, given = read_head(value), str(found[at])
+            low = head.low if head is not None and head.low >> 64 <= MAX_MS else 0
+            if id_number(given) > last_honest(now_ms, low):
+                found[at] = AppendUnknown(
+                    f"the broker's log gives ids that its clock does not, {given}: the entry is moved to one of now, "
+                    "or refused; repeat it with the same seq"
+                )
         return found
+
+    def _set_clock(self, seconds: bytes, micros: bytes) -> int:
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        self._ahead_ms = now_ms - time.time_ns() // 1_000_000
+        return now_ms
 
     async def _check_fsync(self) -> None:
         """Raises NoFsync unless a write is on disk before it is answered. Only one configuration promises that, and
@@ -180,11 +225,13 @@ class RedisPredictions:
     # --- records -------------------------------------------------------------------------------------------------
 
     async def records(self, stream: str, after: str, limit: int) -> list[OutRecord]:
-        (found,) = await self._ask(("XRANGE", self._of(stream).out(stream), f"({after}", "+", "COUNT", limit))
+        if (first := id_number(after) + 1) >> 128:
+            return []  # nothing is above the last possible id
+        (found,) = await self._ask(("XRANGE", self._of(stream).out(stream), number_id(first), "+", "COUNT", limit))
         return [_record(entry_id, fields) for entry_id, fields in found]
 
     async def newest(self, stream: str, limit: int, before: str = "+") -> list[OutRecord]:
-        end = before if before == "+" else f"({before}"
+        end = before if before in ("+", "0-0") else f"({before}"  # nothing is below the first, and nothing has it
         (found,) = await self._ask(("XREVRANGE", self._of(stream).out(stream), end, "-", "COUNT", limit))
         return [_record(entry_id, fields) for entry_id, fields in reversed(found)]
 
@@ -225,14 +272,23 @@ class RedisPredictions:
         finally:
             await connection.disconnect(nowait=True)
 
-    async def _heads(self, connection: Any) -> list[Head | None]:
+    async def _heads(self, connection: Any) -> dict[int, Head | None]:
+        """By shard, without those that cannot be read: of such a shard nothing is known, and all others go on."""
         await connection.send_packed_command(connection.pack_commands([("GET", keys.head) for keys in self._keys]))
-        replies = [await connection.read_response() for _ in self._keys]
-        return [parse_head(reply) if reply else None for reply in replies]
+        heads: dict[int, Head | None] = {}
+        for keys in self._keys:
+            with suppress(redis.ResponseError):
+                reply = await connection.read_response()
+                if reply is None or (head := read_head(reply)) is not None:
+                    heads[keys.shard] = None if reply is None else head
+        return heads
 
-    def _check_same(self, was: list[Head | None], now: list[Head | None], cursors: Mapping[bytes, bytes]) -> None:
+    def _check_same(
+        self, was: Mapping[int, Head | None], now: Mapping[int, Head | None], cursors: Mapping[bytes, bytes]
+    ) -> None:
         """A feed that began anew counts from 1 again: following it from the old number would wait for ever."""
-        for keys, old, new in zip(self._keys, was, now, strict=True):
+        for keys in [keys for keys in self._keys if keys.shard in was and keys.shard in now]:
+            old, new = was[keys.shard], now[keys.shard]
             n = id_number(cursors[keys.feed]) >> 64
             if (new is None and n > 0) or (new and n > new.n) or (old and new and old.life != new.life):
                 raise BrokerAway(f"broker {self._where}: the log of shard {keys.shard} began anew")
@@ -351,10 +407,12 @@ class RedisPredictions:
         return [_dead_row(shard, item) for item in found]
 
     async def dead_entry(self, stream: str, entry_id: str) -> DeadEntry | None:
-        """In any shard: an entry may have been refused because it was in a wrong one. It was refused after it came."""
+        """In any shard: an entry may have been refused because it was in a wrong one. It was refused after it came, and
+        its id may lie beyond the clock."""
         home = shard_of(stream, self._shards)
         shards = sorted(range(self._shards), key=lambda shard: shard != home)
-        after = f"{max(0, (id_number(entry_id) >> 64) - 1)}-0"
+        ms = _ms(entry_id) - AHEAD_MS
+        after = f"{max(0, ms - 1) if ms <= time.time_ns() // 1_000_000 + self._ahead_ms else 0}-0"
         commands = [("EVAL", looks.DEAD, 1, self._keys[p].dead, after, 1, stream, "", entry_id) for p in shards]
         for shard, found in zip(shards, await self._ask(*commands), strict=True):
             if found:
@@ -377,12 +435,13 @@ class RedisPredictions:
             ("EVAL", looks.SHARD_STATUS, 3, keys.owner, keys.head, keys.inbox) for keys in self._keys
         ]
         (seconds, micros), *replies = await self._ask(("TIME",), *commands)
-        now_s = int(seconds) + int(micros) / 1e6
+        now_ms = self._set_clock(seconds, micros)
         status = []
-        for keys, (owned, head, length, first) in zip(self._keys, replies, strict=True):
-            kept = parse_head(head).kept if head else 0
-            lag_s = max(0.0, now_s - int(first.partition(b"-")[0]) / 1000) if first else 0.0
-            status.append(ShardStatus(keys.shard, owned == 1, max(0, length - kept), lag_s))
+        for keys, (owned, said, length, first) in zip(self._keys, replies, strict=True):
+            head = read_head(said)
+            kept = head.kept if head is not None else 0
+            lag_s = max(0, now_ms - _ms(first.decode())) / 1000 if first else 0.0
+            status.append(ShardStatus(keys.shard, owned == 1, max(0, length - kept), lag_s, _fault(said, head)))
         return status
 
     async def pressure(self) -> Pressure:
@@ -452,6 +511,8 @@ class RedisPredictions:
         replies = await self._ask_any(*commands)
         for at, reply in enumerate(replies):
             if isinstance(reply, redis.ResponseError):
+                if any(words in str(reply) for words in _NO_ID):
+                    raise BadCursor(f"the broker takes no such id: {reply}")
                 if not (foreign and str(reply).startswith("WRONGTYPE")):
                     raise BrokerAway(f"broker {self._where} answered {reply}")
                 replies[at] = None
@@ -482,6 +543,19 @@ class RedisPredictions:
 
 def _stream_of(fields: Sequence[bytes]) -> bytes | None:
     return dict(zip(fields[::2], fields[1::2], strict=True)).get(b"stream")
+
+
+def _ms(entry_id: str) -> int:
+    return int(entry_id.partition("-")[0])
+
+
+def _fault(said: bytes, head: Head | None) -> str:
+    """Why no worker goes on from this head; empty for one that is well, or not there."""
+    if said and head is None:
+        return "its head cannot be read"
+    if head is not None and head.low >> 64 > MAX_MS:
+        return f"its head stands at {number_id(head.low).decode()}, an id that no clock gives"
+    return ""
 
 
 def _whole(score: bytes | None) -> int:

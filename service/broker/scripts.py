@@ -7,27 +7,33 @@ from typing import Final
 # could commit, trim, and so make room.
 
 # KEYS owner head in feed.  ARGV 1 owner's value  2 lease ms  3 new life  4 token  5 trim finished entries: 1 or 0
-# 6 token of this process's last acquisition.
+# 6 token of this process's last acquisition  7 the last ms that is a time.
 # Takes the lease, if no other worker holds it, and rewrites the head, so that every older WATCH on it is dead: whoever
 # committed before cannot any more. `kept` is counted anew, since a crash may have lost the last trim's answer; as what
 # does not wait, since a log that keeps its finished entries may have millions. The old count is good enough where more
 # than 2000 wait.
 # It counts as a try, unless the acquisition before it was this living process's own: then only a connection was lost.
 # Where nothing waits, nothing has ended anybody: it is the first try.
-# Returns the head, or nothing.
+# A head that cannot be read, or that stands beyond 7, is left as it is, with its shard.
+# Returns the head, or nothing, or `! ` and the head that nobody goes on from.
 ACQUIRE: Final = """
 local owner = redis.call('GET', KEYS[1])
 if owner and string.match(owner, '^%S+') ~= string.match(ARGV[1], '^%S+') then return false end
-redis.call('PERSIST', KEYS[1])
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-local head = redis.call('GET', KEYS[2])
+local head = redis.pcall('GET', KEYS[2])
 local life, n, low, kept, tries = ARGV[3], '0', '0-0', 0, 1
 if head then
-  local part = {}
-  for word in string.gmatch(head, '%S+') do part[#part + 1] = word end
-  life, n, low, kept, tries = part[1], part[3], part[4], tonumber(part[5]), tonumber(part[6])
-  if part[2] ~= ARGV[6] then tries = tries + 1 end
-else
+  local said, token, ms = type(head) == 'string' and head or '', nil, nil
+  life, token, n, low, kept, tries = string.match(said, '^(%S+) (%S+) (%d+) (%d+%-%d+) (%d+) (%d+)$')
+  ms = tonumber(string.match(low or '', '^%d+'))
+  if not ms or ms > tonumber(ARGV[7]) or redis.pcall('XRANGE', KEYS[3], '(' .. low, '0-0').err then
+    return '! ' .. string.sub(said, 1, 100)
+  end
+  kept, tries = tonumber(kept), tonumber(tries)
+  if token ~= ARGV[6] then tries = tries + 1 end
+end
+redis.call('PERSIST', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if not head then
   redis.call('DEL', KEYS[4])
 end
 if #redis.call('XRANGE', KEYS[3], '(' .. low, '+', 'COUNT', 1) == 0 then tries = 1 end
@@ -92,6 +98,105 @@ return 1
 TRIM: Final = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('XTRIM', KEYS[2], 'MINID', ARGV[2])
+"""
+
+# KEYS head in dead.  ARGV 1 the head as we know it  2 every entry up to here is finished  3 how far beyond the clock an
+# id may lie (ms)  4, 5 how many entries and bytes at once  6 carry honest entries that wait, and begin the log anew in
+# any case: 1 or 0  7 the last finished id, as the broker counted; `-`: not known, nothing is moved  8 the id after
+# which the log goes on.
+# Takes out of the log what no clock gives. Behind such an id the broker counts on by one: so entries of honest
+# producers are known, and moved in their order; all else goes into quarantine. XDEL is no way to do it, since the last
+# id of a log cannot be set below one that was deleted.
+# Returns the clock (ms), how many went into quarantine, how many were moved, the id of the first, and 1 where there are
+# more; nothing when the shard is lost; none where what comes before them is not finished yet.
+EXPEL: Final = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
+local low, carry = ARGV[2], ARGV[6] == '1'
+redis.call('XTRIM', KEYS[2], 'MINID', low)
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local last = math.max(0, tonumber(string.match(low, '^%d+')))
+if last <= now + ARGV[3] then last = now end
+local first = string.format('%.0f-0', last + ARGV[3] + 1)
+local waiting = {}
+if carry then
+  waiting = redis.call('XRANGE', KEYS[2], '(' .. low, '(' .. first)
+elseif #redis.call('XRANGE', KEYS[2], '(' .. low, '(' .. first, 'COUNT', 1) > 0 then
+  return {now, 0, 0, '', 0}
+end
+
+local names = {'model', 'shape', 'end', 'interval_s', 'retry_of', 'seq', 'start', 'time', 'traceparent'}
+local function known(words)
+  local said, fields = {}, {}
+  for i = 1, #words, 2 do said[words[i]] = words[i + 1] end
+  for _, name in ipairs(names) do
+    if said[name] then
+      fields[#fields + 1] = name
+      fields[#fields + 1] = string.sub(said[name], 1, 1024)
+    end
+  end
+  return said, fields
+end
+local kind = redis.call('TYPE', KEYS[3]).ok
+if kind ~= 'none' and kind ~= 'stream' then redis.call('DEL', KEYS[3]) end
+local function refuse(item)
+  local said, fields = known(item[2])
+  local stream = said.stream or ''
+  if #stream > 128 or not string.match(stream, '^[A-Za-z0-9][A-Za-z0-9._:-]*$') then stream = '?' end
+  local clock = string.format('%.0f', now)
+  local detail = 'id ' .. item[1] .. ': expected one that the broker gave; its clock stood at ' .. clock
+  redis.call('XADD', KEYS[3], '*', 'id', item[1], 'stream', stream, 'kind', string.sub(said.kind or '', 1, 60),
+    'reason', 'bad_id', 'detail', detail, 'data', said.data or '', unpack(fields))
+end
+local function plus_one(digits)
+  local before, digit, nines = string.match(digits, '^(.-)([0-8]?)(9*)$')
+  return before .. (digit == '' and '1' or digit + 1) .. string.rep('0', #nines)
+end
+local function next_of(id)
+  local ms, seq = string.match(id, '^(%d+)%-(%d+)$')
+  if seq == '18446744073709551615' then return plus_one(ms) .. '-0' end
+  return ms .. '-' .. plus_one(seq)
+end
+
+local found, size, from, more = {}, 0, first, nil
+while true do
+  local item = redis.pcall('XRANGE', KEYS[2], from, '+', 'COUNT', 1)[1]
+  if not item then break end
+  if #found >= tonumber(ARGV[4]) or size >= tonumber(ARGV[5]) then more = item[1] break end
+  found[#found + 1] = item
+  for _, word in ipairs(item[2]) do size = size + #word end
+  from = '(' .. item[1]  -- an error behind the last possible id: nothing is there
+end
+if #found == 0 and not carry then return {now, 0, 0, '', 0} end
+
+local moved, refused, known_before = {}, 0, ARGV[7] ~= '-'
+local expected = known_before and next_of(ARGV[7])
+for _, item in ipairs(found) do
+  if item[1] == expected and known_before and not more and #item[2] <= 256 then
+    moved[#moved + 1] = item[2]
+  else
+    refuse(item)
+    refused = refused + 1
+  end
+  expected = next_of(item[1])
+end
+if more then
+  redis.call('XTRIM', KEYS[2], 'MINID', more)
+else
+  redis.call('XTRIM', KEYS[2], 'MAXLEN', 0)
+  redis.pcall('XGROUP', 'CREATE', KEYS[2], 'rollcast', '0', 'MKSTREAM')
+  if redis.pcall('XSETID', KEYS[2], low).err then
+    redis.call('DEL', KEYS[2])
+    redis.call('XGROUP', 'CREATE', KEYS[2], 'rollcast', '0', 'MKSTREAM')
+    redis.call('XSETID', KEYS[2], low)
+  end
+  for _, item in ipairs(waiting) do
+    if #item[2] <= 256 then redis.call('XADD', KEYS[2], item[1], unpack(item[2])) else refuse(item) end
+  end
+  redis.call('XSETID', KEYS[2], ARGV[8])
+  for _, words in ipairs(moved) do redis.call('XADD', KEYS[2], '*', unpack(words)) end
+end
+return {now, refused, #moved, found[1] and found[1][1] or '', more and 1 or 0}
 """
 
 # KEYS head suspect.  ARGV the head as we know it, an entry's id, how often it may be tried, 1 when this living process

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from service.cli.options import OF_DOCTOR, with_settings
-from service.errors import BrokerFailed
+from service.errors import BrokerAway, BrokerFailed
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,13 +32,16 @@ def doctor(
         str | None, typer.Option("--url", envvar="ROLLCAST_URL", help="Also ask the api that listens here.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The findings as one line of JSON.")] = False,
+    mend: Annotated[
+        bool, typer.Option("--repair", help="First mend shards that ids of no clock have spoilt; as the worker's user.")
+    ] = False,
 ) -> None:
     """Look at everything, change nothing, and say what to fix.
 
     Looks at this installation, the broker and what runs on it; give the settings that api and workers have. Exit
     status 0: all is well; 1: something is to be fixed; 2: it cannot tell, since the broker does not answer.
     """
-    from service.doctor import examine, status_of
+    from service.doctor import examine, repair, status_of
     from service.embedded import url_on
 
     home, broker = None, settings.broker
@@ -45,6 +49,10 @@ def doctor(
         home = settings.home.expanduser().absolute()
         with suppress(BrokerFailed):
             broker = url_on(home)
+    steps: list[str] = []
+    if mend and broker is not None:
+        with suppress(BrokerAway):  # what it is, the findings say
+            repair(broker, settings.prefix, steps.append if as_json else partial(print, flush=True))
     findings = examine(
         broker,
         prefix=settings.prefix,
@@ -59,7 +67,7 @@ def doctor(
         checks = [
             {"check": one.check, "verdict": one.verdict, "found": one.found, "cure": one.cure} for one in findings
         ]
-        print(json.dumps({"status": status, "findings": checks}))
+        print(json.dumps({"status": status, "findings": checks} | ({"repair": steps} if mend else {})))
     else:
         _show(findings, status)
     raise typer.Exit(EXITS[status])

@@ -1,4 +1,4 @@
-"""`rollcast doctor`: looks at a deployment, changes nothing in it, and says what to fix.
+"""`rollcast doctor`: looks at a deployment, and says what to fix.
 
 Each check gives one finding or more. docs/operations.md has a line for each name in CHECKS; a test keeps the two
 together.
@@ -6,6 +6,7 @@ together.
     machine.py      this installation: versions, OpenCV, model packages
     broker.py       the broker's settings and health
     deployment.py   workers, models, shards, lag, quarantine
+    repair.py       with `--repair`, the one thing that it changes: shards that ids of no clock have spoilt
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from service.broker.wire import safe_url
 from service.doctor import broker, deployment, machine
 from service.doctor.finding import CHECKS, Finding, unknown
 from service.doctor.reading import Reading
+from service.doctor.repair import repair
 from service.errors import BrokerAway
 
-__all__ = ["CHECKS", "Finding", "examine", "status_of"]
+__all__ = ["CHECKS", "Finding", "examine", "repair", "status_of"]
 
 
 def examine(

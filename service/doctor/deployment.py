@@ -15,6 +15,7 @@ from service.broker.predictions import RedisPredictions
 from service.codec import decode_settings, id_number, parse_head
 from service.doctor.finding import Finding, advice, fix, listed, well
 from service.doctor.reading import TIMEOUT_S, Reading, count, text
+from service.doctor.repair import look
 from service.keys import FORMAT, ShardKeys, meta_key, workers_key
 from service.ports import DeadRow, ShardStatus, WorkerInfo
 
@@ -22,6 +23,7 @@ LAG_S: Final = 30.0  # an entry that has waited for longer
 WATCH_S: Final = 1.0  # how long a shard that lags is watched for commits
 DOUBTFUL: Final = 3  # acquisitions without a commit: careful mode
 AHEAD_S: Final = 1.0  # of ids before the broker's clock
+REPAIR: Final = "put the broker's clock right if it is wrong; else `rollcast doctor --repair` as the worker's user"
 _DEAD: Final = 100  # refused entries looked at, a shard
 
 
@@ -56,6 +58,8 @@ def findings(reading: Reading, url: str, prefix: str, shards: int, known: Mappin
     listed_workers = {name.decode() for name in reading.ask(("ZRANGE", workers_key(prefix), 0, -1))[0]}
     found += _workers(workers, listed_workers)
     found += _models(reading, prefix, int(there), workers, known)
+    for harm in look(reading, prefix, int(there)):
+        found.append(fix("shards", str(harm), REPAIR))
     found += _ownership(rows, {worker.id: _name(worker) for worker in workers})
     found.append(_lag(reading, prefix, rows))
     found += _clock(reading, rows)

@@ -127,4 +127,4 @@ def room_in(shard: Shard) -> bool:
     """Whether more of a shard may be read. One that was full is read on when half of it is answered."""
     unfinished = len(shard.unfinished) + shard.held
     shard.full = unfinished >= (SHARD_ENTRIES // 2 if shard.full else SHARD_ENTRIES)
-    return not shard.full
+    return not shard.full and not shard.beyond

@@ -21,10 +21,10 @@ from typing import Final
 import msgspec
 
 from service.batching import Scheduler
-from service.codec import NOWHERE, Position, decode_settings, id_number, parse_entry, parse_position
+from service.codec import NOWHERE, Position, decode_settings, id_number, last_honest, parse_entry, parse_position
 from service.contracts import NO_STREAM, Entry, FrameInput, Limits, StreamSettings
 from service.decode import Tokenizer, decode_frame
-from service.errors import BrokerAway, CommitRefused, EntryError, Fenced, TooLarge
+from service.errors import BadHead, BrokerAway, CommitRefused, EntryError, Fenced, TooLarge
 from service.keys import shard_of
 from service.metrics import WorkerMetrics
 from service.ports import Commit, Committed, Engine, Loaded, Log, WorkerInfo
@@ -113,6 +113,8 @@ class Worker:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
+        self._clock_ms = 0.0  # how far the broker's clock is ahead of this process's monotonic one
+        self._spoilt: dict[int, str] = {}  # shards that wait for their repair, and why
         self._away_for = ""  # why the broker was away when that was last said
         self.owned = 0  # shards; read by /readyz, as what follows
         self.away = True  # is the broker?
@@ -162,6 +164,8 @@ class Worker:
         batch = self._scheduler.take(self._affordable())
         batch, bound = self._step(batch)
         self._settle()
+        with contextlib.suppress(CommitRefused):  # they lie there until the broker takes them
+            self._expel()
         if (now := time.monotonic()) >= self._janitor.next_at:
             with contextlib.suppress(CommitRefused):  # it can wait
                 self._janitor.sweep(self._shards.values(), now, self._pinned(item.key for item in batch))
@@ -208,6 +212,7 @@ class Worker:
         due = before + SOONEST_S > self._renewed + self._lease_s / 3  # a heartbeat is cheap, a lease a script each
         about = msgspec.structs.replace(self._about, trouble=self.trouble)
         renewed = self._broker.renew(list(self._shards) if due else [], msgspec.json.encode(about))
+        self._set_clock(renewed.now_ms)
         self._lose([self._shards[number] for number in renewed.lost], "the lease is another's", "lease")
         if due:
             self._renewed, self._deadline = before, before + self._lease_s
@@ -249,9 +254,19 @@ class Worker:
 
     def _acquire(self, number: int) -> bool:
         before = time.monotonic()
-        head = self._broker.acquire(number)
+        try:
+            head = self._broker.acquire(number)
+        except BadHead as error:
+            if self._spoilt.get(number) != error.detail:
+                self._spoilt[number] = error.detail
+                log.error(
+                    "this shard is left alone: `rollcast doctor --repair` mends it",
+                    extra={"shard": number, "detail": error.detail},
+                )
+            return False
         if head is None:
             return False
+        self._spoilt.pop(number, None)
         if not self._shards:
             self._deadline = before + self._lease_s
         self._deadline = min(self._deadline, before + self._lease_s)
@@ -340,6 +355,9 @@ class Worker:
             if shard is None or asked.get(number) is not shard:  # it was lost and acquired meanwhile: read again
                 continue
             parsed = [parse_entry(entry_id, fields) for entry_id, fields in entries]
+            if parsed[-1].number > (honest := self._last_honest(shard)):  # ids ascend
+                shard.beyond = True
+                parsed = [entry for entry in parsed if entry.number <= honest]
             for entry in parsed:
                 if entry.stream not in shard.streams:
                     strangers.setdefault(number, {})[entry.stream] = entry.number
@@ -372,6 +390,40 @@ class Worker:
             average = 128 + sum([len(entry.data) for _, parsed in arrived for entry in parsed]) / count
             self._entry_bytes = max(average, (self._entry_bytes + average) / 2)
         self._fault("after-decode")
+
+    def _set_clock(self, now_ms: int) -> None:
+        self._clock_ms = now_ms - time.monotonic() * 1000
+
+    def _last_honest(self, shard: Shard) -> int:
+        """An id above it is no clock's, as far as this process can tell: `expel` asks the broker's own."""
+        return last_honest(int(time.monotonic() * 1000 + self._clock_ms), shard.head.low)
+
+    def _expel(self) -> None:
+        """Shards in whose logs ids lie that no clock gives: these are taken out when all before them is finished."""
+        for shard in [shard for shard in self._shards.values() if shard.beyond and shard.idle]:
+            if shard.in_flight is not None or shard.repair:
+                continue
+            if shard.low() > shard.head.low:  # repeats were skipped: the head is to say so
+                self._send(shard, [], {})
+                continue
+            try:
+                found = self._broker.expel(shard.number, shard.written)
+            except Fenced as error:
+                self._tally.fenced()
+                self._lose([shard], error.detail)
+                continue
+            self._set_clock(found.now_ms)
+            shard.beyond = found.more
+            if found.first:
+                shard.kept = 0  # what was finished has left the log
+                self._tally.expelled(found.refused)
+                self._tally.dead_overflow(found.overflow)
+                log.error(
+                    "ids that no clock gives: a producer made them up",
+                    extra={
+                        "shard": shard.number, "first": found.first, "refused": found.refused, "moved": found.moved,
+                    },
+                )  # fmt: skip
 
     def _item(self, entry: Entry, stream: Stream, now: float) -> Item:
         item = Item(entry, stream, now)

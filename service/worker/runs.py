@@ -11,9 +11,10 @@ from typing import Final
 
 import numpy as np
 
+from service.codec import MAX_MS
 from service.contracts import Entry
 from service.decode import decode_text
-from service.errors import EntryError, StepFailed
+from service.errors import BadId, EntryError, StepFailed
 from service.worker.model import ServedModel
 from service.worker.shard import Item, Stream
 
@@ -52,10 +53,9 @@ class Run:
         if missed < 0 or (missed and self._resets):
             return False
         try:
-            steps = steps_of(item, model)
+            time_us, steps = event_time_us(entry), steps_of(item, model)
         except EntryError:
             return False  # it is refused in its turn
-        time_us = event_time_us(entry)
         begins_us = time_us - round((steps - 1) * model.interval_of(entry))
         if steps == 0 or steps > self._budget or begins_us - before.time_us > self._gap_us:
             return False
@@ -102,7 +102,12 @@ def power_of_two(limit: int) -> int:
 
 
 def event_time_us(entry: Entry) -> int:
-    return entry.ms * 1000 if entry.time is None else round(entry.time * 1e6)
+    """What the entry says, else its id's. Raises BadId for one that is no time."""
+    if entry.time is not None:
+        return round(entry.time * 1e6)
+    if entry.ms > MAX_MS:
+        raise BadId(f"id {entry.id.decode()}: expected at most {MAX_MS} ms, the end of the year 9999")
+    return entry.ms * 1000
 
 
 def steps_of(item: Item, model: ServedModel) -> int:

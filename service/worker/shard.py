@@ -166,6 +166,7 @@ class Shard:
         self.holding: dict[Stream, Held] = {}  # streams of which something waits in the log only
         self.held = 0  # how many ids these are
         self.full = False  # too much is unfinished: nothing more is read
+        self.beyond = False  # behind its cursor lies an id that no clock gives: nothing more is read
         self.lost = False
         self.in_flight: Commit | None = None
         self.answered: list[Item] = []  # in it

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import get_args
 
 from service.contracts import RECORD_TYPES, Restart
-from service.errors import EntryError
+from service.errors import BadId, EntryError
 from service.metrics import WorkerMetrics
 from service.worker.model import ServedModel
 from service.worker.shard import Group, Item
@@ -105,6 +105,10 @@ class Tally:
 
     def fenced(self) -> None:
         self._metrics.fenced.inc()
+
+    def expelled(self, entries: int) -> None:
+        """Put into quarantine under an id that no clock gives: they have no record."""
+        self._metrics.dead.labels(BadId.reason).inc(entries)
 
     def dead_overflow(self, entries: int) -> None:
         self._metrics.dead_overflow.inc(entries)

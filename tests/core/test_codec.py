@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.api.query import read_cursor
 from service.codec import (
     NOWHERE,
     Head,
@@ -17,15 +18,19 @@ from service.codec import (
     encode_record,
     entry_fields,
     id_number,
+    is_id,
+    last_honest,
     number_id,
     parse_entry,
     parse_feed,
     parse_head,
     parse_position,
+    read_head,
+    read_position,
 )
 from service.contracts import Event, Prediction, Refused, Rolling
 from service.controls import decode_control
-from service.errors import Malformed
+from service.errors import BadCursor, Malformed
 
 ids = st.builds("{}-{}".format, st.integers(0, 2**53), st.integers(0, 2**64 - 1))
 
@@ -100,8 +105,16 @@ BAD: list[tuple[dict[str, bytes], str, str]] = [
     ({"seq": b"1.5"}, "malformed", "seq '1.5'"),
     ({"seq": b"99999999999999999999"}, "malformed", "seq"),
     ({"start": b"yes"}, "malformed", "start 'yes': expected 1 or 0"),
-    ({"model": b"\xff", "seq": b"1"}, "malformed", "model is not UTF-8"),
-    ({"model": b"\xff"}, "malformed", "model is not UTF-8"),
+    ({"model": b"\xff", "seq": b"1"}, "malformed", "expected a package's name"),
+    ({"model": b"\xff"}, "malformed", "expected a package's name"),
+    ({"model": b"m" * 129}, "malformed", "expected a package's name"),
+    ({"model": b"a b"}, "malformed", "'a b': expected a package's name"),
+    ({"traceparent": b"0" * 513}, "malformed", "expected at most 512 ASCII characters"),
+    ({"traceparent": b"\xff"}, "malformed", "expected at most 512 ASCII characters"),
+    ({"retry_of": b"yesterday"}, "malformed", "retry_of 'yesterday': expected an id"),
+    ({"retry_of": b"1" * 5000 + b"-0"}, "malformed", "expected an id"),
+    ({"shape": b"1" * 9 + b"," * 5000}, "malformed", "expected T,F"),
+    ({"stream": b"a" * 1_000_000}, "bad_stream", "expected 1 to 128"),
 ]
 
 
@@ -120,6 +133,50 @@ def test_no_fields_whatever_make_parsing_raise(parts: list[bytes]) -> None:
     entry = parse_entry(b"1-0", parts)
     assert entry.id == b"1-0"
     assert entry.fault is not None or entry.stream in {part.decode(errors="replace") for part in parts}
+
+
+NUMBERS = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 2**53, 2**63, 2**64 - 1]))
+NO_IDS = [
+    b"", b"-", b"1", b"1-", b"-1", b"1-2-3", b"a-0", b" 1-0", b"1-0 ", b"+1-0", b"1_0-0", "\u0663-0".encode(),
+    b"18446744073709551616-0", b"0-18446744073709551616", b"1" * 5000 + b"-0", b"\xff-0",
+]  # fmt: skip
+
+
+@given(NUMBERS, NUMBERS)
+def test_every_reader_of_an_id_takes_two_numbers_of_64_bits(ms: int, seq: int) -> None:
+    text, number = b"%d-%d" % (ms, seq), ms << 64 | seq
+    assert (id_number(text), number_id(number), is_id(text)) == (number, text, True)
+    entry = parse_entry(text, [b"stream", b"a"])
+    assert (entry.number, entry.ms) == (number, ms)
+    assert parse_head(Head("life", "token", 7, number, 2, 1).encode()).low == number
+    assert parse_position(text).last == number
+    assert read_cursor(text.decode(), "after") == number
+
+
+@pytest.mark.parametrize("text", NO_IDS)
+def test_no_reader_of_an_id_takes_anything_else(text: bytes) -> None:
+    assert not is_id(text)
+    assert read_head(b"life token 7 %b 2 1" % text) is None
+    for position in (text, b"17-4 %b - - =" % text, b"17-4 = 7 %b =" % text, b"17-4 = - - %b" % text):
+        if text not in (b"-", b""):
+            assert read_position(position) is None
+    with pytest.raises(BadCursor):
+        read_cursor(text.decode(errors="replace"), "after")
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"life", b"a b c 1-0 0 0", b"a b 1 1-0 0", b"a b 1 1-0 0 0 0", b"\xff b 1 1-0 0 0"]
+)
+def test_what_is_no_head_is_told(head: bytes) -> None:
+    with pytest.raises(ValueError, match="is not a head"):
+        parse_head(head)
+
+
+def test_an_id_is_honest_up_to_a_day_beyond_the_clock() -> None:
+    now, day = 1_763_860_000_000, 86_400_000
+    assert last_honest(now, 0) == last_honest(now, id_number(f"{now + day}-0")) == id_number(f"{now + day}-{2**64 - 1}")
+    put_back = id_number(f"{now + day + 1}-0")
+    assert last_honest(now, put_back) == id_number(f"{now + 2 * day + 1}-{2**64 - 1}"), "the clock was put back"
 
 
 def test_a_head_and_a_position_read_back() -> None:

@@ -58,3 +58,17 @@ def test_the_longest_cursor_that_a_deployment_can_give_is_taken(shards: int) -> 
 def test_a_number_without_an_end_is_no_cursor() -> None:
     with pytest.raises(BadCursor):
         decode_cursor("AQEA" + "_" * 40, 1, "after")
+
+
+@pytest.mark.parametrize("number", [1 << 64, (1 << 70) - 1, 1 << 200])
+@pytest.mark.parametrize("at", ["n", "i"])
+def test_a_number_above_64_bits_is_no_cursors(number: int, at: str) -> None:
+    """A broker would not take it as an id."""
+    place = Place(number, 0, "ab12") if at == "n" else Place(0, number, "ab12")
+    with pytest.raises(BadCursor):
+        decode_cursor(encode_cursor([place]), 1, "after")
+
+
+def test_the_largest_numbers_are_a_cursors() -> None:
+    places = [Place((1 << 64) - 1, (1 << 64) - 1, "ab12")]
+    assert decode_cursor(encode_cursor(places), 1, "after") == places

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -13,10 +14,11 @@ import pytest
 import redis
 from redis.retry import Retry
 
+from service.broker import predictions
 from service.broker.predictions import RedisPredictions
 from service.codec import entry_fields, id_number, number_id
 from service.embedded import EmbeddedBroker
-from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement
+from service.errors import AppendUnknown, BadCursor, BrokerAway, BrokerFull, Disagreement
 from service.keys import ShardKeys, shard_of, worker_key, workers_key
 from service.ports import FeedItem
 from tests.answering import Answering, InMemory, OnBroker
@@ -314,6 +316,89 @@ async def test_a_foreign_value_over_what_is_listed_of_streams_stops_no_list(real
     assert list(await real.predictions.lags()) == ["cam-1"]
     real.redis.set(keys.streams, "mine")
     assert await real.predictions.streams("", 9) == []
+
+
+@pytest.fixture(params=["valkey", "redis"])
+async def either(
+    request: pytest.FixtureRequest, start_broker: Callable[[str], EmbeddedBroker], prefix: str
+) -> AsyncIterator[OnBroker]:
+    on_broker = OnBroker(start_broker(request.param).url, prefix)
+    yield on_broker
+    await on_broker.predictions.close()
+    on_broker.close()
+
+
+FAR = "10000000000000000-0"
+LAST = "18446744073709551615-18446744073709551615"
+
+
+async def test_an_id_that_no_clock_gives_is_not_believed(either: OnBroker) -> None:
+    either.redis.xadd(either.keys("cam-1").inbox, rows("cam-1"), id=FAR)  # type: ignore[arg-type]
+    other = next(name for name in map(str, range(100)) if either.keys(name).shard != either.keys("cam-1").shard)
+    first, second = await either.predictions.append_many([("cam-1", rows("cam-1")), (other, rows(other))])
+    assert isinstance(first, AppendUnknown)
+    assert "10000000000000000-1" in first.detail
+    assert isinstance(second, str)
+    with pytest.raises(AppendUnknown):
+        await either.predictions.append("cam-1", rows("cam-1"))
+
+
+async def test_an_id_is_believed_where_the_brokers_clock_was_put_back(either: OnBroker) -> None:
+    ahead = f"{int(time.time() * 1000) + 72 * 3_600_000}-7"
+    keys = either.keys("cam-1")
+    either.redis.xadd(keys.inbox, rows("cam-1"), id=ahead)  # type: ignore[arg-type]
+    either.redis.set(keys.head, f"life 00 7 {ahead} 0 0")
+    assert await either.predictions.append("cam-1", rows("cam-1")) == ahead.replace("-7", "-8")
+
+
+@pytest.mark.parametrize(
+    "head", ["nonsense", f"life 00 7 {LAST} 1 0", "life 00 7 99999999999999999999-0 1 0", ["list"]]
+)
+async def test_a_head_that_cannot_be_read_stops_one_shard_only(
+    either: OnBroker, head: str | list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named; the others are followed, measured and listed."""
+    monkeypatch.setattr(predictions, "_CHECK_S", 0.01)  # so often are the heads looked at
+    bad = either.keys("cam-1")
+    other = next(name for name in map(str, range(100)) if either.keys(name).shard != bad.shard)
+    async with aclosing(either.predictions.follow()) as commits, asyncio.timeout(LIMIT_S):
+        await anext(commits)
+        await either.predictions.append("cam-1", rows("cam-1"))
+        if isinstance(head, list):
+            either.redis.rpush(bad.head, *head)
+        else:
+            either.redis.set(bad.head, head)
+        for _ in range(5):
+            entry_id = await either.predictions.append(other, rows(other))
+            either.answer(other, entry_id)
+            while [item.records for item in await anext(commits)] != [[(other, entry_id)]]:
+                pass
+            await asyncio.sleep(0.02)
+    faults = {status.shard: status.fault for status in await either.predictions.shard_status() if status.fault}
+    assert list(faults) == [bad.shard]
+    assert "head" in faults[bad.shard]
+    assert len((await either.predictions.pressure()).shards) == either.shards
+    assert set(await either.predictions.lags()) <= {"cam-1"}
+    assert (await either.predictions.waiting("cam-1")).complete
+    assert [row.stream for row in await either.predictions.streams("", 10)] == [other]
+
+
+async def test_the_last_possible_cursor_is_one(either: OnBroker) -> None:
+    either.answer("cam-1", await either.predictions.append("cam-1", rows("cam-1")))
+    assert await either.predictions.records("cam-1", LAST, 10) == []
+    assert len(await either.predictions.records("cam-1", "0-0", 10)) == 1
+    assert await either.predictions.newest("cam-1", 10, "0-0") == []
+    with pytest.raises(BadCursor):
+        await either.predictions.feeds({0: 1 << 64}, 10)
+
+
+async def test_a_refused_entry_is_found_by_an_id_that_no_clock_gives(either: OnBroker) -> None:
+    for at, entry_id in enumerate((LAST, f"{int(time.time() * 1000) + 23 * 3_600_000}-0")):
+        refused = {"id": entry_id, "stream": "cam-1", "kind": "samples", "reason": "bad_id", "detail": ""}
+        either.redis.xadd(either.keys("cam-1").dead, refused | {"data": b"%d" % at})  # type: ignore[arg-type]
+        dead = await either.predictions.dead_entry("cam-1", entry_id)
+        assert dead is not None
+        assert dead.fields["data"] == b"%d" % at
 
 
 class Cutting:

@@ -47,6 +47,8 @@ class Monitor:
         self.shards = await self._predictions.shard_status()
         self.away = None
         self._metrics.broker_up.set(1)
+        self._metrics.streams_known.set(self._backlog.census.known)
+        self._metrics.streams_limit.set(self._backlog.census.most)
         for status in self.shards:
             self._metrics.lag_entries.labels(status.shard).set(status.lag_entries)
             self._metrics.lag_seconds.labels(status.shard).set(status.lag_s)

@@ -130,17 +130,3 @@ REPAIR_KEY: Final = """
 if redis.call('TYPE', KEYS[1]).ok ~= ARGV[1] then redis.call('DEL', KEYS[1]) end
 return redis.call(ARGV[2], KEYS[1], unpack(ARGV, 3))
 """
-
-# KEYS dead.  ARGV entries, bytes.  Keeps quarantine within both, the newest ones. Returns how many left it.
-# Runs inside a commit's transaction. XTRIM by itself bounds the number only, and one refused image may have 8 MB.
-BOUND_DEAD: Final = """
-local gone = redis.call('XTRIM', KEYS[1], 'MAXLEN', ARGV[1])
-local limit = tonumber(ARGV[2])
-while true do
-  local entries = redis.call('XLEN', KEYS[1])
-  local used = redis.pcall('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', 0)
-  if entries == 0 or type(used) ~= 'number' or used <= limit then return gone end
-  local some = math.max(1, math.floor((used - limit) * entries / used / 2))
-  gone = gone + redis.call('XTRIM', KEYS[1], 'MAXLEN', entries - some)
-end
-"""

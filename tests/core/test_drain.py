@@ -133,7 +133,7 @@ class AwayOnce:
 
 def test_own_appends_count_until_an_answer_has_them() -> None:
     predictions: Any = AwayOnce()
-    follower: Any = SimpleNamespace(finished=[0])
+    follower: Any = SimpleNamespace(finished=[0], heard=set())
     predictions.backlog = backlog = Backlog(predictions, follower, Bounds())
     for _ in range(3):
         backlog.admit("s", 100)

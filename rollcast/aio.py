@@ -145,6 +145,20 @@ class AsyncClient:
         async for found in self._pages("/v1/dead", "dead", stream=stream, reason=reason):
             yield found
 
+    async def drop_all_dead(
+        self, *, stream: str | None = None, reason: str | None = None, everything: bool = False
+    ) -> int:
+        """As Client.drop_all_dead."""
+        dropped = 0
+        after: str | None = None
+        while True:
+            call = calls.drop_dead_page(stream=stream, reason=reason, everything=everything, after=after)
+            answer = await self.send(call)
+            dropped += int(answer["dropped"])
+            after = answer["next"]
+            if after is None:
+                return dropped
+
     async def reasons_not_ready(self) -> list[str]:
         """Why an entry posted now would not be answered; empty when it would."""
         try:

@@ -268,6 +268,13 @@ def drop_dead(stream: str, entry_id: str) -> Call[dict[str, Any]]:
     return Call("DELETE", f"/v1/dead/{quoted(stream)}/{entry_id}", _dict)
 
 
+def drop_dead_page(
+    *, stream: str | None = None, reason: str | None = None, everything: bool = False, after: str | None = None
+) -> Call[dict[str, Any]]:
+    """Removes many refused entries; `dropped` says how many, `next` where to go on (`after`), None when it is done."""
+    return Call("DELETE", "/v1/dead", _dict, _query(stream=stream, reason=reason, all=everything, after=after))
+
+
 # --- small parts -------------------------------------------------------------------------------------------------
 
 

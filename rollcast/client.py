@@ -152,6 +152,18 @@ class Client:
         """Every refused entry that is kept, without its bytes."""
         yield from self._pages("/v1/dead", "dead", stream=stream, reason=reason)
 
+    def drop_all_dead(self, *, stream: str | None = None, reason: str | None = None, everything: bool = False) -> int:
+        """Removes the refused entries of a stream, of a reason, of both, or with `everything` all. Returns how many."""
+        dropped = 0
+        after: str | None = None
+        while True:
+            call = calls.drop_dead_page(stream=stream, reason=reason, everything=everything, after=after)
+            answer = self.send(call)
+            dropped += int(answer["dropped"])
+            after = answer["next"]
+            if after is None:
+                return dropped
+
     def reasons_not_ready(self) -> list[str]:
         """Why an entry posted now would not be answered; empty when it would."""
         try:

@@ -94,7 +94,7 @@ class DeadSummary(TypedDict):
 
 
 class DeadDetail(DeadSummary):
-    """The same with its other fields and its bytes in base64."""
+    """The same with its other fields and its bytes in base64; None where they were too many to be kept."""
 
     fields: dict[str, str]
-    data: str
+    data: str | None

@@ -65,7 +65,7 @@ def run_api(settings: Settings, fd: int | None) -> None:
         defaults=settings.default_models(),
         schemas={name: package.schema for name, (package, _) in reports.items()},
         limits=entry_limits(settings),
-        bounds=Bounds(settings.backlog_bytes, settings.backlog_s),
+        bounds=Bounds(settings.backlog_bytes, settings.backlog_s, settings.max_streams),
     )
     config = uvicorn.Config(
         app,
@@ -132,6 +132,7 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
             records_kept=settings.records_kept,
             dead_kept=settings.dead_kept,
             dead_bytes=settings.dead_bytes,
+            dead_share=settings.dead_share,
             trim_finished=settings.input_history_s == 0,
         ),
         engines,
@@ -141,6 +142,8 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
         state_ttl_s=settings.state_ttl_s,
         input_history_s=settings.input_history_s,
         output_history_s=settings.output_history_s,
+        settings_ttl_s=settings.settings_ttl_s,
+        dead_history_s=settings.dead_history_s,
         batch_entries=settings.batch_entries,
         max_resident_streams=settings.max_resident_streams,
         tokenizers={name: package.tokenizer for name, package in packages.items() if package.tokenizer is not None},

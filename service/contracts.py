@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from service.errors import BadStreamId, EntryError
+from service.errors import BadStreamId, EntryError, TooLarge
 
 Kind = Literal["frame", "samples", "text", "control"]
 RecordType = Literal["prediction", "refused", "dropped", "duplicate", "done"]
@@ -24,6 +24,7 @@ STREAM_CHARACTERS: Final = "A-Za-z0-9._:-"
 STREAM_ID: Final = re.compile(rf"[A-Za-z0-9][{STREAM_CHARACTERS}]{{0,127}}")
 NO_STREAM: Final = "?"  # the stream under which entries without a legal stream id are answered; never a legal id
 
+TOKEN_BYTES: Final = 64  # a text of more bytes than this times its allowed tokens is not even tokenised
 MAX_ROWS: Final = 4096  # rows of one block; longer recordings are cut by the producer
 
 
@@ -200,6 +201,15 @@ class TextInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokenizer: str = "tokenizer.json"
     max_tokens: int = 512
     sha256: str = ""  # of the tokenizer's file
+
+
+def check_text_size(size: int, spec: TextInput) -> None:
+    """What is known of a text of `size` bytes before it is tokenised. Raises TooLarge."""
+    if size > TOKEN_BYTES * spec.max_tokens:
+        raise TooLarge(
+            f"text of {size} bytes: the model takes {spec.max_tokens} tokens; cut it into several entries of at most "
+            f"{TOKEN_BYTES * spec.max_tokens} bytes"
+        )
 
 
 class StateTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import cv2
 import numpy as np
 
-from service.contracts import FrameInput, TextInput
+from service.contracts import FrameInput, TextInput, check_text_size
 from service.errors import BadImage, Malformed, TooLarge, WrongShape
 from service.images import ImageInfo, inspect
 
@@ -67,8 +67,6 @@ def fit_frame(image: np.ndarray, spec: FrameInput) -> np.ndarray:
 
 # --- text --------------------------------------------------------------------------------------------------------
 
-TOKEN_BYTES: Final = 64  # a text of more bytes than this times its allowed tokens is not even tokenised
-
 
 class Encoding(Protocol):
     @property
@@ -87,10 +85,7 @@ def decode_text(data: bytes, tokenizer: Tokenizer, spec: TextInput) -> np.ndarra
     A text cut at whitespace gives the tokens of the whole (packages.py refuses a tokenizer that does otherwise).
     Raises Malformed (not UTF-8), WrongShape (not a word in it), TooLarge (more tokens than the model takes at once).
     """
-    if len(data) > TOKEN_BYTES * spec.max_tokens:
-        raise TooLarge(
-            f"text of {len(data)} bytes: the model takes {spec.max_tokens} tokens; cut it into several entries"
-        )
+    check_text_size(len(data), spec)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:

@@ -34,6 +34,7 @@ RollcastError
 │   ├── BrokerFull             503  nothing was appended: the broker is out of memory
 │   ├── AppendUnknown          503  the reply of an append was lost
 │   ├── BacklogFull            429
+│   ├── TooManyStreams         429  a new stream, and the deployment has as many as it may
 │   └── NoWorker               503
 ├── Fenced                 the shard was lost, or the broker forgot: drop everything and acquire again
 ├── CommitRefused          nothing applied; the same commit may be sent again
@@ -206,6 +207,10 @@ class AppendUnknown(Unavailable):
 
 class BacklogFull(Unavailable):
     status, type, title, reason = 429, "backlog-full", "Too much is waiting", "backlog_full"
+
+
+class TooManyStreams(Unavailable):
+    status, type, title, reason = 429, "too-many-streams", "Too many streams", "too_many_streams"
 
 
 class NoWorker(Unavailable):

@@ -8,13 +8,16 @@
     {prefix}:{p}:head               the fence
     {prefix}:{p}:pos                positions, a field a stream
     {prefix}:{p}:settings           settings, a field a stream
+    {prefix}:{p}:configured         streams whose settings somebody set
     {prefix}:{p}:streams            last entry of each stream, ms
     {prefix}:{p}:drops              how many entries of a stream were dropped
     {prefix}:{p}:restarts           how often a stream's state began anew
     {prefix}:{p}:state:STREAM       state record
     {prefix}:{p}:out:STREAM         records
     {prefix}:{p}:feed               one item a commit
-    {prefix}:{p}:dead               refused entries with their bytes
+    {prefix}:{p}:dead               refused entries, without their bytes
+    {prefix}:{p}:dead-data          their bytes, a field an entry's id
+    {prefix}:{p}:dead-places        their places in dead, a field an entry's id
     {prefix}:{p}:suspect            entry under careful trial
 
 `{p}` is the shard number in braces: Redis Cluster's hash tag, so that a shard's keys share a slot.
@@ -44,8 +47,8 @@ class ShardKeys:
     """The keys of one shard, as bytes, spelt once."""
 
     __slots__ = (
-        "dead", "drops", "feed", "head", "inbox", "out_prefix", "owner", "pos", "restarts", "settings", "shard",
-        "state_prefix", "streams", "suspect",
+        "configured", "dead", "dead_data", "dead_places", "drops", "feed", "head", "inbox", "out_prefix", "owner",
+        "pos", "restarts", "settings", "shard", "state_prefix", "streams", "suspect",
     )  # fmt: skip
 
     def __init__(self, prefix: str, shard: int) -> None:
@@ -56,11 +59,14 @@ class ShardKeys:
         self.head = f"{base}head".encode()
         self.pos = f"{base}pos".encode()
         self.settings = f"{base}settings".encode()
+        self.configured = f"{base}configured".encode()
         self.streams = f"{base}streams".encode()
         self.drops = f"{base}drops".encode()
         self.restarts = f"{base}restarts".encode()
         self.feed = f"{base}feed".encode()
         self.dead = f"{base}dead".encode()
+        self.dead_data = f"{base}dead-data".encode()
+        self.dead_places = f"{base}dead-places".encode()
         self.suspect = f"{base}suspect".encode()
         self.state_prefix = f"{base}state:".encode()
         self.out_prefix = f"{base}out:".encode()

@@ -92,6 +92,7 @@ class Commit(NamedTuple):
     touched: dict[str, int]  # stream -> ms of its last entry
     trim_below: bytes | None  # housekeeping is due: finished entries below this id may go
     deleted: Sequence[str] = ()  # streams of which nothing may stay but position and the record written here
+    configured: Mapping[str, int] = MappingProxyType({})  # stream -> ms of the control that set its settings
     drops: Mapping[str, int] = MappingProxyType({})  # stream -> entries dropped here
     restarts: Mapping[str, int] = MappingProxyType({})  # stream -> how often its state began anew here
 
@@ -104,6 +105,14 @@ class Committed(NamedTuple):
     dead_overflow: int = 0  # refused entries that left the quarantine: it is bounded
     unwritten: Sequence[int] = ()  # places in the commit's records of those among the failed elements
     repaired: bool = True  # what failed in the commit before was done by this one
+
+
+class Tidied(NamedTuple):
+    """Refused entries that left quarantine."""
+
+    aged: int  # they had been there for too long
+    overflow: int  # there was no room
+    more: bool  # there may be more to do at once
 
 
 class Renewed(NamedTuple):
@@ -185,7 +194,29 @@ class Log(Protocol):
         ...
 
     def remove(self, shard: int, head: bytes, records: Sequence[str], streams: Sequence[str]) -> bool:
-        """Removes records of some streams, and all but the settings of others, if `head` still stands."""
+        """Removes records of some streams, and all of others but the settings that somebody set, if `head` still
+        stands."""
+        ...
+
+    def unsettled(self, shard: int, silent_ms: int, limit: int) -> list[str]:
+        """Streams that are gone and whose settings are kept, silent for longer than `silent_ms`; at most `limit`."""
+        ...
+
+    def unsettle(self, shard: int, head: bytes, streams: Sequence[str]) -> bool:
+        """Removes the settings of these streams, but not of one that is there again, if `head` still stands."""
+        ...
+
+    def adopt(self, shard: int, head: bytes, cursor: bytes) -> bytes | None:
+        """Dates some settings that belong to no stream, as earlier versions left them: `unsettled` finds them in time.
+        Returns where to go on, b"0" after the last; None where `head` does not stand any more."""
+        ...
+
+    def tidy_dead(self, shard: int, head: bytes, older_ms: int) -> Tidied:
+        """Keeps quarantine within its bounds, and what is older than `older_ms` out of it, if `head` still stands."""
+        ...
+
+    def look_at_memory(self) -> None:
+        """Asks how much memory the broker may use: quarantine is a share of it."""
         ...
 
     def expel(self, shard: int, head: bytes) -> Expelled:
@@ -325,9 +356,10 @@ class ShardBacklog(NamedTuple):
 
     entries: int  # unfinished
     bytes: int  # about what they take in the broker
-    revision: str  # id of the last control that changed a stream's settings; empty: none did
+    revision: str  # changes with the settings of a stream, other than by its first entry; empty: none ever did
     token: str = ""  # under which a worker holds the shard; empty: none does
     commits: int = 0
+    streams: int = 0  # known ones: those that have a position, or settings
 
 
 class Pressure(NamedTuple):
@@ -366,10 +398,19 @@ class DeadRow(NamedTuple):
 
 
 class DeadEntry(NamedTuple):
-    """A refused entry with its bytes. `fields`: all that quarantine kept of the entry, `data` too."""
+    """A refused entry with its bytes. `fields`: all that quarantine kept of the entry; without `data` where its bytes
+    were too many."""
 
     row: DeadRow
     fields: dict[str, bytes]
+
+
+class DeadPage(NamedTuple):
+    """What one look into a shard's quarantine found. `next`: the place to go on after; None: that was all."""
+
+    rows: list[DeadRow]
+    next: str | None
+    looked: int  # refused entries that were looked at
 
 
 # What became of an append: its id, or why there is none.
@@ -480,16 +521,17 @@ class Predictions(Protocol):
 
     async def dead(
         self, shard: int, after: str, limit: int, stream: str | None = None, reason: str | None = None
-    ) -> list[DeadRow]:
-        """Refused entries of one shard whose place is above `after`, ascending, at most `limit`."""
+    ) -> DeadPage:
+        """Refused entries of one shard whose place is above `after`, ascending, at most `limit`. A look is short: it
+        may end before it has found any."""
         ...
 
     async def dead_entry(self, stream: str, entry_id: str) -> DeadEntry | None:
         """One refused entry with its bytes, in whatever shard it was refused."""
         ...
 
-    async def drop_dead(self, row: DeadRow) -> bool:
-        """Removes it from quarantine. Returns whether it was still there."""
+    async def drop_dead(self, rows: Sequence[DeadRow]) -> int:
+        """Removes these, all of one shard, from quarantine. Returns how many were still there."""
         ...
 
     async def shard_status(self) -> list[ShardStatus]: ...

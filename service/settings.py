@@ -78,7 +78,21 @@ class Settings(BaseSettings):
     output_history_s: Seconds = Field(600.0, description="how long records are kept")
     records_kept: Positive = Field(1000, description="records kept of a stream, at most")
     dead_kept: Positive = Field(1000, description="refused entries kept in quarantine, at most, a shard")
-    dead_bytes: Positive = Field(64 * 2**20, description="their bytes in the broker, at most, a shard")
+    dead_share: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.1, description="part of the broker's maxmemory that refused entries may take, over all shards"
+    )
+    dead_bytes: Positive = Field(
+        64 * 2**20, description="their bytes in the broker, at most, a shard, whatever dead_share allows"
+    )
+    dead_history_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        604_800.0, description="how long refused entries are kept"
+    )
+    settings_ttl_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        2_592_000.0, description="how long settings that somebody set outlive their stream's last entry"
+    )
+    max_streams: Positive = Field(
+        100_000, description="streams of a deployment beyond which POST and PUT answer 429 to a new one"
+    )
     backlog_bytes: Positive = Field(
         64 * 2**20, description="unfinished entries' bytes in a shard beyond which POST answers 429"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import select
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from service.codec import MAX_MS, Head, id_number, last_honest, number_id, parse
 from service.contracts import FrameInput, GapPolicy, Manifest, RollingSettings, RowInput, StateTensor
 from service.errors import BadHead, BrokerAway, Fenced
 from service.keys import shard_of
-from service.ports import Commit, Committed, DeadWrite, Expelled, Idle, Loaded, Renewed
+from service.ports import Commit, Committed, DeadWrite, Expelled, Idle, Loaded, Renewed, Tidied
 
 Fields = list[bytes]
 
@@ -30,6 +31,7 @@ class MemoryShard:
     states: dict[str, bytes] = field(default_factory=dict)
     pos: dict[str, bytes] = field(default_factory=dict)
     settings: dict[str, bytes] = field(default_factory=dict)
+    configured: dict[str, int] = field(default_factory=dict)  # ms since when nobody knows of the stream, about
     streams: dict[str, int] = field(default_factory=dict)  # ms of the last entry
     drops: dict[str, int] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
@@ -180,8 +182,14 @@ class MemoryLog:
         for stream in (*records, *streams):
             it.out.pop(stream, None)
         for stream in streams:
+            last_ms = it.streams.get(stream, 0)
             for kept in (it.states, it.pos, it.streams, it.drops, it.restarts):
                 kept.pop(stream, None)  # type: ignore[attr-defined]
+            if stream in it.settings and stream != "?":
+                if stream in it.configured or set(json.loads(it.settings[stream])) != {"model"}:
+                    it.configured[stream] = last_ms
+                else:
+                    self._forget_settings(it, stream)
         return True
 
     def expel(self, shard: int, head: bytes) -> Expelled:
@@ -205,6 +213,46 @@ class MemoryLog:
             it.last = max(self.broker.clock_ms << 64, it.last + 1)
             it.log[it.last] = fields
         return Expelled(now_ms, len(refused), len(moved), number_id(beyond[0]).decode(), False)
+
+    def _forget_settings(self, it: MemoryShard, stream: str) -> None:
+        if it.settings.pop(stream, None) is not None:
+            it.settings["?"] = b"%d-0" % self.broker.clock_ms
+
+    def unsettled(self, shard: int, silent_ms: int, limit: int) -> list[str]:
+        it, until_ms = self.broker.shards[shard], self.broker.clock_ms - silent_ms
+        return [stream for ms, stream in sorted((ms, s) for s, ms in it.configured.items()) if ms <= until_ms][:limit]
+
+    def unsettle(self, shard: int, head: bytes, streams: Sequence[str]) -> bool:
+        it = self.broker.shards[shard]
+        if it.head != head:
+            return False
+        for stream in streams:
+            if stream in it.streams:
+                it.configured[stream] = it.streams[stream]
+            else:
+                it.configured.pop(stream, None)
+                self._forget_settings(it, stream)
+        return True
+
+    def adopt(self, shard: int, head: bytes, cursor: bytes) -> bytes | None:
+        it = self.broker.shards[shard]
+        if it.head != head:
+            return None
+        for stream in set(it.settings) - set(it.streams) - {"?"}:
+            it.configured.setdefault(stream, self.broker.clock_ms)
+        return b"0"
+
+    def tidy_dead(self, shard: int, head: bytes, older_ms: int) -> Tidied:
+        it = self.broker.shards[shard]
+        if it.head != head:
+            return Tidied(0, 0, False)
+        over = self._bound_dead(it)
+        old = [place for place in it.dead if place >> 64 <= self.broker.clock_ms - older_ms]
+        for place in old:
+            del it.dead[place]
+        return Tidied(len(old), over, False)
+
+    def look_at_memory(self) -> None: ...
 
     def known(self, shards: Sequence[int]) -> int:
         return sum(len(self.broker.shards[shard].streams) for shard in shards)
@@ -232,8 +280,9 @@ class MemoryLog:
         it.pos |= commit.positions
         it.settings |= commit.settings
         for stream in commit.deleted:
-            for kept in (it.settings, it.drops, it.restarts):
+            for kept in (it.settings, it.configured, it.drops, it.restarts):
                 kept.pop(stream, None)  # type: ignore[attr-defined]
+        it.configured |= commit.configured
         for counts, more in ((it.drops, commit.drops), (it.restarts, commit.restarts)):
             for stream, n in more.items():
                 counts[stream] = counts.get(stream, 0) + n
@@ -266,6 +315,9 @@ class MemoryLog:
     def _quarantine(self, it: MemoryShard, commit: Commit) -> int:
         for d in commit.dead:
             self._bury(it, d)
+        return self._bound_dead(it)
+
+    def _bound_dead(self, it: MemoryShard) -> int:
         gone = 0
         while it.dead and (
             len(it.dead) > self.dead_kept
@@ -279,7 +331,9 @@ class MemoryLog:
         words = {"id": d.id, "stream": d.stream, "kind": d.kind, "reason": d.reason, "detail": d.detail}
         fields = {name: word if isinstance(word, bytes) else word.encode() for name, word in words.items()}
         place = max(self.broker.clock_ms << 64, max(it.dead, default=0) + 1)
-        it.dead[place] = fields | {"data": d.data} | {name.decode(): value for name, value in d.more}
+        data = {"data": d.data} if len(d.data) <= 0.75 * self.dead_bytes else {}
+        more = {name.decode(): value for name, value in d.more}
+        it.dead[place] = fields | {"bytes": b"%d" % len(d.data)} | data | more
 
     def send_again(self, shard: int) -> None:
         raise AssertionError("nothing is ever refused here")

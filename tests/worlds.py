@@ -56,7 +56,7 @@ class MemoryWorld(MemoryBroker):
 
     def dead(self) -> list[tuple[str, str, bytes]]:
         found = [fields for shard in self.shards for fields in shard.dead.values()]
-        return [(f["reason"].decode(), f["stream"].decode(), f["data"]) for f in found]
+        return [(f["reason"].decode(), f["stream"].decode(), f.get("data", b"")) for f in found]
 
     def state(self, stream: str) -> bytes | None:
         return self.shards[shard_of(stream, SHARDS)].states.get(stream)
@@ -106,8 +106,9 @@ class BrokerWorld:
         return [(i.decode(), f[b"type"].decode(), f[b"body"], f[b"prev"].decode()) for i, f in found]
 
     def dead(self) -> list[tuple[str, str, bytes]]:
-        found: list[Any] = [item for keys in self.keys for item in self.client.xrange(keys.dead)]  # type: ignore[union-attr]
-        return [(f[b"reason"].decode(), f[b"stream"].decode(), f[b"data"]) for _, f in found]
+        found: list[Any] = [(keys, f) for keys in self.keys for _, f in self.client.xrange(keys.dead)]  # type: ignore[union-attr]
+        data = [self.client.hget(keys.dead_data, f[b"id"].decode()) or b"" for keys, f in found]
+        return [(f[b"reason"].decode(), f[b"stream"].decode(), kept) for (_, f), kept in zip(found, data, strict=True)]  # type: ignore[misc]
 
     def state(self, stream: str) -> bytes | None:
         return self.client.get(self._of(stream).state(stream))  # type: ignore[return-value]

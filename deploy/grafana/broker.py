@@ -75,7 +75,7 @@ BROKER = Dashboard(
                 ),
                 lines(
                     "Quarantine that overflowed a second",
-                    "Refused entries that left because there were too many: dead_kept, dead_bytes.",
+                    "Refused entries that left because there were too many: dead_kept, dead_share, dead_bytes.",
                     (f"sum(rate(rollcast_dead_overflow_total{JOB}{RATE}))", "entries"),
                     unit="cps",
                 ),

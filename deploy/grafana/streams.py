@@ -39,6 +39,12 @@ STREAMS = Dashboard(
                     stacked=True,
                 ),
                 lines(
+                    "Streams of the deployment",
+                    "Idle ones, too. At the limit, max_streams, new ones are answered 429.",
+                    (f"max(rollcast_streams_known{JOB})", "streams"),
+                    (f"max(rollcast_streams_limit{JOB})", "limit"),
+                ),
+                lines(
                     "States moved a second",
                     "Evictions as fast as entries: the memory is too small for the streams that take turns.",
                     (f"sum(rate(rollcast_evictions_total{JOB}{RATE}))", "evicted from memory"),
@@ -47,7 +53,7 @@ STREAMS = Dashboard(
                 ),
                 lines(
                     "Removed by the janitor a second",
-                    "Idle streams: their records, later all but their settings.",
+                    "Idle streams: their records, later all but settings that were set, then these. Refused entries.",
                     (f"sum by (what) (rate(rollcast_swept_total{JOB}{RATE}))", "{{what}}"),
                     unit="cps",
                 ),

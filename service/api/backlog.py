@@ -1,4 +1,5 @@
-"""Pressure returns through here: what waits in each shard, how fast it drains, how full the broker is.
+"""Pressure returns through here: what waits in each shard, how fast it drains, how full the broker is, and how many
+streams there are.
 
 Measured from the broker ten times a second, own appends added meanwhile. A shard that has too much waiting refuses its
 own entries only. Nothing is ever dropped here: an entry that was taken stays in the log until it is answered.
@@ -12,6 +13,7 @@ import time
 from collections import deque
 from typing import Final, NamedTuple
 
+from service.api.census import Census
 from service.api.follower import Follower
 from service.errors import BacklogFull, BrokerFull, RollcastError
 from service.keys import shard_of
@@ -29,10 +31,11 @@ log = logging.getLogger("rollcast.api")
 
 
 class Bounds(NamedTuple):
-    """Of what may wait in one shard."""
+    """Of what may wait in one shard, and of all streams."""
 
     bytes: int = 64 << 20
     seconds: float = 30.0
+    streams: int = 100_000
 
 
 class Drain:
@@ -92,6 +95,7 @@ class Backlog:
 
     def __init__(self, predictions: Predictions, follower: Follower, bounds: Bounds) -> None:
         self._predictions, self._follower, self._bounds = predictions, follower, bounds
+        self.census = Census(predictions, follower, bounds.streams)
         shards = predictions.shards
         self._entries, self._bytes = [0] * shards, [0] * shards
         self._added: list[tuple[int, int]] = [(0, 0)] * shards  # own appends since the last poll was sent
@@ -114,12 +118,13 @@ class Backlog:
 
     async def poll(self) -> None:
         before = list(self._added)  # counted here until the answer is, which has them
-        finished, now = list(self._follower.finished), time.monotonic()
+        finished, heard, now = list(self._follower.finished), self.census.heard(), time.monotonic()
         followed = self._follower.away is None and self._follower.connections == self._connections
         self._connections = self._follower.connections
         pressure = await self._predictions.pressure()
         self._added = [(a - c, b - d) for (a, b), (c, d) in zip(self._added, before, strict=True)]
         self._memory = pressure.memory_bytes, pressure.memory_limit
+        self.census.count(sum(shard.streams for shard in pressure.shards), heard)
         was, took_s = self._finished, now - self._polled_at
         self._finished, self._polled_at = finished, now
         for p, shard in enumerate(pressure.shards):
@@ -129,8 +134,9 @@ class Backlog:
             else:
                 self._drains[p].sample(now, took_s, finished[p] - was[p], shard)
 
-    def admit(self, stream: str, size: int) -> None:
-        """Counts an entry of `size` bytes that is about to be appended. Raises BacklogFull and BrokerFull."""
+    def admit(self, stream: str, size: int, new: bool = False) -> None:
+        """Counts an entry of `size` bytes that is about to be appended; `new`: the first of its stream, as the census
+        says. Raises BacklogFull, BrokerFull and TooManyStreams."""
         used, limit = self._memory
         if limit and used + size > MEMORY_SHARE * limit:
             raise BrokerFull(
@@ -140,7 +146,7 @@ class Backlog:
             )
         p = shard_of(stream, len(self._entries))
         entries, waiting = self.entries(p), self._bytes[p] + self._added[p][1]
-        drain, (most_bytes, most_s) = self._drains[p], self._bounds
+        drain, (most_bytes, most_s, _) = self._drains[p], self._bounds
         size += ENTRY_BYTES
         if entries and waiting + size > most_bytes:
             over = entries * (1 - RESUME_SHARE * most_bytes / (waiting + size))
@@ -155,6 +161,8 @@ class Backlog:
                 f"shard {p}: {entries:,} unfinished entries, {seconds:.0f} s of work; at most {most_s:g} s may wait",
                 retry_after_s=self._retry_after(over, drain),
             )
+        if new:
+            self.census.admit(stream)
         added, its_bytes = self._added[p]
         self._added[p] = added + 1, its_bytes + size
 

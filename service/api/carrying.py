@@ -44,6 +44,12 @@ async def append(
         return entry_id, await waiter.record(entry_id, wait_s)
 
 
+async def admit(context: Context, stream: str, size: int) -> None:
+    """Raises BacklogFull, BrokerFull and TooManyStreams."""
+    bound = await context.bindings.model(stream) is not None
+    context.backlog.admit(stream, size, await context.backlog.census.is_new(stream, bound))
+
+
 async def _append(context: Context, stream: str, fields: Mapping[str, bytes]) -> str:
     try:
         entry_id = await context.predictions.append(stream, fields)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from typing import Final, Literal, NamedTuple, TypeVar
 
@@ -197,6 +197,8 @@ class Follower:
     def __init__(self, predictions: Predictions, metrics: ApiMetrics, capacity: int = CAPACITY) -> None:
         self.away: str | None = "the broker has not answered yet"
         self.finished = [0] * predictions.shards  # entries answered in each shard, as far as this process saw it
+        self.unheard: Container[str] = ()  # streams whose first record somebody waits for
+        self.heard: set[str] = set()  # of those, the ones that had a record
         self.connections = 0  # how often following began: what was cached of the broker before may be wrong after
         self.places: list[Place] = [BEGINNING] * predictions.shards  # what was handed on, of every feed
         self._encoded = [encode_place(place) for place in self.places]
@@ -319,6 +321,7 @@ class Follower:
         """Fetches what is wanted first; then hands it on without a pause, so that the places are always true."""
         for item in items:
             self.finished[item.shard] += len(item.records)
+            self.heard.update(stream for stream, _ in item.records if stream in self.unheard)
         wanted: list[tuple[str, str]] = []
         awaited: list[Waiter] = []
         for item in items:

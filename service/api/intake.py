@@ -10,7 +10,7 @@ from service.api.context import Context
 from service.api.posted import PostedEntry
 from service.choosing import choose_model
 from service.codec import MAX_TIME_S, entry_fields
-from service.contracts import ModelInfo, check_stream_id
+from service.contracts import ModelInfo, check_stream_id, check_text_size
 from service.errors import (
     EntryError,
     Malformed,
@@ -25,11 +25,12 @@ from service.errors import (
 
 
 class Ready(NamedTuple):
-    """An entry that may be appended."""
+    """An entry that may be appended. `new`: it would be its stream's first."""
 
     stream: str
     model: str
     fields: Mapping[str, bytes]
+    new: bool = False
 
 
 class More(NamedTuple):
@@ -66,7 +67,6 @@ class Intake:
             raise Malformed(f"kind {entry.kind} with {found}: expected {' or '.join(allowed)}")
         if entry.kind == "text":
             assert entry.text is not None
-            self._check_size(len(entry.text), self._context.limits.entry_bytes)
             return await self.text(stream, Text(entry.text), more)
         if entry.kind == "frame":
             assert entry.data is not None
@@ -89,39 +89,44 @@ class Intake:
 
     async def frame(self, stream: str, image: bytes, more: More = NOTHING_MORE) -> Ready:
         check_image(image, self._context.limits.pixels)
-        model = await self._choose(stream, "frame", more.model)
+        model, new = await self._choose(stream, "frame", more.model)
         fields = entry_fields(
             stream, "frame", image, model=model, time=more.time, seq=more.seq, start=more.start, end=more.end
         )
-        return Ready(stream, model, fields)
+        return Ready(stream, model, fields, new)
 
     async def samples(self, stream: str, block: Block, more: More = NOTHING_MORE) -> Ready:
-        model = await self._choose(stream, "samples", more.model, block)
+        model, new = await self._choose(stream, "samples", more.model, block)
         spec = self._context.models[model].rows
         if spec is None:
             raise UnknownModel(f"model {model!r} does not describe its rows")
         rows = to_rows(block, spec)
+        self._check_size(rows.nbytes, self._context.limits.entry_bytes)
         fields = entry_fields(
             stream, "samples", rows.tobytes(),
             model=model, time=event_time(more.time, block.time), seq=more.seq, start=more.start, end=more.end,
             shape=(rows.shape[0], rows.shape[1]), interval_s=more.interval_s,
         )  # fmt: skip
-        return Ready(stream, model, fields)
+        return Ready(stream, model, fields, new)
 
     async def text(self, stream: str, text: Text, more: More = NOTHING_MORE) -> Ready:
         check_text(text)
-        model = await self._choose(stream, "text", more.model)
+        model, new = await self._choose(stream, "text", more.model)
+        data = text.text.encode()
+        self._check_size(len(data), self._context.limits.entry_bytes)
+        if (spec := self._context.models[model].text) is not None:
+            check_text_size(len(data), spec)
         fields = entry_fields(
-            stream, "text", text.text.encode(),
+            stream, "text", data,
             model=model, time=event_time(more.time, text.time), seq=more.seq, start=more.start, end=more.end,
         )  # fmt: skip
-        return Ready(stream, model, fields)
+        return Ready(stream, model, fields, new)
 
     async def append(self, ready: Ready, fsync: bool = False) -> str:
         """One XADD. Returns the id; with `fsync` when it is on disk."""
         metrics = self._context.metrics
         try:
-            self._context.backlog.admit(ready.stream, len(ready.fields["data"]))
+            self._context.backlog.admit(ready.stream, len(ready.fields["data"]), ready.new)
             entry_id = await self._context.predictions.append(ready.stream, ready.fields, fsync)
         except Unavailable as error:
             metrics.turned_away.labels(error.reason).inc()
@@ -144,7 +149,7 @@ class Intake:
             full = held.get(ready.stream)
             if full is None:
                 try:
-                    self._context.backlog.admit(ready.stream, len(ready.fields["data"]))
+                    self._context.backlog.admit(ready.stream, len(ready.fields["data"]), ready.new)
                     admitted.append(len(answers))
                 except Unavailable as error:
                     full = held[ready.stream] = error
@@ -158,14 +163,18 @@ class Intake:
         self._context.metrics.appended.inc(sum(isinstance(answer, str) for answer in answers))
         return answers
 
-    async def _choose(self, stream: str, kind: str, asked: str | None, block: Block | None = None) -> str:
+    async def _choose(self, stream: str, kind: str, asked: str | None, block: Block | None = None) -> tuple[str, bool]:
+        """The model, and whether the entry would be its stream's first."""
         bindings = self._context.bindings
+        bound = await bindings.model(stream)
         try:
-            return await self._choose_for(kind, asked, block, await bindings.model(stream))
+            chosen = await self._choose_for(kind, asked, block, bound)
         except EntryError:  # a refusal is not given on old news: the stream may have another model meanwhile
             if not bindings.forget(stream):
                 raise
-            return await self._choose_for(kind, asked, block, await bindings.model(stream))
+            bound = await bindings.model(stream)
+            chosen = await self._choose_for(kind, asked, block, bound)
+        return chosen, await self._context.backlog.census.is_new(stream, bound is not None)
 
     async def _choose_for(self, kind: str, asked: str | None, block: Block | None, bound: str | None) -> str:
         default = self._context.defaults.get(kind)

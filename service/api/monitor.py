@@ -50,6 +50,8 @@ class Monitor:
                 log.error("no worker takes this shard", extra={"shard": one.shard, "detail": one.fault})
         self.away = None
         self._metrics.broker_up.set(1)
+        self._metrics.streams_known.set(self._backlog.census.known)
+        self._metrics.streams_limit.set(self._backlog.census.most)
         for status in self.shards:
             self._metrics.lag_entries.labels(status.shard).set(status.lag_entries)
             self._metrics.lag_seconds.labels(status.shard).set(status.lag_s)

@@ -67,14 +67,19 @@ _DEAD_ENTRY: Final[Schema] = {
         ref("DeadSummary"),
         object_of(
             fields={"type": "object", "description": "the entry's other fields, as they came"},
-            data={"type": "string", "format": "byte", "description": "its bytes, in base64"},
+            data={
+                "type": ["string", "null"],
+                "format": "byte",
+                "description": "its bytes, in base64; null where they were too many to be kept",
+            },
         ),
     ]
 }
 GET_DEAD: Final = get(
     {
         200: {
-            "description": "Refused entries, shard by shard, the oldest first; `next` is the `after` of the next page.",
+            "description": "Refused entries, shard by shard, the oldest first; `next` is the `after` of the next page, "
+            "null after the last one. A page may be short, or empty.",
             "content": json(object_of(dead=array(ref("DeadSummary")), next={"type": ["string", "null"]}), DEAD),
         },
         **problems(400, 503),
@@ -84,6 +89,24 @@ GET_DEAD: Final = get(
         query("reason", {"type": "string"}, "Only with this reason."),
         query("after", {"type": "string"}, "Where the page begins: the `next` of the one before. Opaque."),
         query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_RECORDS, "default": 100}, "At most so many."),
+    ],
+)
+DELETE_MANY_DEAD: Final = get(
+    {
+        200: {
+            "description": "So many left quarantine. `next`, unless it is null: call again with it as `after`.",
+            "content": json(
+                object_of(dropped={"type": "integer"}, next={"type": ["string", "null"]}),
+                {"dropped": 104, "next": "MTcgMTc2Mzg2MDAwMDI1MC0w"},
+            ),
+        },
+        **problems(400, 503),
+    },
+    [
+        query("stream", {"type": "string"}, "Those of this stream."),
+        query("reason", {"type": "string"}, "Those with this reason."),
+        query("all", {"type": "integer", "enum": [0, 1]}, "1: all that are kept; without `stream` and `reason`."),
+        query("after", {"type": "string"}, "Where to go on: the `next` of the call before. Opaque."),
     ],
 )
 GET_DEAD_ENTRY: Final = get(

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.api import openapi_control
 from service.api.bodies import read_body
-from service.api.carrying import carry_out, check_model
+from service.api.carrying import admit, carry_out, check_model
 from service.api.context import Context
 from service.api.query import Query
 from service.contracts import check_stream_id
@@ -31,7 +31,7 @@ def setting_routes(context: Context) -> APIRouter:
         settings = decode_new_settings(body)
         if settings.model is not None:
             await check_model(context, settings.model)
-        context.backlog.admit(stream, len(body))
+        await admit(context, stream, len(body))
         return await carry_out(context, stream, Control("settings", settings), query)
 
     @router.delete("/v1/streams/{stream}", **openapi_control.DELETE_STREAM)

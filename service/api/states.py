@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.api import openapi_control
 from service.api.bodies import media_type, read_body
-from service.api.carrying import carry_out, check_model, json_answer
+from service.api.carrying import admit, carry_out, check_model, json_answer
 from service.api.context import Context
 from service.api.described import stepped_entry, summarise_state
 from service.api.query import Query
@@ -59,7 +59,7 @@ def state_routes(context: Context) -> APIRouter:
         limit = context.limits.entry_bytes // 4 * 3 - CONTROL_BYTES  # in the log it is base64
         body = await read_body(request, limit)
         await check(stream, body)
-        context.backlog.admit(stream, len(body) * 4 // 3)
+        await admit(context, stream, len(body) * 4 // 3)
         return await carry_out(context, stream, Control("restore", state=body), query)
 
     @router.delete("/v1/streams/{stream}/state", **openapi_control.DELETE_STATE)

@@ -7,15 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from service.broker import scripts
-from service.broker.packing import Keep
+from service.broker import quarantine, scripts
+from service.broker.packing import BYTES_SHARE, Keep
 from service.broker.wire import Argument, pack
 from service.codec import AHEAD_MS, number_id
 from service.errors import Fenced
 from service.keys import ShardKeys
-from service.ports import Expelled, Idle
+from service.ports import Expelled, Idle, Tidied
 
 EXPELLED: Final = (1024, 16 << 20)  # entries and bytes that one call takes out of a log
+ADOPTED: Final = 100  # settings looked at in one call
+DEAD_TIDIED: Final = 100  # refused entries that leave quarantine for their age in one call
 
 # KEYS streams pos.  ARGV least ms, how long they were silent (ms, by the server's clock), how many to skip and how many
 # at most.
@@ -33,17 +35,89 @@ end
 return answer
 """
 
-# KEYS head pos streams drops restarts, keys that go.  ARGV the head as we know it, streams whose position goes.
-# Returns 1 when the shard is ours and they are gone. A foreign value over the counts keeps nothing else from going.
-REMOVE: Final = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-for i = 6, #KEYS do redis.call('UNLINK', KEYS[i]) end
-for i = 2, #ARGV do
-  redis.call('HDEL', KEYS[2], ARGV[i])
-  redis.call('ZREM', KEYS[3], ARGV[i])
-  for counts = 4, 5 do redis.pcall('ZREM', KEYS[counts], ARGV[i]) end
+# Api processes forget the models they remember of a shard when field `?` of its settings changes.
+_CHANGED: Final = """
+local function changed()
+  local now = redis.call('TIME')
+  redis.pcall('HSET', settings, '?', string.format('%.0f-0', now[1] * 1000 + math.floor(now[2] / 1000)))
 end
+"""
+
+# KEYS head pos streams drops restarts settings configured, keys that go.  ARGV the head as we know it, streams whose
+# position goes. What their first entry bound goes with it; what somebody set stays, dated by the stream's last entry:
+# `configured` names those streams, and settings of more than a model are of such a one in any case.
+# Returns 1 when the shard is ours and they are gone. A foreign value over a key keeps nothing else from going.
+REMOVE: Final = (
+    """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local settings, configured, bound = KEYS[6], KEYS[7], 0
+"""
+    + _CHANGED
+    + """
+for i = 8, #KEYS do redis.call('UNLINK', KEYS[i]) end
+for i = 2, #ARGV do
+  local name = ARGV[i]
+  local last, said = redis.call('ZSCORE', KEYS[3], name), redis.pcall('HGET', settings, name)
+  redis.call('HDEL', KEYS[2], name)
+  redis.call('ZREM', KEYS[3], name)
+  for counts = 4, 5 do redis.pcall('ZREM', KEYS[counts], name) end
+  if type(said) == 'string' and name ~= '?' then
+    local set = type(redis.pcall('ZSCORE', configured, name)) == 'string'
+    if set or not string.match(said, '^{"model":"[^"]*"}$') then
+      redis.pcall('ZADD', configured, last or 0, name)
+    else
+      bound = bound + redis.call('HDEL', settings, name)
+    end
+  end
+end
+if bound > 0 then changed() end
 return 1
+"""
+)
+
+# KEYS configured.  ARGV how long they were silent (ms, by the server's clock), how many at most. Changes nothing.
+UNSETTLED: Final = """
+local now = redis.call('TIME')
+local until_ms = now[1] * 1000 + math.floor(now[2] / 1000) - ARGV[1]
+return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', until_ms, 'LIMIT', 0, ARGV[2])
+"""
+
+# KEYS head settings streams configured.  ARGV the head as we know it, streams. The settings go of those that are gone;
+# those that came back are dated by their last entry. Returns 1 when the shard is ours.
+UNSETTLE: Final = (
+    """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local settings, gone = KEYS[2], 0
+"""
+    + _CHANGED
+    + """
+for i = 2, #ARGV do
+  redis.call('ZREM', KEYS[4], ARGV[i])
+  local last = redis.call('ZSCORE', KEYS[3], ARGV[i])
+  if last then
+    redis.call('ZADD', KEYS[4], last, ARGV[i])
+  else
+    gone = gone + redis.call('HDEL', settings, ARGV[i])
+  end
+end
+if gone > 0 then changed() end
+return 1
+"""
+)
+
+# KEYS head settings streams configured.  ARGV the head as we know it, HSCAN's cursor, about how many.
+# Settings that belong to no stream, as earlier versions left them, are dated by now. Returns the next cursor, or
+# nothing when the shard is another's.
+ADOPT: Final = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
+local now = redis.call('TIME')
+local ms = now[1] * 1000 + math.floor(now[2] / 1000)
+local found = redis.call('HSCAN', KEYS[2], ARGV[2], 'COUNT', ARGV[3])
+for i = 1, #found[2], 2 do
+  local name = found[2][i]
+  if name ~= '?' and not redis.call('ZSCORE', KEYS[3], name) then redis.call('ZADD', KEYS[4], 'NX', ms, name) end
+end
+return found[1]
 """
 
 
@@ -78,23 +152,47 @@ class Housekeeping(ABC):
     def remove(self, shard: int, head: bytes, records: Sequence[str], streams: Sequence[str]) -> bool:
         keys = self._keys[shard]
         gone = [keys.out(name) for name in (*records, *streams)] + [keys.state(name) for name in streams]
-        named = (keys.head, keys.pos, keys.streams, keys.drops, keys.restarts, *gone)
+        named = (
+            keys.head, keys.pos, keys.streams, keys.drops, keys.restarts, keys.settings, keys.configured, *gone,
+        )  # fmt: skip
         (reply,) = self._ask(("EVAL", REMOVE, len(named), *named, head, *streams))
         return bool(reply == 1)
 
     def expel(self, shard: int, head: bytes) -> Expelled:
-        keys, keep = self._keys[shard], self._keep
-        low, expel = head.split(b" ")[3], ("EVAL", scripts.EXPEL, 3, keys.head, keys.inbox, keys.dead)
-        found, overflow = self._ask_all(
-            [
-                pack((*expel, head, low, AHEAD_MS, *EXPELLED, 0, low, low)),
-                pack(("EVAL", scripts.BOUND_DEAD, 1, keys.dead, keep.dead, keep.dead_bytes)),
-            ]
+        keys, keep, low = self._keys[shard], self._keep, head.split(b" ")[3]
+        where = keys.head, keys.inbox, keys.dead, keys.dead_data, keys.dead_places
+        most = int(BYTES_SHARE * keep.dead_bytes)
+        (found,) = self._ask(
+            ("EVAL", scripts.EXPEL, len(where), *where, head, low, AHEAD_MS, *EXPELLED, 0, low, low, most)
         )
         if found is None:
             raise Fenced(f"shard {shard}: head is not what this worker wrote")
         now_ms, refused, moved, first, more = found
+        overflow = self.tidy_dead(shard, head, now_ms).overflow if refused else 0
         return Expelled(now_ms, refused, moved, first.decode(), more == 1, overflow)
+
+    def unsettled(self, shard: int, silent_ms: int, limit: int) -> list[str]:
+        found = self._ask(("EVAL", UNSETTLED, 1, self._keys[shard].configured, silent_ms, limit))[0] or []
+        return [name.decode() for name in found]
+
+    def unsettle(self, shard: int, head: bytes, streams: Sequence[str]) -> bool:
+        (reply,) = self._ask(("EVAL", UNSETTLE, 4, *self._settings_of(shard), head, *streams))
+        return bool(reply == 1)
+
+    def adopt(self, shard: int, head: bytes, cursor: bytes) -> bytes | None:
+        reply: bytes | None = self._ask(("EVAL", ADOPT, 4, *self._settings_of(shard), head, cursor, ADOPTED))[0]
+        return reply
+
+    def tidy_dead(self, shard: int, head: bytes, older_ms: int) -> Tidied:
+        keys, keep = self._keys[shard], self._keep
+        where = keys.dead, keys.dead_data, keys.dead_places, keys.head
+        bounds = keep.dead, keep.dead_bytes, older_ms, DEAD_TIDIED
+        aged, over, more = self._ask(("EVAL", quarantine.TIDY, len(where), *where, head, *bounds))[0] or (0, 0, 0)
+        return Tidied(aged, over, more == 1)
+
+    def _settings_of(self, shard: int) -> tuple[bytes, ...]:
+        keys = self._keys[shard]
+        return keys.head, keys.settings, keys.streams, keys.configured
 
     def known(self, shards: Sequence[int]) -> int:
         return sum(count or 0 for count in self._ask(*(("ZCARD", self._keys[shard].streams) for shard in shards)))

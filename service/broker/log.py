@@ -30,6 +30,7 @@ from service.ports import Commit, Committed, Loaded, Renewed
 _REFUSALS: Final = ("OOM", "MISCONF", "LOADING", "NOREPLICAS", "BUSY", "EXECABORT")
 _IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?([A-Z]+) ")
 _Error: Final = hiredis.ReplyError
+_MAXMEMORY: Final = re.compile(rb"^maxmemory:(\d+)", re.MULTILINE)
 _GROUP_GONE: Final = ("NOGROUP", "ERR The XGROUP subcommand requires the key to exist")
 STATE_GRACE_S: Final = 7 * 86_400  # states outlive their TTL by this; the TTL itself is decided by entry ids
 ATTEMPTS: Final = 2  # of an entry in careful mode, before it is refused
@@ -51,6 +52,7 @@ class RedisLog(Housekeeping):
         records_kept: int = 1000,
         dead_kept: int = 1000,
         dead_bytes: int = 64 << 20,
+        dead_share: float = 0.1,
         feed_commits: int = 10_000,
         trim_finished: bool = True,
     ) -> None:
@@ -61,10 +63,11 @@ class RedisLog(Housekeeping):
         self._keep = Keep(
             records=b"%d" % records_kept,
             dead=b"%d" % dead_kept,
-            dead_bytes=b"%d" % dead_bytes,
+            dead_bytes=dead_bytes,
             feed_commits=b"%d" % feed_commits,
             state_ms=b"%d" % int((state_ttl_s + STATE_GRACE_S) * 1000),
         )
+        self._dead_bytes, self._dead_share = dead_bytes, dead_share
         self._trim_finished = b"1" if trim_finished else b"0"
         self._keys = [ShardKeys(prefix, shard) for shard in range(shards)]
         self._control: Wire | None = None
@@ -337,6 +340,7 @@ class RedisLog(Housekeeping):
             control = Wire(self._url, self._timeout_s)
             try:
                 self._check_deployment(control)
+                self._learn_memory(control)
             except BaseException:
                 control.close()
                 raise
@@ -359,6 +363,23 @@ class RedisLog(Housekeeping):
                 f"the deployment {self._prefix!r} has format {said[0].decode()} and {said[1].decode()} shards, "
                 f"this process format {FORMAT} and {self._shards} shards; shards are fixed for the life of a deployment"
             )
+
+    def look_at_memory(self) -> None:
+        try:
+            self._learn_memory(self._controlling())
+        except BrokerAway:
+            self._disconnect()
+            raise
+
+    def _learn_memory(self, control: Wire) -> None:
+        """What quarantine may take of a shard. A broker that has no limit, or does not tell it, sets none."""
+        try:
+            said = _MAXMEMORY.search(control.call("INFO", "memory"))
+        except hiredis.ReplyError:
+            said = None
+        limit = int(said[1]) if said else 0
+        share = int(limit * self._dead_share / self._shards) if limit else self._dead_bytes
+        self._keep = self._keep._replace(dead_bytes=min(share, self._dead_bytes))
 
     def _disconnect(self) -> None:
         """Closes what is not a shard's: the next call asks, perhaps, another primary under the same name."""

@@ -89,10 +89,11 @@ end
 return found
 """
 
-# KEYS head in settings owner.  Returns the number of finished entries in the log, its length and bytes, the last
-# control that changed settings, the token under which the shard is held (empty: nobody holds it), and its commits.
-# A commit that trims writes the count from before: a worker that stops right after it would leave that in the head,
-# so the log is asked whether any finished entry is still there.
+# KEYS head in settings owner streams.  Returns the number of finished entries in the log, its length and bytes, what
+# was last written when settings changed, the token under which the shard is held (empty: nobody holds it), its
+# commits, and how many streams have a position or settings.
+# A commit that trims writes the count from before: a worker that stops right after it would leave that in the head, so
+# the log is asked whether any finished entry is still there.
 BACKLOG: Final = """
 local length = redis.call('XLEN', KEYS[2])
 local bytes = length > 0 and redis.call('MEMORY', 'USAGE', KEYS[2]) or 0
@@ -101,29 +102,10 @@ local token, n, low, kept = string.match(type(head) == 'string' and head or '', 
 kept = tonumber(kept or '0')
 local held = redis.call('EXISTS', KEYS[4]) == 1 and token or ''
 if kept > 0 and #redis.pcall('XRANGE', KEYS[2], '-', low, 'COUNT', 1) == 0 then kept = 0 end
-return {kept, length, bytes, redis.call('HGET', KEYS[3], '?') or '', held, tonumber(n or '0')}
-"""
-
-# KEYS dead.  ARGV place after which to begin, how many, stream or nothing, reason or nothing, entry id or nothing.
-# A script, so that an entry's bytes stay where they are. Returns place, id, stream, kind, reason, detail, size of each.
-DEAD: Final = """
-local found, from, limit = {}, ARGV[1], tonumber(ARGV[2])
-while true do
-  local some = redis.call('XRANGE', KEYS[1], '(' .. from, '+', 'COUNT', 16)
-  for _, item in ipairs(some) do
-    local said, size = {}, 0
-    for i = 1, #item[2], 2 do
-      if item[2][i] == 'data' then size = #item[2][i + 1] else said[item[2][i]] = item[2][i + 1] end
-    end
-    local wanted = (ARGV[3] == '' or said.stream == ARGV[3]) and (ARGV[4] == '' or said.reason == ARGV[4])
-    if wanted and (ARGV[5] == '' or said.id == ARGV[5]) then
-      found[#found + 1] = {
-        item[1], said.id or '', said.stream or '', said.kind or '', said.reason or '', said.detail or '', size
-      }
-      if #found == limit then return found end
-    end
-  end
-  if #some < 16 then return found end
-  from = some[#some][1]
+local known = 0
+for key, commands in pairs({[KEYS[5]] = {'ZCARD', 'ZSCORE'}, [KEYS[3]] = {'HLEN', 'HGET'}}) do
+  local count, aside = redis.pcall(commands[1], key), redis.pcall(commands[2], key, '?')
+  if type(count) == 'number' then known = math.max(known, count - (aside and 1 or 0)) end
 end
+return {kept, length, bytes, redis.call('HGET', KEYS[3], '?') or '', held, tonumber(n or '0'), known}
 """

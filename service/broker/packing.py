@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import hiredis
 
-from service.broker import scripts
+from service.broker import quarantine, scripts
 from service.broker.wire import Argument, pack
 from service.codec import encode_feed
 from service.keys import GROUP, ShardKeys
@@ -20,6 +20,7 @@ _XADD_RECORD: Final = (
 )
 _SET_STATE: Final = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nPX\r\n$%d\r\n%b\r\n"
 _TYPES: Final = {b"XADD": b"stream", b"HSET": b"hash", b"ZADD": b"zset", b"ZINCRBY": b"zset", b"ZREM": b"zset"}
+BYTES_SHARE: Final = 0.75  # of what quarantine may take of a shard: no entry's bytes push out all others and itself
 
 
 class Keep(NamedTuple):
@@ -27,7 +28,7 @@ class Keep(NamedTuple):
 
     records: bytes  # of a stream
     dead: bytes
-    dead_bytes: bytes
+    dead_bytes: int
     feed_commits: bytes
     state_ms: bytes  # how long a state outlives its last entry
 
@@ -56,10 +57,12 @@ def pack_commit(commit: Commit, keys: ShardKeys, keep: Keep, repairs: Sequence[b
         append(
             (
                 b"XADD", keys.dead, b"*", b"id", dead.id, b"stream", dead.stream, b"kind", dead.kind,
-                b"reason", dead.reason, b"detail", dead.detail, b"data", dead.data,
+                b"reason", dead.reason, b"detail", dead.detail, b"bytes", len(dead.data),
                 *(part for field in dead.more for part in field),
             )
         )  # fmt: skip
+    if kept_bytes := {dead.id: dead.data for dead in commit.dead if len(dead.data) <= BYTES_SHARE * keep.dead_bytes}:
+        append((b"HSET", keys.dead_data, *(part for item in kept_bytes.items() for part in item)))
     for stream, record in commit.states.items():
         key = state + stream.encode()
         commands.append(_SET_STATE % (len(key), key, len(record), record, len(px), px))
@@ -73,6 +76,9 @@ def pack_commit(commit: Commit, keys: ShardKeys, keep: Keep, repairs: Sequence[b
         append((b"HDEL", keys.settings, *commit.deleted))
         append((b"ZREM", keys.drops, *commit.deleted))
         append((b"ZREM", keys.restarts, *commit.deleted))
+        append((b"ZREM", keys.configured, *commit.deleted))
+    if commit.configured:
+        append((b"ZADD", keys.configured, *(part for name, ms in commit.configured.items() for part in (ms, name))))
     if commit.touched:
         append((b"ZADD", keys.streams, *(part for stream, ms in commit.touched.items() for part in (ms, stream))))
     for key, counts in ((keys.drops, commit.drops), (keys.restarts, commit.restarts)):
@@ -86,7 +92,8 @@ def pack_commit(commit: Commit, keys: ShardKeys, keep: Keep, repairs: Sequence[b
         )
     )  # fmt: skip
     if commit.dead:
-        append((b"EVAL", scripts.BOUND_DEAD, 1, keys.dead, keep.dead, keep.dead_bytes))
+        where = keys.dead, keys.dead_data, keys.dead_places
+        append((b"EVAL", quarantine.BOUND, len(where), *where, keep.dead, keep.dead_bytes, len(commit.dead)))
     if commit.trim_below is not None:
         append((b"XTRIM", keys.inbox, b"MINID", commit.trim_below))
         append((b"XGROUP", b"SETID", keys.inbox, GROUP, commit.low))

@@ -18,9 +18,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from service.broker import looks
+from service.broker.quarantine import Quarantine
 from service.broker.wire import safe_url
 from service.codec import (
-    AHEAD_MS,
     MAX_MS,
     Head,
     id_number,
@@ -38,8 +38,6 @@ from service.ports import (
     Appended,
     BrokerStatus,
     Counted,
-    DeadEntry,
-    DeadRow,
     FeedItem,
     Lag,
     OutRecord,
@@ -70,7 +68,7 @@ _NO_ID: Final = (
 _LOST: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
 
 
-class RedisPredictions:
+class RedisPredictions(Quarantine):
     """ports.Predictions on a server that speaks Redis ≥ 6.2."""
 
     def __init__(
@@ -397,37 +395,6 @@ class RedisPredictions:
         ((entries, complete),) = await self._ask(command)
         return Waiting(entries, complete == 1)
 
-    # --- quarantine ----------------------------------------------------------------------------------------------
-
-    async def dead(
-        self, shard: int, after: str, limit: int, stream: str | None = None, reason: str | None = None
-    ) -> list[DeadRow]:
-        command = ("EVAL", looks.DEAD, 1, self._keys[shard].dead, after, limit, stream or "", reason or "", "")
-        (found,) = await self._ask(command)
-        return [_dead_row(shard, item) for item in found]
-
-    async def dead_entry(self, stream: str, entry_id: str) -> DeadEntry | None:
-        """In any shard: an entry may have been refused because it was in a wrong one. It was refused after it came, and
-        its id may lie beyond the clock."""
-        home = shard_of(stream, self._shards)
-        shards = sorted(range(self._shards), key=lambda shard: shard != home)
-        ms = _ms(entry_id) - AHEAD_MS
-        after = f"{max(0, ms - 1) if ms <= time.time_ns() // 1_000_000 + self._ahead_ms else 0}-0"
-        commands = [("EVAL", looks.DEAD, 1, self._keys[p].dead, after, 1, stream, "", entry_id) for p in shards]
-        for shard, found in zip(shards, await self._ask(*commands), strict=True):
-            if found:
-                row = _dead_row(shard, found[0])
-                (items,) = await self._ask(("XRANGE", self._keys[shard].dead, row.at, row.at))
-                if not items:
-                    return None
-                fields = items[0][1]
-                return DeadEntry(row, {k.decode(): v for k, v in zip(fields[::2], fields[1::2], strict=True)})
-        return None
-
-    async def drop_dead(self, row: DeadRow) -> bool:
-        (gone,) = await self._ask(("XDEL", self._keys[row.shard].dead, row.at))
-        return bool(gone)
-
     # --- shards and workers --------------------------------------------------------------------------------------
 
     async def shard_status(self) -> list[ShardStatus]:
@@ -446,14 +413,15 @@ class RedisPredictions:
 
     async def pressure(self) -> Pressure:
         commands: list[Command] = [
-            ("EVAL", looks.BACKLOG, 4, keys.head, keys.inbox, keys.settings, keys.owner) for keys in self._keys
+            ("EVAL", looks.BACKLOG, 5, keys.head, keys.inbox, keys.settings, keys.owner, keys.streams)
+            for keys in self._keys
         ]
         info, *replies = await self._ask(("INFO", "memory"), *commands)
         shards = []
-        for kept, length, size, revision, token, commits in replies:
+        for kept, length, size, revision, token, commits, streams in replies:
             unfinished = max(0, length - kept)
-            its_bytes = size * unfinished // max(1, length)
-            shards.append(ShardBacklog(unfinished, its_bytes, revision.decode(), token.decode(), commits))
+            waiting = size * unfinished // max(1, length)
+            shards.append(ShardBacklog(unfinished, waiting, revision.decode(), token.decode(), commits, streams))
         memory = _info(info)
         return Pressure(shards, _used(memory), int(memory.get("maxmemory", 0)))
 
@@ -579,11 +547,6 @@ def _is_deleted(position: bytes | None) -> bool:
 def _record(entry_id: bytes, fields: Sequence[bytes]) -> OutRecord:
     values = dict(zip(fields[::2], fields[1::2], strict=True))
     return OutRecord(entry_id.decode(), values[b"type"].decode(), values[b"body"], values[b"prev"].decode())
-
-
-def _dead_row(shard: int, item: Sequence[Any]) -> DeadRow:
-    at, entry_id, stream, kind, reason, detail = (word.decode(errors="replace") for word in item[:6])
-    return DeadRow(shard, at, entry_id, stream, kind, reason, detail, item[6])
 
 
 def _commit(shard: int, commit_id: bytes, fields: Sequence[bytes]) -> FeedItem:

@@ -100,10 +100,10 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('XTRIM', KEYS[2], 'MINID', ARGV[2])
 """
 
-# KEYS head in dead.  ARGV 1 the head as we know it  2 every entry up to here is finished  3 how far beyond the clock an
-# id may lie (ms)  4, 5 how many entries and bytes at once  6 carry honest entries that wait, and begin the log anew in
-# any case: 1 or 0  7 the last finished id, as the broker counted; `-`: not known, nothing is moved  8 the id after
-# which the log goes on.
+# KEYS head in dead dead-data dead-places.  ARGV 1 the head as we know it  2 every entry up to here is finished  3 how
+# far beyond the clock an id may lie (ms)  4, 5 how many entries and bytes at once  6 carry honest entries that wait,
+# and begin the log anew in any case: 1 or 0  7 the last finished id, as the broker counted; `-`: not known, nothing is
+# moved  8 the id after which the log goes on  9 an entry with more bytes than that is kept without them.
 # Takes out of the log what no clock gives. Behind such an id the broker counts on by one: so entries of honest
 # producers are known, and moved in their order; all else goes into quarantine. XDEL is no way to do it, since the last
 # id of a log cannot be set below one that was deleted.
@@ -137,16 +137,21 @@ local function known(words)
   end
   return said, fields
 end
-local kind = redis.call('TYPE', KEYS[3]).ok
-if kind ~= 'none' and kind ~= 'stream' then redis.call('DEL', KEYS[3]) end
+for at, good in pairs({[3] = 'stream', [4] = 'hash', [5] = 'hash'}) do
+  local kind = redis.call('TYPE', KEYS[at]).ok
+  if kind ~= 'none' and kind ~= good then redis.call('DEL', KEYS[at]) end
+end
 local function refuse(item)
   local said, fields = known(item[2])
   local stream = said.stream or ''
   if #stream > 128 or not string.match(stream, '^[A-Za-z0-9][A-Za-z0-9._:-]*$') then stream = '?' end
   local clock = string.format('%.0f', now)
   local detail = 'id ' .. item[1] .. ': expected one that the broker gave; its clock stood at ' .. clock
-  redis.call('XADD', KEYS[3], '*', 'id', item[1], 'stream', stream, 'kind', string.sub(said.kind or '', 1, 60),
-    'reason', 'bad_id', 'detail', detail, 'data', said.data or '', unpack(fields))
+  local data = said.data or ''
+  local place = redis.call('XADD', KEYS[3], '*', 'id', item[1], 'stream', stream,
+    'kind', string.sub(said.kind or '', 1, 60), 'reason', 'bad_id', 'detail', detail, 'bytes', #data, unpack(fields))
+  redis.call('HSET', KEYS[5], item[1], place)
+  if #data <= tonumber(ARGV[9]) then redis.call('HSET', KEYS[4], item[1], data) end
 end
 local function plus_one(digits)
   local before, digit, nines = string.match(digits, '^(.-)([0-8]?)(9*)$')
@@ -234,18 +239,4 @@ return redis.call('XADD', KEYS[1], unpack(ARGV, 2))
 REPAIR_KEY: Final = """
 if redis.call('TYPE', KEYS[1]).ok ~= ARGV[1] then redis.call('DEL', KEYS[1]) end
 return redis.call(ARGV[2], KEYS[1], unpack(ARGV, 3))
-"""
-
-# KEYS dead.  ARGV entries, bytes.  Keeps quarantine within both, the newest ones. Returns how many left it.
-# Runs inside a commit's transaction. XTRIM by itself bounds the number only, and one refused image may have 8 MB.
-BOUND_DEAD: Final = """
-local gone = redis.call('XTRIM', KEYS[1], 'MAXLEN', ARGV[1])
-local limit = tonumber(ARGV[2])
-while true do
-  local entries = redis.call('XLEN', KEYS[1])
-  local used = redis.pcall('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', 0)
-  if entries == 0 or type(used) ~= 'number' or used <= limit then return gone end
-  local some = math.max(1, math.floor((used - limit) * entries / used / 2))
-  gone = gone + redis.call('XTRIM', KEYS[1], 'MAXLEN', entries - some)
-end
 """

@@ -60,6 +60,7 @@ def doctor(
         models=settings.models,
         home=home,
         backlog_bytes=settings.backlog_bytes,
+        max_streams=settings.max_streams,
         api=url,
     )
     status = status_of(findings)

@@ -114,11 +114,27 @@ def retry(
     print(json.dumps(answer) if as_json else f"{answer['id']}  {stream}  retry of {entry_id}")
 
 
-def drop(stream: Stream, entry_id: EntryId, url: Url = DEFAULT_URL) -> None:
-    """Drop a refused entry from quarantine."""
+def drop(
+    stream: Annotated[str | None, typer.Argument(help="The stream of the one entry to drop.")] = None,
+    entry_id: Annotated[str | None, typer.Argument(help="The refused entry's id, MS-SEQ.")] = None,
+    of_stream: Annotated[str | None, typer.Option("--stream", help="Drop all of this stream.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Drop all with this reason.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Drop all that is kept.")] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Drop refused entries from quarantine: one, or many at once.
+
+    **rollcast dead drop cam-1 1763860000250-0**, or **rollcast dead drop --reason bad_image**
+    """
+    many = of_stream is not None or reason is not None
+    if (entry_id is not None) + many + everything != 1 or (stream is None) != (entry_id is None):
+        raise typer.BadParameter("expected STREAM ENTRY_ID; or --stream, --reason or both; or --all")
     with connect(url) as client:
-        client.drop_dead(stream, entry_id)
-    print(f"{entry_id}  {stream}  dropped")
+        if stream is not None and entry_id is not None:
+            client.drop_dead(stream, entry_id)
+            print(f"{entry_id}  {stream}  dropped")
+        else:
+            print(f"{client.drop_all_dead(stream=of_stream, reason=reason, everything=everything)} dropped")
 
 
 # --- small parts -------------------------------------------------------------------------------------------------

@@ -19,17 +19,17 @@ PANEL = "Settings: --name here, ROLLCAST_NAME in the environment"
 OF_SHARD = ("shards",)
 OF_API = (
     "broker", "home", "host", "port", "models", "prefix", "shards", "max_frame_bytes", "max_pixels", "max_entry_bytes",
-    "backlog_bytes", "backlog_s", "default_model_frame", "default_model_samples", "default_model_text", "log_format",
-    "log_level",
+    "backlog_bytes", "backlog_s", "max_streams", "default_model_frame", "default_model_samples", "default_model_text",
+    "log_format", "log_level",
 )  # fmt: skip
 OF_WORKER = (
     "broker", "home", "models", "prefix", "shards", "lease_s", "state_ttl_s", "input_history_s", "output_history_s",
-    "records_kept", "dead_kept", "dead_bytes", "batch_entries", "max_resident_streams", "decode_threads",
-    "max_frame_bytes", "max_pixels",
+    "settings_ttl_s", "records_kept", "dead_kept", "dead_share", "dead_bytes", "dead_history_s", "batch_entries",
+    "max_resident_streams", "decode_threads", "max_frame_bytes", "max_pixels",
     "default_model_frame", "default_model_samples", "default_model_text", "metrics_port", "metrics_host",
     "log_format", "log_level",
 )  # fmt: skip
-OF_DOCTOR = ("broker", "home", "models", "prefix", "shards", "backlog_bytes")
+OF_DOCTOR = ("broker", "home", "models", "prefix", "shards", "backlog_bytes", "max_streams")
 OF_UP = tuple(Settings.model_fields)
 
 

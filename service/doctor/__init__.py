@@ -33,6 +33,7 @@ def examine(
     models: Path | None = None,
     home: Path | None = None,
     backlog_bytes: int = 64 << 20,
+    max_streams: int = 100_000,
     api: str | None = None,
     clock: Callable[[], float] = time.time,
 ) -> list[Finding]:
@@ -55,7 +56,7 @@ def examine(
         return [*findings, unknown("broker", error.detail, cure), *found]
     try:
         findings += broker.findings(reading, home, shards * backlog_bytes)
-        findings += deployment.findings(reading, url, prefix, shards, known)
+        findings += deployment.findings(reading, url, prefix, shards, known, max_streams)
     except BrokerAway as error:
         findings.append(unknown("broker", f"{safe_url(url)} stopped answering: {error.detail}", "see its log"))
     finally:

@@ -24,6 +24,7 @@ WATCH_S: Final = 1.0  # how long a shard that lags is watched for commits
 DOUBTFUL: Final = 3  # acquisitions without a commit: careful mode
 AHEAD_S: Final = 1.0  # of ids before the broker's clock
 REPAIR: Final = "put the broker's clock right if it is wrong; else `rollcast doctor --repair` as the worker's user"
+MANY: Final = 0.8  # of the streams that may be
 _DEAD: Final = 100  # refused entries looked at, a shard
 
 
@@ -41,8 +42,10 @@ class Shard(NamedTuple):
     lag_s: float
 
 
-def findings(reading: Reading, url: str, prefix: str, shards: int, known: Mapping[str, int]) -> list[Finding]:
-    """`shards`: this process's setting; `known`: models an api knows. Raises BrokerAway."""
+def findings(
+    reading: Reading, url: str, prefix: str, shards: int, known: Mapping[str, int], max_streams: int
+) -> list[Finding]:
+    """`shards`, `max_streams`: this process's settings; `known`: models an api knows. Raises BrokerAway."""
     if reading.loading or reading.info is None:
         return []
     (said,) = reading.ask(("HMGET", meta_key(prefix), "format", "shards"))
@@ -64,6 +67,7 @@ def findings(reading: Reading, url: str, prefix: str, shards: int, known: Mappin
     found.append(_lag(reading, prefix, rows))
     found += _clock(reading, rows)
     found.append(_quarantine(rows, dead))
+    found.append(_streams(reading, prefix, int(there), max_streams))
     return found
 
 
@@ -71,7 +75,7 @@ async def _measure(url: str, prefix: str, shards: int) -> tuple[list[ShardStatus
     """As the api does."""
     predictions = RedisPredictions(url, prefix, shards, timeout_s=TIMEOUT_S, connections=4)
     try:
-        dead = [row for shard in range(shards) for row in await predictions.dead(shard, "0-0", _DEAD)]
+        dead = [row for shard in range(shards) for row in (await predictions.dead(shard, "0-0", _DEAD)).rows]
         return await predictions.shard_status(), await predictions.workers(), dead
     finally:
         await predictions.close()
@@ -250,3 +254,14 @@ def _quarantine(rows: Sequence[Shard], dead: Sequence[DeadRow]) -> Finding:
     reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(row.reason for row in dead).most_common())
     some = "" if kept == len(dead) else f" of the first {len(dead)}"
     return advice("quarantine", f"{kept} refused entries{some}: {reasons}", "`rollcast dead list` shows them")
+
+
+def _streams(reading: Reading, prefix: str, shards: int, most: int) -> Finding:
+    there = 0
+    for keys in (ShardKeys(prefix, shard) for shard in range(shards)):
+        there += max(map(count, reading.ask(("ZCARD", keys.streams), ("HLEN", keys.settings))))
+    found = f"{there:,} of {most:,} that may be (max_streams)"
+    if there < MANY * most:
+        return well("streams", found)
+    cure = "find out who makes them (`rollcast streams`); raise max_streams, or shorten state_ttl_s and settings_ttl_s"
+    return advice("streams", f"{found}: beyond that new ones are refused", cure)

@@ -9,7 +9,7 @@ import msgspec
 CHECKS: Final = (
     "versions", "opencv", "packages",
     "broker", "role", "eviction", "memory", "persistence", "disk", "node-size", "connections", "clock",
-    "deployment", "workers", "models", "shards", "lag", "quarantine",
+    "deployment", "workers", "models", "shards", "lag", "quarantine", "streams",
     "api",
 )  # fmt: skip
 

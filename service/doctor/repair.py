@@ -206,8 +206,8 @@ class Repair:
         counted = b"-" if head is None else number_id(head.low)
         newest = number_id(max(harm.low, harm.newest))
         found = self._script(
-            scripts.EXPEL, (keys.head, keys.inbox, keys.dead),
-            ours, number_id(harm.low), AHEAD_MS, 1 << 40, 1 << 50, 1, counted, newest,
+            scripts.EXPEL, (keys.head, keys.inbox, keys.dead, keys.dead_data, keys.dead_places),
+            ours, number_id(harm.low), AHEAD_MS, 1 << 40, 1 << 50, 1, counted, newest, 1 << 40,
         )  # fmt: skip
         if found is None:
             return _lost(harm)

@@ -65,6 +65,8 @@ class Worker:
         state_ttl_s: float = 86_400.0,
         input_history_s: float = 0.0,
         output_history_s: float = 600.0,
+        settings_ttl_s: float = 2_592_000.0,
+        dead_history_s: float = 604_800.0,
         batch_entries: int = 1024,
         max_resident_streams: int = 16_384,
         tokenizers: Mapping[str, Tokenizer] | None = None,  # by name of the text models
@@ -97,7 +99,13 @@ class Worker:
         self._inbox = Inbox(self._scheduler, self._stepper.choose)
         self._residence = Residence(max_resident_streams, self._stepper.forget)
         self._janitor = Janitor(
-            broker, self._residence, metrics, state_ttl_s=state_ttl_s, output_history_s=output_history_s
+            broker,
+            self._residence,
+            metrics,
+            state_ttl_s=state_ttl_s,
+            output_history_s=output_history_s,
+            settings_ttl_s=settings_ttl_s,
+            dead_history_s=dead_history_s,
         )
         self._entry_bytes = 65_536.0  # to size reads: a guess, then what was read; large entries count at once
         self._entry_s = 0.0  # to step one, to size batches: rises at once, falls slowly

@@ -116,12 +116,13 @@ class Group:
 class Sweep:
     """How far the janitor has come in a shard."""
 
-    __slots__ = ("next_at", "score_ms", "skip")
+    __slots__ = ("adopting", "next_at", "score_ms", "skip")
 
     def __init__(self) -> None:
         self.next_at = 0.0  # by this process's clock
         self.score_ms = 0  # records of streams that were silent since before this are gone
         self.skip = 0  # and of so many that are silent since then
+        self.adopting: bytes | None = b"0"  # where to go on looking for settings that belong to no stream; None: done
 
 
 class Held:
@@ -208,6 +209,7 @@ class Shard:
         positions: dict[str, bytes] = {}
         touched: dict[str, int] = {}
         deleted: list[str] = []
+        configured: dict[str, int] = {}
         drops: dict[str, int] = {}
         restarts: dict[str, int] = {}
         for item in items:
@@ -237,10 +239,11 @@ class Shard:
                 restarts[name] = restarts.get(name, 0) + 1
             if item.deleted:
                 deleted.append(name)
-                for about in (settings, drops, restarts):
+                for about in (settings, configured, drops, restarts):
                     about.pop(name, None)
             elif item.settings is not None:
                 settings[name] = encode_settings(item.settings)
+                configured[name] = entry.ms
             if item.deleted or item.settings is not None:
                 settings[NO_STREAM] = entry.id  # what api processes remember of this shard's streams is old news
             positions[name] = stream.position()
@@ -269,6 +272,7 @@ class Shard:
             touched=touched,
             trim_below=None if trim is None else number_id(min(trim, low + 1)),
             deleted=deleted,
+            configured=configured,
             drops=drops,
             restarts=restarts,
         )

@@ -182,7 +182,7 @@ class AwayOnce:
 
 def test_own_appends_count_until_an_answer_has_them() -> None:
     predictions: Any = AwayOnce()
-    follower: Any = SimpleNamespace(finished=[0], away=None, connections=1)
+    follower: Any = SimpleNamespace(finished=[0], heard=set(), away=None, connections=1)
     predictions.backlog = backlog = Backlog(predictions, follower, Bounds())
     for _ in range(3):
         backlog.admit("s", 100)
@@ -201,7 +201,7 @@ class Slow:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.took_s, self.commits = 0.0, 0.1, 0
         monkeypatch.setattr("service.api.backlog.time.monotonic", lambda: self.now)
-        self.follower = SimpleNamespace(finished=[0], away=None, connections=1)
+        self.follower = SimpleNamespace(finished=[0], heard=set(), away=None, connections=1)
         told: Any = self
         self.backlog = Backlog(told, self.follower, Bounds())  # type: ignore[arg-type]
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.texts import learn_tokenizer
-from service.contracts import TextInput
-from service.decode import TOKEN_BYTES, decode_text
+from service.contracts import TOKEN_BYTES, TextInput
+from service.decode import decode_text
 from service.errors import EntryError, Malformed, TooLarge, WrongShape
 
 TEXTS = ["a film with a heart , and no head", "no film is as good as a good film", "it isn't a film , is it ?"]

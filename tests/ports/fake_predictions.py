@@ -14,6 +14,7 @@ from service.ports import (
     BrokerStatus,
     Counted,
     DeadEntry,
+    DeadPage,
     DeadRow,
     FeedItem,
     Lag,
@@ -189,17 +190,21 @@ class FakePredictions:
             head = parse_head(it.head) if it.head else Head("", "", 0, 0, 0, 0)
             waiting = [fields for number, fields in list(it.log.items()) if number > head.low]
             size = sum(len(part) for fields in waiting for part in fields)
+            known = len((set(it.streams) | set(it.settings)) - {"?"})
             revision = it.settings.get("?", b"").decode()
-            shards.append(ShardBacklog(len(waiting), size, revision, head.token if it.owner else "", head.n))
+            shards.append(ShardBacklog(len(waiting), size, revision, head.token if it.owner else "", head.n, known))
         return Pressure(shards, *self.memory)
 
     async def dead(
         self, shard: int, after: str, limit: int, stream: str | None = None, reason: str | None = None
-    ) -> list[DeadRow]:
+    ) -> DeadPage:
         self._check()
         found = [(at, fields) for at, fields in sorted(self.broker.shards[shard].dead.items()) if at > id_number(after)]
-        rows = [_dead_row(shard, at, fields) for at, fields in found]
-        return [row for row in rows if stream in (None, row.stream) and reason in (None, row.reason)][:limit]
+        looked = [_dead_row(shard, at, fields) for at, fields in found[:256]]
+        rows = [row for row in looked if stream in (None, row.stream) and reason in (None, row.reason)]
+        if len(rows) >= limit:
+            return DeadPage(rows[:limit], rows[limit - 1].at, looked.index(rows[limit - 1]) + 1)
+        return DeadPage(rows, looked[-1].at if len(found) > len(looked) else None, len(looked))
 
     async def dead_entry(self, stream: str, entry_id: str) -> DeadEntry | None:
         self._check()
@@ -210,9 +215,9 @@ class FakePredictions:
                     return DeadEntry(row, fields)
         return None
 
-    async def drop_dead(self, row: DeadRow) -> bool:
+    async def drop_dead(self, rows: Sequence[DeadRow]) -> int:
         self._check()
-        return self.broker.shards[row.shard].dead.pop(id_number(row.at), None) is not None
+        return sum(self.broker.shards[row.shard].dead.pop(id_number(row.at), None) is not None for row in rows)
 
     async def shard_status(self) -> list[ShardStatus]:
         self._check()
@@ -266,7 +271,7 @@ def _dead_row(shard: int, at: int, fields: dict[str, bytes]) -> DeadRow:
     entry_id, stream, kind, reason, detail = (
         fields[name].decode() for name in ("id", "stream", "kind", "reason", "detail")
     )
-    return DeadRow(shard, number_id(at).decode(), entry_id, stream, kind, reason, detail, len(fields["data"]))
+    return DeadRow(shard, number_id(at).decode(), entry_id, stream, kind, reason, detail, int(fields["bytes"]))
 
 
 def _record(number: int, found: tuple[bytes, bytes, bytes]) -> OutRecord:

@@ -179,11 +179,13 @@ def test_of_a_hostile_entry_quarantine_keeps_what_is_bounded(world: BrokerWorld)
     assert (found.refused, found.moved, found.more) == (2, 0, False)
     (_, first), (_, second) = world.client.xrange(keys.dead)  # type: ignore[misc]
     assert {name: value for name, value in first.items() if name != b"detail"} == {
-        b"id": b"10000000000000000-9", b"stream": b"?", b"kind": b"k" * 60, b"reason": b"bad_id", b"data": b"a",
+        b"id": b"10000000000000000-9", b"stream": b"?", b"kind": b"k" * 60, b"reason": b"bad_id", b"bytes": b"1",
         b"model": b"m" * 1024, b"seq": b"7",
     }  # fmt: skip
     assert first[b"detail"].startswith(b"id 10000000000000000-9: expected one that the broker gave")
-    assert (second[b"id"], second[b"stream"], second[b"data"]) == (b"10000000000000000-10", b"a", b"b")
+    assert (second[b"id"], second[b"stream"]) == (b"10000000000000000-10", b"a")
+    assert world.client.hgetall(keys.dead_data) == {first[b"id"]: b"a", second[b"id"]: b"b"}
+    assert set(world.client.hgetall(keys.dead_places)) == {first[b"id"], second[b"id"]}  # type: ignore[arg-type]
     log.close()
 
 

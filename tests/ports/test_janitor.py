@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.codec import Head, Position, id_number
+from service.controls import Control, NewSettings, encode_control
 from service.keys import shard_of
 from service.metrics import WorkerMetrics
 from service.worker.janitor import PORTION, Janitor
@@ -48,12 +49,25 @@ def pass_time(world: World, seconds: float) -> None:
         world.clock_ms += int(seconds * 1000)
         return
     assert isinstance(world, BrokerWorld)
-    for keys in world.keys:  # the streams' last entries become so much older
-        for stream in world.client.zrange(keys.streams, 0, -1):  # type: ignore[union-attr]
-            world.client.zadd(keys.streams, {stream: -seconds * 1000}, xx=True, incr=True)
+    for dates in (key for keys in world.keys for key in (keys.streams, keys.configured)):
+        for stream in world.client.zrange(dates, 0, -1):  # type: ignore[union-attr]
+            world.client.zadd(dates, {stream: -seconds * 1000}, xx=True, incr=True)  # it becomes so much older
 
 
-def test_idle_streams_lose_their_records_then_all_but_their_settings_and_return_as_expired(world: World) -> None:
+def settle(world: World, stream: str, **settings: Any) -> str:
+    data = encode_control(Control("settings", NewSettings(**settings)))
+    return world.append(stream, {"stream": stream.encode(), "kind": b"control", "data": data})
+
+
+def revision(world: World, stream: str) -> bytes | None:
+    """What api processes look at, of the stream's shard."""
+    if isinstance(world, MemoryWorld):
+        return world.shards[shard_of(stream, SHARDS)].settings.get("?")
+    assert isinstance(world, BrokerWorld)
+    return world.client.hget(world.keys[shard_of(stream, SHARDS)].settings, "?")  # type: ignore[return-value]
+
+
+def test_idle_streams_lose_their_records_then_all_the_rest_and_return_as_new_ones(world: World) -> None:
     engine, metrics = TinyEngine(tiny_manifest()), WorkerMetrics(CollectorRegistry())
     options = {"state_ttl_s": TTL_S, "output_history_s": HISTORY_S, "metrics": metrics}
     with working(world.new_log(), engine, **options) as worker:
@@ -67,13 +81,85 @@ def test_idle_streams_lose_their_records_then_all_but_their_settings_and_return_
             assert left(world, "a")["pos"], "the state is still alive"
         pass_time(world, TTL_S)
         wait_until(lambda: not left(world, "a")["pos"], 60, "the stream is removed")
-        assert left(world, "a") == dict.fromkeys(("records", "state", "pos", "streams"), False) | {"settings": True}
+        assert not any(left(world, "a").values()), "the model that its first entry bound goes, too"
+        assert (revision(world, "a") or b"").endswith(b"-0"), "api processes forget it"
         wait_until(lambda: metrics.swept.labels("streams").value == 3, 60, "all three are counted")
         assert metrics.swept.labels("records").value <= 3, "what goes altogether is not counted twice"
         assert not any("a" in shard.streams for shard in worker._shards.values()), "it left the memory, too"
         post(world, "a")
         body = answered(world, {"a": 1})["a"][0]
-    assert (body["restarted"], body["step"]) == ("ttl", 1)
+    assert (body["restarted"], body["step"]) == ("first", 1)
+
+
+def test_settings_that_somebody_set_outlive_the_stream_for_their_time(world: World) -> None:
+    metrics = WorkerMetrics(CollectorRegistry())
+    options = {"state_ttl_s": TTL_S, "output_history_s": HISTORY_S, "settings_ttl_s": 100.0, "metrics": metrics}
+    with working(world.new_log(), TinyEngine(tiny_manifest()), **options):
+        for stream in ("a", "b"):
+            settle(world, stream, model="tiny")
+        put = settle(world, "never-posted", state_ttl_s=5.0)
+        post(world, "a")
+        answered(world, {"a": 2, "b": 1, "never-posted": 1})
+        pass_time(world, TTL_S + 0.01)
+        for stream in ("a", "b", "never-posted"):
+            wait_until(lambda s=stream: not left(world, s)["pos"], 60, "the stream is removed")  # type: ignore[misc]
+            assert left(world, stream)["settings"], "somebody set them"
+        post(world, "a")
+        assert answered(world, {"a": 1})["a"][0]["restarted"] == "ttl"
+        pass_time(world, 60.0)
+        wait_until(lambda: not left(world, "a")["pos"], 60, "the stream is removed once more")
+        post(world, "a")
+        answered(world, {"a": 1})
+        pass_time(world, 41.0)
+        for stream in ("b", "never-posted"):
+            wait_until(lambda s=stream: not left(world, s)["settings"], 60, "their time is over")  # type: ignore[misc]
+            assert not any(left(world, stream).values())
+        assert left(world, "a")["settings"], "its last entry is younger"
+        assert revision(world, "never-posted") not in (None, put.encode())
+        pass_time(world, 60.0)
+        wait_until(lambda: not left(world, "a")["settings"], 60, "its time is over as well")
+    assert metrics.swept.labels("settings").value >= 3
+
+
+def test_settings_that_belong_to_no_stream_are_dated_and_go_in_their_time(world: World) -> None:
+    """Earlier versions left them for ever."""
+    if isinstance(world, MemoryWorld):
+        world.shards[shard_of("old", SHARDS)].settings["old"] = b'{"model":"tiny"}'
+    else:
+        assert isinstance(world, BrokerWorld)
+        world.client.hset(world.keys[shard_of("old", SHARDS)].settings, "old", '{"model":"tiny"}')
+    options = {"state_ttl_s": TTL_S, "output_history_s": HISTORY_S, "settings_ttl_s": 100.0}
+    with working(world.new_log(), TinyEngine(tiny_manifest()), **options):
+        post(world, "new")
+        answered(world, {"new": 1})
+
+        def gone() -> bool:
+            pass_time(world, 0.0 if not dated(world, "old") else 101.0)
+            return not left(world, "old")["settings"]
+
+        wait_until(gone, 60, "it was dated, and its time is over")
+
+
+def dated(world: World, stream: str) -> bool:
+    if isinstance(world, MemoryWorld):
+        return stream in world.shards[shard_of(stream, SHARDS)].configured
+    assert isinstance(world, BrokerWorld)
+    return world.client.zscore(world.keys[shard_of(stream, SHARDS)].configured, stream) is not None
+
+
+def test_what_is_in_quarantine_for_too_long_leaves_it_and_is_no_overflow(world: World) -> None:
+    metrics = WorkerMetrics(CollectorRegistry())
+    with working(world.new_log(), TinyEngine(tiny_manifest()), metrics=metrics, dead_history_s=1.0):
+        for n in range(5):
+            world.append("a", {"stream": b"a", "kind": b"movie", "data": bytes([n])})
+        answered(world, {"a": 5})
+        pass_time(world, 2.0)
+        wait_until(lambda: world.dead() == [], 60, "their time is over")
+        wait_until(lambda: metrics.swept.labels("quarantine").value == 5, 60, "all are counted")
+    assert metrics.dead_overflow.value == 0
+    if isinstance(world, BrokerWorld):
+        keys = world.keys[shard_of("a", SHARDS)]
+        assert world.client.exists(keys.dead_data, keys.dead_places) == 0
 
 
 def test_a_stream_that_goes_on_keeps_everything(world: World) -> None:
@@ -122,8 +208,14 @@ def _assert_fenced(world: World, log: Any) -> None:
     assert not log.remove(number, old, ["a"], [])
     assert not log.remove(number, old, [], ["a"])
     assert left(world, "a") == before
+    assert not log.unsettle(number, old, ["a"])
+    assert log.adopt(number, old, b"0") is None
+    assert log.tidy_dead(number, old, 0) == (0, 0, False)
+    assert left(world, "a") == before
     assert log.remove(number, now, ["a"], [])
     assert left(world, "a") == before | {"records": False}
+    assert log.unsettle(number, now, ["a"])
+    assert left(world, "a")["settings"], "the stream is there"
     log.close()
 
 

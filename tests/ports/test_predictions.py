@@ -276,7 +276,11 @@ async def test_quarantine_is_looked_through_without_carrying_bytes(real: OnBroke
     for n in range(20):
         real.redis.xadd(keys.dead, {"id": f"{n}-0", **words})
     before = real.redis.info("stats")["total_net_output_bytes"]
-    rows_found = await real.predictions.dead(shard_of("cam-1", 4), "0-0", 100)
+    rows_found, after = [], "0-0"
+    while after is not None:
+        page = await real.predictions.dead(shard_of("cam-1", 4), after, 100)
+        rows_found, after = rows_found + page.rows, page.next
+        assert page.looked <= 4, "2 MiB at once"
     assert [(row.id, row.bytes) for row in rows_found] == [(f"{n}-0", 1_000_000) for n in range(20)]
     assert real.redis.info("stats")["total_net_output_bytes"] - before < 50_000
     found = await real.predictions.dead_entry("cam-1", "7-0")

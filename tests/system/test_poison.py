@@ -59,7 +59,8 @@ def test_an_entry_that_kills_workers_is_refused_and_everything_else_is_answered(
     body = json.loads(record[b"body"])
     assert (record[b"type"], body["reason"]) == (b"refused", "crash")
     (dead,) = [item for keys in crew.keys for _, item in crew.client.xrange(keys.dead)]  # type: ignore[union-attr]
-    assert (dead[b"id"], dead[b"reason"], dead[b"data"]) == (entry_id, b"crash", POISON.tobytes())
+    data = crew.client.hget(crew.keys[shard].dead_data, entry_id.decode())
+    assert (dead[b"id"], dead[b"reason"], data) == (entry_id, b"crash", POISON.tobytes())
     crew.feed(100)
     wait_until(lambda: crew.answered() >= crew.posted_entries() + 1, 60, "every entry is answered")
     wait_until(lambda: not crew.client.exists(crew.keys[shard].suspect), 60, "nothing is suspected any more")

@@ -45,4 +45,5 @@ def to_problem(response: httpx.Response) -> Problem:
 
 
 def away(url: str, error: Exception) -> ServerAway:
-    return ServerAway(f"no server answers at {url} ({error or type(error).__name__})")
+    scheme, mark, rest = url.partition("://")  # what stands before an @ may be a password
+    return ServerAway(f"no server answers at {scheme}{mark}{rest.rpartition('@')[2]} ({error or type(error).__name__})")

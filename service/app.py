@@ -23,7 +23,7 @@ from service import VERSION
 from service.api import Bounds, create_app
 from service.broker.log import RedisLog
 from service.broker.predictions import RedisPredictions
-from service.broker.wire import Wire, safe_url
+from service.broker.wire import Wire
 from service.contracts import Limits
 from service.demo import Demo
 from service.embedded import EmbeddedBroker, machine_memory, url_on
@@ -38,6 +38,7 @@ from service.ports import WorkerInfo
 from service.processes import allow_many_files, calm_collector
 from service.settings import Settings
 from service.supervisor import Child, Interrupts, Supervisor, listen
+from service.urls import safe_url
 from service.worker import Worker
 
 GRACE_S = 5  # how long open answers may take when the api stops

@@ -227,7 +227,7 @@ def url_on(home: Path) -> str:
     path = home.expanduser().absolute() / "broker.sock"
     if not path.exists():
         raise BrokerFailed(f"no broker: give its URL with --broker, or start `rollcast up` (looked for {path})")
-    return f"unix://{path.resolve()}"
+    return f"unix://{quote(str(path.resolve()))}"
 
 
 def find_binary(wanted: str | None) -> str:

@@ -18,7 +18,6 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from service.broker import looks
-from service.broker.wire import safe_url
 from service.codec import Head, id_number, number_id, parse_entry, parse_feed, parse_head, read_position
 from service.contracts import NO_STREAM, Entry
 from service.errors import AppendUnknown, BrokerAway, BrokerFull, Disagreement, NoFsync, RollcastError
@@ -40,6 +39,7 @@ from service.ports import (
     Waiting,
     WorkerInfo,
 )
+from service.urls import safe_url, without_password
 
 _worker_decoder = msgspec.json.Decoder(WorkerInfo)
 Command = tuple[bytes | str | int, ...]
@@ -67,6 +67,7 @@ class RedisPredictions:
         connections: int = 32,
     ) -> None:
         self._where = safe_url(url)
+        self._url = url
         self._prefix, self._shards, self._timeout_s = prefix, shards, timeout_s
         self._keys = [ShardKeys(prefix, shard) for shard in range(shards)]
         self.pool: Any = BlockingConnectionPool.from_url(
@@ -173,7 +174,7 @@ class RedisPredictions:
                 found = [parse_entry(*item) for item in items if name in item[1][1::2] and _stream_of(item[1]) == name]
                 after = items[-1][0].decode() if items else after
         except (redis.RedisError, OSError, ValueError) as error:
-            raise BrokerAway(f"broker {self._where}: {error}") from error
+            raise self._away(error) from None
         finally:
             await connection.disconnect(nowait=True)
 
@@ -221,7 +222,7 @@ class RedisPredictions:
                     self._check_same(heads, now, cursors)
                     heads, checked = now, time.monotonic()
         except (redis.RedisError, OSError, ValueError) as error:
-            raise BrokerAway(f"broker {self._where}: {error}") from error
+            raise self._away(error) from None
         finally:
             await connection.disconnect(nowait=True)
 
@@ -443,7 +444,11 @@ class RedisPredictions:
         try:
             return await self.pool.get_connection()
         except (redis.RedisError, OSError) as error:
-            raise BrokerAway(f"broker {self._where}: {error}") from None
+            raise self._away(error) from None
+
+    def _away(self, error: Exception) -> BrokerAway:
+        """Whatever the broker's answer repeats of what it was sent, the password is not among it."""
+        return BrokerAway(f"broker {self._where}: {without_password(str(error), self._url)}")
 
     async def _ask(self, *commands: Command, foreign: bool = False) -> list[Any]:
         """Several commands in one round trip. Only for commands that may be repeated by the caller. `foreign`: what

@@ -16,6 +16,7 @@ from rollcast import Problem, ServerAway
 from service import VERSION
 from service.cli import ask, doctor, manage, prove, recording, serve, watching
 from service.errors import RollcastError, StartError
+from service.urls import safe_text
 
 app = typer.Typer(
     name="rollcast",
@@ -70,7 +71,9 @@ def main() -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]rollcast:[/] {_escaped(message)}")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"[bold red]rollcast:[/] {_escaped(safe_text(message))}"
+    )
     sys.exit(status)
 
 

@@ -19,6 +19,7 @@ from rollcast.client import DEFAULT_URL
 from rollcast.entries import read_logged
 from service.cli.reach import AsJson, Stream, Url, connect
 from service.cli.shown import line
+from service.urls import safe_url
 
 FORMAT: Final = 1  # of a recording: docs/formats.md
 PAGE: Final = 1000
@@ -70,7 +71,7 @@ def record(
                 out.flush()
                 status.update(f"recording {stream}; Ctrl-C ends")
 
-        with told.status(f"connecting to {url}") as status, _ended(seconds):
+        with told.status(f"connecting to {safe_url(url)}") as status, _ended(seconds):
             for entry in client.entries(stream, begun, listening=listening):
                 written = msgspec.json.encode({"id": entry.id} | msgspec.to_builtins(entry)) + b"\n"
                 out.write(written)

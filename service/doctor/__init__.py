@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from service.broker.wire import safe_url
 from service.doctor import broker, deployment, machine
 from service.doctor.finding import CHECKS, Finding, unknown
 from service.doctor.reading import Reading
 from service.errors import BrokerAway
+from service.urls import safe_url
 
 __all__ = ["CHECKS", "Finding", "examine", "status_of"]
 

@@ -14,6 +14,7 @@ from service.doctor.finding import Finding, fix, listed, unknown, well
 from service.errors import PackageRefused, StartError
 from service.packages import load_packages
 from service.parity import verify
+from service.urls import safe_url
 
 _OPENCV: Final = (
     "opencv-python",
@@ -81,7 +82,9 @@ def ask_api(url: str) -> tuple[Models, list[Finding]]:
     except ServerAway as error:
         return {}, [fix("api", str(error), "start it, or correct --url")]
     except Problem as problem:
-        return {}, [unknown("api", f"{url}: {problem.title} [{problem.status}]: {problem.detail}", "correct --url")]
+        return {}, [
+            unknown("api", f"{safe_url(url)}: {problem.title} [{problem.status}]: {problem.detail}", "correct --url")
+        ]
     if reasons:
-        return models, [fix("api", f"{url} is not ready: {'; '.join(reasons)}", "see the other lines")]
-    return models, [well("api", f"{url} is ready")]
+        return models, [fix("api", f"{safe_url(url)} is not ready: {'; '.join(reasons)}", "see the other lines")]
+    return models, [well("api", f"{safe_url(url)} is ready")]

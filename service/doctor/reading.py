@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import hiredis
 
-from service.broker.wire import Argument, Wire, pack, safe_url
+from service.broker.wire import Argument, Wire, pack
+from service.urls import safe_url
 
 TIMEOUT_S: Final = 5.0
 _LOOKS: Final = 5  # at the broker's clock; the quickest answer is believed

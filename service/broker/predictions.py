@@ -425,8 +425,13 @@ class RedisPredictions:
                 found += [_worker_decoder.decode(text)] if text else []
         return found
 
-    async def ping(self) -> None:
-        await self._ask(("PING",))
+    async def end_script(self) -> str | None:
+        (answer,) = await self._ask_any(("PING",))
+        if not (isinstance(answer, redis.ResponseError) and str(answer).startswith("BUSY")):
+            return None
+        (said,) = await self._ask_any(("SCRIPT", "KILL"))
+        words = said.decode() if isinstance(said, bytes) else str(said)
+        return None if words.startswith("NOTBUSY") else words  # it has just ended by itself
 
     async def close(self) -> None:
         await self.pool.disconnect()

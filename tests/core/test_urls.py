@@ -105,15 +105,15 @@ def test_nor_does_another_setting_that_it_came_to() -> None:
     "url", ["redis://127.0.0.1:1?username=u&password=hunter2secret", "redis://u:hunter2secret@127.0.0.1:1"]
 )
 def test_a_broker_that_is_away_is_named_without_it(url: str) -> None:
-    async def ping() -> None:
+    async def ask() -> None:
         predictions = RedisPredictions(url, shards=1, timeout_s=1.0)
         try:
-            await predictions.ping()
+            await predictions.workers()
         finally:
             await predictions.close()
 
-    for ask in (lambda: Wire(url, 1.0), lambda: asyncio.run(ping())):
+    for attempt in (lambda: Wire(url, 1.0), lambda: asyncio.run(ask())):
         with pytest.raises(BrokerAway) as away:
-            ask()
+            attempt()
         assert "hunter2" not in str(away.value)
         assert "127.0.0.1:1" in str(away.value)

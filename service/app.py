@@ -30,6 +30,7 @@ from service.embedded import EmbeddedBroker, machine_memory, url_on
 from service.engine import OnnxEngine
 from service.errors import BrokerAway, BrokerFailed, PackageRefused, StartError
 from service.faults import fault_from, poison_from
+from service.homes import is_private
 from service.logs import set_up_logs
 from service.metrics import WorkerMetrics, create_registry, serve_metrics
 from service.packages import Package, load_packages
@@ -185,8 +186,8 @@ def entry_limits(settings: Settings) -> Limits:
 def served_packages(settings: Settings) -> dict[str, tuple[Package, ParityReport]]:
     """The packages that hold what their certificate promises; the others are named in the log. Raises StartError."""
     packages, refused = load_packages(settings.models)
-    home = settings.home.expanduser()
-    cache = home / "parity" if os.access(home, os.W_OK) else None  # proven once on this machine, not at every start
+    home = settings.home.expanduser().absolute()
+    cache = home / "parity" if is_private(home) else None  # proven once on this machine, not at every start
     served = {}
     for name, package in packages.items():
         try:
@@ -227,7 +228,9 @@ def run_up(settings: Settings, *, demo: bool = False, seconds: float | None = No
     set_up_logs(settings.log_format, "warning" if demo else settings.log_level, "up")
     listener = listen(settings.host, settings.port)
     url = f"http://{settings.host}:{listener.getsockname()[1]}"
-    output = settings.home / "rollcast.log" if demo else None  # the demo's table needs the terminal
+    output = (
+        settings.home.expanduser().absolute() / "rollcast.log" if demo else None
+    )  # the demo's table needs the terminal
     broker = None
     if settings.broker is None:
         wanted = settings.broker_memory_bytes

@@ -37,7 +37,8 @@ RollcastError
 ├── Fenced                 the shard was lost, or the broker forgot: drop everything and acquire again
 ├── CommitRefused          nothing applied; the same commit may be sent again
 └── StartError             the program cannot start; says what to change
-    ├── BadSettings  ├── PackageRefused  ├── HomeInUse  ├── PortInUse  ├── BrokerFailed  └── Disagreement
+    ├── BadSettings  ├── PackageRefused  ├── HomeInUse  ├── HomeRefused  ├── PortInUse
+    ├── BrokerFailed  └── Disagreement
 """
 
 from __future__ import annotations
@@ -240,6 +241,12 @@ class PackageRefused(StartError):
 
 class HomeInUse(StartError):
     type = "home-in-use"
+
+
+class HomeRefused(StartError):
+    """The folder `home` is not this user's own, or holds what may be somebody else's."""
+
+    type = "home-refused"
 
 
 class PortInUse(StartError):

@@ -26,6 +26,7 @@ import onnxruntime
 from service.contracts import Manifest
 from service.engine import OnnxEngine
 from service.errors import PackageRefused, StepFailed
+from service.homes import opened
 from service.packages import Package
 from service.ports import Engine
 
@@ -72,9 +73,10 @@ def check(package: Package, engine: Engine | None = None) -> ParityReport:
 
 
 def verify(package: Package, cache: Path | None = None) -> ParityReport:
-    """`check`, or its result from `cache` (a folder) where the same files passed on the same library and processor.
+    """`check`, or its result from `cache` where the same files passed on the same library and processor.
 
-    Raises PackageRefused that names the first failing check, its figure and its limit.
+    `cache`: a folder in a home that nobody else can write into. Raises PackageRefused that names the first failing
+    check, its figure and its limit.
     """
     kept = cache / f"{_key(package)}.json" if cache is not None else None
     if kept is not None:
@@ -91,9 +93,10 @@ def verify(package: Package, cache: Path | None = None) -> ParityReport:
         )
     if kept is not None:
         with suppress(OSError):  # a folder that cannot be written only costs the time to measure again
-            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.parent.mkdir(mode=0o700, exist_ok=True)
             fresh = kept.with_suffix(f".{os.getpid()}")
-            fresh.write_bytes(msgspec.json.encode(report))
+            with opened(fresh, "wb") as file:
+                file.write(msgspec.json.encode(report))
             fresh.replace(kept)
     return report
 

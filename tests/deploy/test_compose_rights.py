@@ -276,7 +276,6 @@ def test_the_api_ends_a_script_that_does_not_end(quiet: Broker) -> None:
     async def end() -> str | None:
         predictions = RedisPredictions(quiet.url("api"), shards=SHARDS)
         try:
-            assert await predictions.end_script() == "OK"
             return await predictions.end_script()
         finally:
             await predictions.close()

@@ -28,13 +28,14 @@ from service.contracts import Limits
 from service.demo import Demo
 from service.embedded import EmbeddedBroker, machine_memory, url_on
 from service.engine import OnnxEngine
-from service.errors import BrokerAway, BrokerFailed, PackageRefused, StartError
+from service.errors import BrokerAway, BrokerFailed, PackageRefused, StartError, StepFailed
 from service.faults import fault_from, poison_from
 from service.homes import is_private
 from service.logs import set_up_logs
 from service.metrics import WorkerMetrics, create_registry, serve_metrics
 from service.packages import Package, load_packages
 from service.parity import ParityReport, verify
+from service.parts import refused_alone
 from service.ports import WorkerInfo
 from service.processes import allow_many_files, calm_collector
 from service.settings import Settings
@@ -107,10 +108,10 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
     url = broker_url(settings)
     registry = create_registry()
     metrics = WorkerMetrics(registry)
-    packages = {name: package for name, (package, _) in served_packages(settings).items()}
-    engines = {name: (OnnxEngine(package), package.schema) for name, package in packages.items()}
-    for engine, _ in engines.values():
-        engine.warm_up()
+    engines, packages = {}, {}
+    for model, (package, _) in served_packages(settings).items():
+        if (engine := warm_engine(package)) is not None:
+            packages[model], engines[model] = package, (engine, package.schema)
     name = name or new_name()
     port = settings.metrics_port + number if settings.metrics_port else 0
     worker: Worker | None = None
@@ -201,6 +202,18 @@ def served_packages(settings: Settings) -> dict[str, tuple[Package, ParityReport
             f"no model package can be served from {settings.models or 'the shipped zoo'}; see the lines above"
         )
     return served
+
+
+def warm_engine(package: Package) -> OnnxEngine | None:
+    """The package's engine, ready to run; None, which the log explains, where this machine cannot run its batches."""
+    try:
+        with refused_alone(package.folder):
+            engine = OnnxEngine(package)
+            engine.warm_up()
+            return engine
+    except (PackageRefused, StepFailed) as error:
+        log.error("model package refused", extra={"check": "run", "detail": error.detail})
+        return None
 
 
 def _figures(report: ParityReport) -> dict[str, object]:

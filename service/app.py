@@ -47,6 +47,7 @@ GRACE_S = 5  # how long open answers may take when the api stops
 BYE_S = 1.0  # how long subscribers may take to hear that it stops
 MESSAGE_BYTES = 64 << 20  # of one WebSocket message
 READY_S = 60.0  # how long `up --demo` waits for the api and the workers
+ON_LOOPBACK = ("127.0.0.1", "localhost", "0.0.0.0")  # metrics_host by which an api of this machine reaches a worker
 TURN_S = 0.05  # how often the supervisor looks after its children
 log = logging.getLogger("rollcast.app")
 
@@ -153,7 +154,7 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
             id=name,
             models={model: package.manifest.version for model, package in packages.items()},
             process=f"worker-{number}",
-            metrics=f"http://{_seen_from_here(settings.metrics_host)}:{server.port}/metrics",
+            metrics=f"http://127.0.0.1:{server.port}/metrics" if settings.metrics_host in ON_LOOPBACK else "",
             host=socket.gethostname(),
             rollcast=VERSION,
         ),
@@ -167,11 +168,6 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
     finally:
         server.close()
     log.info("stopped")
-
-
-def _seen_from_here(host: str) -> str:
-    """Where a process of this machine finds what listens on `host`."""
-    return "127.0.0.1" if host == "0.0.0.0" else host
 
 
 def cpus_of_one(workers: int) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -48,6 +47,9 @@ _CHECK_S: Final = 1.0  # how often `follow` makes sure that the logs are still t
 _ENTRIES: Final = 16  # read at once, of whatever size
 _LISTEN_MS: Final = 250
 _COMMITS: Final = 200  # of one shard, read at once
+_WORKERS: Final = 1000  # live ones, those heard of last
+_WORKER_BYTES: Final = 1 << 20  # of what one says of itself; longer is cut, and then cannot be read
+_TROUBLE: Final = 500  # characters
 _REFUSED: Final = (redis.ResponseError, redis.exceptions.BusyLoadingError, redis.exceptions.MasterDownError)
 # A server configured so has written and synced its log before it answers.
 _ON_DISK: Final = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
@@ -415,15 +417,12 @@ class RedisPredictions:
         )
 
     async def workers(self) -> list[WorkerInfo]:
-        (names,) = await self._ask(("ZRANGE", workers_key(self._prefix), 0, -1))
+        (names,) = await self._ask(("ZRANGE", workers_key(self._prefix), -_WORKERS, -1))
         if not names:
             return []
-        said = await self._ask(*(("GET", worker_key(self._prefix, name.decode())) for name in names))
-        found = []
-        for text in said:
-            with suppress(msgspec.DecodeError):  # of a worker of another version: it counts as not there
-                found += [_worker_decoder.decode(text)] if text else []
-        return found
+        keys = [worker_key(self._prefix, "").encode() + name for name in names]
+        said = await self._ask(*(("GETRANGE", key, 0, _WORKER_BYTES) for key in keys), foreign=True)
+        return [worker for text in said if text and (worker := _read_worker(text)) is not None]
 
     async def end_script(self) -> str | None:
         (answer,) = await self._ask_any(("PING",))
@@ -487,6 +486,15 @@ class RedisPredictions:
                 await connection.disconnect(nowait=True)
             await self.pool.release(connection)
         return replies
+
+
+def _read_worker(text: bytes) -> WorkerInfo | None:
+    """None: it is of a worker of another version, or of none, and counts as not there."""
+    try:
+        worker = _worker_decoder.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return msgspec.structs.replace(worker, trouble=worker.trouble[:_TROUBLE])
 
 
 def _stream_of(fields: Sequence[bytes]) -> bytes | None:

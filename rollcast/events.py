@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import httpx
 
+from rollcast.bounds import ENDLESS, MAX_LINE
 from rollcast.calls import quoted
 from rollcast.entries import Logged, read_logged
 from rollcast.errors import Problem
@@ -40,6 +41,7 @@ class EventReader:
         self._id = ""
         self._event = ""
         self._data: list[str] = []
+        self._size = 0
 
     def feed(self, line: str) -> ServerEvent | None:
         """The event that this line ends, if it does."""
@@ -48,6 +50,9 @@ class EventReader:
             value = value.removeprefix(" ")
             if name == "data":
                 self._data.append(value)
+                self._size += len(value)
+                if self._size > MAX_LINE:
+                    raise ValueError(f"an event of more than {MAX_LINE} characters")
             elif name == "event":
                 self._event = value
             elif name == "id":
@@ -55,7 +60,7 @@ class EventReader:
             return None
         self.cursor = self._id
         event, data = self._event, self._data
-        self._event, self._data = "", []
+        self._event, self._data, self._size = "", [], 0
         return ServerEvent(event or "prediction", self.cursor, "\n".join(data)) if data or event else None
 
 
@@ -106,6 +111,7 @@ class Recording:
             "url": f"/v1/streams/{quoted(self._stream)}/entries",
             "params": {"after": self._after},
             "timeout": httpx.Timeout(SILENCE_S, connect=5.0),
+            "extensions": {ENDLESS: True},
         }
 
     def feed(self, line: str) -> Logged | None:
@@ -165,6 +171,7 @@ class Subscription:
             "params": params,
             "headers": {"Accept": "text/event-stream"},
             "timeout": httpx.Timeout(SILENCE_S, connect=5.0),
+            "extensions": {ENDLESS: True},
         }
 
     def feed(self, line: str) -> Record | None:

@@ -21,7 +21,8 @@ AT_ONCE: Final = 8  # asked, over all calls
 ASKED: Final = 64  # workers, a call
 MAX_BYTES: Final = 8 << 20  # of one answer
 MAX_ALL_BYTES: Final = 32 << 20  # of all answers to one call
-_LABELS: Final = r'\{(?:[a-zA-Z_]\w*="(?:[^"\\]|\\.)*",?)*\}'
+_LABEL: Final = r'[a-zA-Z_]\w*="(?:[^"\\]|\\.)*"'
+_LABELS: Final = rf"\{{(?:{_LABEL}(?:,{_LABEL})*,?)?\}}"
 _LINE: Final = re.compile(
     rf"# HELP [a-zA-Z_:][\w:]* .*|# TYPE [a-zA-Z_:][\w:]* \w+|[a-zA-Z_:][\w:]*(?:{_LABELS})? [-+\w.]+(?: -?\d+)?|",
     re.ASCII,

@@ -12,7 +12,7 @@ from rollcast.aio import AsyncClient
 from rollcast.aio_gateway import AsyncGateway
 from rollcast.client import Client
 from rollcast.entries import Entry, Logged, frame, samples, text
-from rollcast.errors import Problem, RollcastError, ServerAway
+from rollcast.errors import BadAnswer, Problem, RollcastError, ServerAway
 from rollcast.gateway import Gateway
 from rollcast.results import (
     Accepted,
@@ -32,6 +32,7 @@ __all__ = [
     "Accepted",
     "AsyncClient",
     "AsyncGateway",
+    "BadAnswer",
     "Client",
     "Done",
     "Dropped",

@@ -13,10 +13,11 @@ import msgspec
 
 from rollcast import calls
 from rollcast.aio_gateway import AsyncGateway
+from rollcast.bounds import watch_async
 from rollcast.calls import Call
 from rollcast.client import DEFAULT_URL, RETRY_S, reasons_in, settings_of
 from rollcast.entries import Entry, Logged
-from rollcast.errors import Problem, away, to_problem
+from rollcast.errors import BadAnswer, Problem, away, to_problem, understood
 from rollcast.events import Follows, Recording, Subscription
 from rollcast.flow import Flow, Steps
 from rollcast.results import Prediction, Record
@@ -50,7 +51,7 @@ class AsyncClient:
         numbered: bool = False,
     ) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.AsyncClient(**settings_of(self.url, api_key))
+        self._http = httpx.AsyncClient(**settings_of(self.url, api_key), event_hooks={"response": [watch_async]})
         self._flow = Flow(self.url, retry_s=retry_s, numbered=numbered)
         self._api_key, self._retry_s, self._numbered = api_key, retry_s, numbered
         self._turns: dict[str, asyncio.Lock] = {}
@@ -121,7 +122,7 @@ class AsyncClient:
                         raise to_problem(response)
                     what.begun = True
                     async for line in response.aiter_lines():
-                        if (found := what.feed(line)) is not None:
+                        if (found := understood(self.url, what.feed, line)) is not None:
                             yield found
             except Problem as problem:
                 if not problem.passes:
@@ -137,12 +138,12 @@ class AsyncClient:
 
     async def streams(self, *, sort: str | None = None) -> AsyncIterator[StreamSummary]:
         """As Client.streams."""
-        async for found in self._pages("/v1/streams", "streams", sort=sort):
+        async for found in self._pages("/v1/streams", "streams", StreamSummary, sort=sort):
             yield found
 
     async def dead(self, *, stream: str | None = None, reason: str | None = None) -> AsyncIterator[DeadSummary]:
         """Every refused entry that is kept, without its bytes."""
-        async for found in self._pages("/v1/dead", "dead", stream=stream, reason=reason):
+        async for found in self._pages("/v1/dead", "dead", DeadSummary, stream=stream, reason=reason):
             yield found
 
     async def drop_all_dead(
@@ -162,9 +163,11 @@ class AsyncClient:
     async def reasons_not_ready(self) -> list[str]:
         """Why an entry posted now would not be answered; empty when it would."""
         try:
-            return reasons_in(await self._http.get("/readyz"))
-        except (httpx.TransportError, ValueError, KeyError) as error:
+            return understood(self.url, reasons_in, await self._http.get("/readyz"))
+        except httpx.TransportError as error:
             return [str(away(self.url, error))]
+        except BadAnswer as error:
+            return [str(error)]
 
     def gateway(
         self, streams: str | Sequence[str] | None = None, *, after: str | None = None, when_full: str | None = None
@@ -215,10 +218,9 @@ class AsyncClient:
             result: Result = end.value
             return result
 
-    async def _pages(self, path: str, name: str, **query: object) -> AsyncIterator[Any]:
+    async def _pages(self, path: str, name: str, row: type, **query: object) -> AsyncIterator[Any]:
         after: str | None = ""
         while after is not None:
-            page = await self.send(calls.get(path, after=after or None, limit=1000, **query))
-            for found in page[name]:
+            rows, after = await self.send(calls.page(path, name, row, after, **query))
+            for found in rows:
                 yield found
-            after = page["next"]

@@ -169,18 +169,29 @@ def history(
     return Call("GET", f"/v1/streams/{quoted(stream)}/predictions", read, query, headers={"Accept": JSON})
 
 
-def get(path: str, **query: object) -> Call[dict[str, Any]]:
-    return Call("GET", path, _dict, _query(**query), headers={"Accept": JSON})
+def page(path: str, name: str, row: type, after: str, **query: object) -> Call[tuple[list[Any], str | None]]:
+    """A page of rows, and the `after` of the next one."""
+
+    def read(response: httpx.Response) -> tuple[list[Any], str | None]:
+        found = response.json()
+        msgspec.convert(found[name], list[row])  # type: ignore[valid-type]
+        following = msgspec.convert(found["next"], str | None)
+        if following == after:
+            raise ValueError(f"a page of {name} whose next page is itself")
+        return found[name], following
+
+    asked = _query(after=after or None, limit=1000, **query)
+    return Call("GET", path, read, asked, headers={"Accept": JSON})
 
 
 def stream(stream: str) -> Call[StreamDetail]:
     """One stream: model, steps, cursors, last record, what waits, its state, its settings."""
-    return Call("GET", f"/v1/streams/{quoted(stream)}", _json, headers={"Accept": JSON})
+    return Call("GET", f"/v1/streams/{quoted(stream)}", _shape(StreamDetail), headers={"Accept": JSON})
 
 
 def models() -> Call[Models]:
     """The model packages: `{"models": […]}`."""
-    return Call("GET", "/v1/models", _json, headers={"Accept": JSON})
+    return Call("GET", "/v1/models", _shape(Models), headers={"Accept": JSON})
 
 
 # --- a stream's life: each is carried out in its turn in the stream's log, and answered by its `done` record --------
@@ -223,7 +234,7 @@ def delete(stream: str) -> Call[dict[str, Any]]:
 
 def state(stream: str) -> Call[StateSummary]:
     """What a stream remembers, in words: steps, age, norm, bytes, model, version, schema."""
-    return Call("GET", f"/v1/streams/{quoted(stream)}/state", _json, headers={"Accept": JSON})
+    return Call("GET", f"/v1/streams/{quoted(stream)}/state", _shape(StateSummary), headers={"Accept": JSON})
 
 
 def save_state(stream: str) -> Call[bytes]:
@@ -247,7 +258,7 @@ def reset(stream: str) -> Call[dict[str, Any]]:
 
 def dead_entry(stream: str, entry_id: str) -> Call[DeadDetail]:
     """One refused entry: why, its fields, and its bytes in base64 (`data`)."""
-    return Call("GET", f"/v1/dead/{quoted(stream)}/{entry_id}", _json, headers={"Accept": JSON})
+    return Call("GET", f"/v1/dead/{quoted(stream)}/{entry_id}", _shape(DeadDetail), headers={"Accept": JSON})
 
 
 def dead_bytes(stream: str, entry_id: str) -> Call[bytes]:
@@ -293,12 +304,21 @@ def _query(**values: object) -> dict[str, str]:
 
 
 def _dict(response: httpx.Response) -> dict[str, Any]:
-    found: dict[str, Any] = response.json()
+    found = response.json()
+    if not isinstance(found, dict):
+        raise TypeError(f"expected an object, found {type(found).__name__}")
     return found
 
 
-def _json(response: httpx.Response) -> Any:
-    return response.json()
+def _shape(expected: type) -> Callable[[httpx.Response], Any]:
+    """Reads an object that has what the type says; what a newer server adds stays."""
+
+    def read(response: httpx.Response) -> Any:
+        found = response.json()
+        msgspec.convert(found, expected)
+        return found
+
+    return read
 
 
 def _content(response: httpx.Response) -> bytes:

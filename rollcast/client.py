@@ -12,9 +12,10 @@ import httpx
 import msgspec
 
 from rollcast import calls
+from rollcast.bounds import watch
 from rollcast.calls import Call
 from rollcast.entries import Entry, Logged
-from rollcast.errors import Problem, away, to_problem
+from rollcast.errors import BadAnswer, Problem, away, to_problem, understood
 from rollcast.events import Follows, Recording, Subscription
 from rollcast.flow import Flow, Steps
 from rollcast.gateway import Gateway
@@ -58,7 +59,7 @@ class Client:
     ) -> None:
         self.url = url.rstrip("/")
         self._api_key, self._retry_s, self._numbered = api_key, retry_s, numbered
-        self._http = httpx.Client(**settings_of(self.url, api_key))
+        self._http = httpx.Client(**settings_of(self.url, api_key), event_hooks={"response": [watch]})
         self._flow = Flow(self.url, retry_s=retry_s, numbered=numbered)
 
     def __enter__(self) -> Self:
@@ -130,7 +131,7 @@ class Client:
                         raise to_problem(response)
                     what.begun = True
                     for line in response.iter_lines():
-                        if (found := what.feed(line)) is not None:
+                        if (found := understood(self.url, what.feed, line)) is not None:
                             yield found
             except Problem as problem:
                 if not problem.passes:
@@ -146,11 +147,11 @@ class Client:
 
     def streams(self, *, sort: str | None = None) -> Iterator[StreamSummary]:
         """Every stream, by name, or sorted by `lag`, `drops` or `restarts`: the worst first."""
-        yield from self._pages("/v1/streams", "streams", sort=sort)
+        yield from self._pages("/v1/streams", "streams", StreamSummary, sort=sort)
 
     def dead(self, *, stream: str | None = None, reason: str | None = None) -> Iterator[DeadSummary]:
         """Every refused entry that is kept, without its bytes."""
-        yield from self._pages("/v1/dead", "dead", stream=stream, reason=reason)
+        yield from self._pages("/v1/dead", "dead", DeadSummary, stream=stream, reason=reason)
 
     def drop_all_dead(self, *, stream: str | None = None, reason: str | None = None, everything: bool = False) -> int:
         """Removes the refused entries of a stream, of a reason, of both, or with `everything` all. Returns how many."""
@@ -167,9 +168,11 @@ class Client:
     def reasons_not_ready(self) -> list[str]:
         """Why an entry posted now would not be answered; empty when it would."""
         try:
-            return reasons_in(self._http.get("/readyz"))
-        except (httpx.TransportError, ValueError, KeyError) as error:
+            return understood(self.url, reasons_in, self._http.get("/readyz"))
+        except httpx.TransportError as error:
             return [str(away(self.url, error))]
+        except BadAnswer as error:
+            return [str(error)]
 
     def gateway(
         self, streams: str | Sequence[str] | None = None, *, after: str | None = None, when_full: str | None = None
@@ -213,18 +216,19 @@ class Client:
             result: Result = end.value
             return result
 
-    def _pages(self, path: str, name: str, **query: object) -> Iterator[Any]:
+    def _pages(self, path: str, name: str, row: type, **query: object) -> Iterator[Any]:
         after: str | None = ""
         while after is not None:
-            page = self.send(calls.get(path, after=after or None, limit=1000, **query))
-            yield from page[name]
-            after = page["next"]
+            rows, after = self.send(calls.page(path, name, row, after, **query))
+            yield from rows
 
 
 def settings_of(url: str, api_key: str | None) -> dict[str, Any]:
     """Of httpx's clients."""
     near = httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key is not None else {}
+    headers = {"Accept-Encoding": "identity"}  # what is unpacked here could not be bounded
+    if api_key is not None:
+        headers["Authorization"] = f"Bearer {api_key}"
     return {
         "base_url": url,
         "headers": headers,
@@ -235,4 +239,4 @@ def settings_of(url: str, api_key: str | None) -> dict[str, Any]:
 
 
 def reasons_in(response: httpx.Response) -> list[str]:
-    return [] if response.status_code == 200 else [str(reason) for reason in response.json()["reasons"]]
+    return [] if response.status_code == 200 else msgspec.convert(response.json()["reasons"], list[str])

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import httpx
+import msgspec
+
+Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 _OURS: Final = "urn:rollcast:problem:"
 
@@ -48,11 +53,30 @@ class ServerAway(RollcastError):
     """No server answers at this URL, or the connection was lost before the answer."""
 
 
+class BadAnswer(ServerAway):
+    """Something answers at this URL, but not as rollcast does."""
+
+
+_NONSENSE: Final = (
+    ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, OverflowError, RecursionError,
+    msgspec.MsgspecError,
+)  # fmt: skip
+
+
+def understood(url: str, read: Callable[[Answer], Result], answer: Answer) -> Result:
+    """What an answer says. Raises BadAnswer where it says nothing that a server of rollcast would."""
+    try:
+        return read(answer)
+    except _NONSENSE as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise BadAnswer(f"what answers at {_shown(url)} is not rollcast, or of another version ({said})") from error
+
+
 def to_problem(response: httpx.Response) -> Problem:
     """Of an answer that was read."""
     try:
         body = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
         body = {"title": response.reason_phrase, "detail": response.text[:200].strip() or "no explanation was given"}
@@ -61,4 +85,10 @@ def to_problem(response: httpx.Response) -> Problem:
 
 
 def away(url: str, error: Exception) -> ServerAway:
-    return ServerAway(f"no server answers at {url} ({error or type(error).__name__})")
+    return ServerAway(f"no server answers at {_shown(url)} ({error or type(error).__name__})")
+
+
+def _shown(url: str) -> str:
+    """What stands before an @ may be a password."""
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}"

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import httpx
 
+from rollcast.bounds import ENDLESS, MAX_LINE
 from rollcast.calls import quoted
 from rollcast.entries import Logged, read_logged
 from rollcast.results import Bye, Record, read_record
@@ -39,6 +40,7 @@ class EventReader:
         self._id = ""
         self._event = ""
         self._data: list[str] = []
+        self._size = 0
 
     def feed(self, line: str) -> ServerEvent | None:
         """The event that this line ends, if it does."""
@@ -47,6 +49,9 @@ class EventReader:
             value = value.removeprefix(" ")
             if name == "data":
                 self._data.append(value)
+                self._size += len(value)
+                if self._size > MAX_LINE:
+                    raise ValueError(f"an event of more than {MAX_LINE} characters")
             elif name == "event":
                 self._event = value
             elif name == "id":
@@ -54,7 +59,7 @@ class EventReader:
             return None
         self.cursor = self._id
         event, data = self._event, self._data
-        self._event, self._data = "", []
+        self._event, self._data, self._size = "", [], 0
         return ServerEvent(event or "prediction", self.cursor, "\n".join(data)) if data or event else None
 
 
@@ -102,6 +107,7 @@ class Recording:
             "url": f"/v1/streams/{quoted(self._stream)}/entries",
             "params": {"after": self._after},
             "timeout": httpx.Timeout(SILENCE_S, connect=5.0),
+            "extensions": {ENDLESS: True},
         }
 
     def feed(self, line: str) -> Logged | None:
@@ -161,6 +167,7 @@ class Subscription:
             "params": params,
             "headers": {"Accept": "text/event-stream"},
             "timeout": httpx.Timeout(SILENCE_S, connect=5.0),
+            "extensions": {ENDLESS: True},
         }
 
     def feed(self, line: str) -> Record | None:

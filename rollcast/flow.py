@@ -11,7 +11,7 @@ import httpx
 
 from rollcast import calls
 from rollcast.calls import Call
-from rollcast.errors import Problem, RollcastError, away, to_problem
+from rollcast.errors import Problem, RollcastError, away, to_problem, understood
 
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
@@ -50,7 +50,7 @@ class Flow:
             else:
                 self._reached = True
                 if response.status_code < 400:
-                    return call.read(response)
+                    return understood(self._url, call.read, response)
                 problem = to_problem(response)
                 if tries > 1 and problem.is_a("duplicate") and call.entry is not None:
                     return (yield from self._first_answer(call, problem))
@@ -78,7 +78,7 @@ class Flow:
         if stream not in self._next_seq:
             last = None
             try:
-                last = (yield from self._tried(calls.stream(stream)))["seq"]
+                last = (yield from self._tried(calls.stream(stream))).get("seq")
             except Problem as problem:
                 if problem.status != 404:
                     raise

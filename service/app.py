@@ -23,27 +23,31 @@ from service import VERSION
 from service.api import Bounds, create_app
 from service.broker.log import RedisLog
 from service.broker.predictions import RedisPredictions
-from service.broker.wire import Wire, safe_url
+from service.broker.wire import Wire
 from service.contracts import Limits
 from service.demo import Demo
 from service.embedded import EmbeddedBroker, machine_memory, url_on
 from service.engine import OnnxEngine
-from service.errors import BrokerAway, BrokerFailed, PackageRefused, StartError
+from service.errors import BrokerAway, BrokerFailed, PackageRefused, StartError, StepFailed
 from service.faults import fault_from, poison_from
+from service.homes import is_private
 from service.logs import set_up_logs
 from service.metrics import WorkerMetrics, create_registry, serve_metrics
 from service.packages import Package, load_packages
 from service.parity import ParityReport, verify
+from service.parts import refused_alone
 from service.ports import WorkerInfo
 from service.processes import allow_many_files, calm_collector
 from service.settings import Settings
 from service.supervisor import Child, Interrupts, Supervisor, listen
+from service.urls import safe_url
 from service.worker import Worker
 
 GRACE_S = 5  # how long open answers may take when the api stops
 BYE_S = 1.0  # how long subscribers may take to hear that it stops
 MESSAGE_BYTES = 64 << 20  # of one WebSocket message
 READY_S = 60.0  # how long `up --demo` waits for the api and the workers
+ON_LOOPBACK = ("127.0.0.1", "localhost", "0.0.0.0")  # metrics_host by which an api of this machine reaches a worker
 TURN_S = 0.05  # how often the supervisor looks after its children
 log = logging.getLogger("rollcast.app")
 
@@ -105,10 +109,10 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
     url = broker_url(settings)
     registry = create_registry()
     metrics = WorkerMetrics(registry)
-    packages = {name: package for name, (package, _) in served_packages(settings).items()}
-    engines = {name: (OnnxEngine(package), package.schema) for name, package in packages.items()}
-    for engine, _ in engines.values():
-        engine.warm_up()
+    engines, packages = {}, {}
+    for model, (package, _) in served_packages(settings).items():
+        if (engine := warm_engine(package)) is not None:
+            packages[model], engines[model] = package, (engine, package.schema)
     name = name or new_name()
     port = settings.metrics_port + number if settings.metrics_port else 0
     worker: Worker | None = None
@@ -153,7 +157,7 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
             id=name,
             models={model: package.manifest.version for model, package in packages.items()},
             process=f"worker-{number}",
-            metrics=f"http://{_seen_from_here(settings.metrics_host)}:{server.port}/metrics",
+            metrics=f"http://127.0.0.1:{server.port}/metrics" if settings.metrics_host in ON_LOOPBACK else "",
             host=socket.gethostname(),
             rollcast=VERSION,
         ),
@@ -169,11 +173,6 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
     log.info("stopped")
 
 
-def _seen_from_here(host: str) -> str:
-    """Where a process of this machine finds what listens on `host`."""
-    return "127.0.0.1" if host == "0.0.0.0" else host
-
-
 def cpus_of_one(workers: int) -> int:
     """Threads for the frames of one of so many workers on this machine. The model itself runs on one (engine.py)."""
     cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -187,8 +186,8 @@ def entry_limits(settings: Settings) -> Limits:
 def served_packages(settings: Settings) -> dict[str, tuple[Package, ParityReport]]:
     """The packages that hold what their certificate promises; the others are named in the log. Raises StartError."""
     packages, refused = load_packages(settings.models)
-    home = settings.home.expanduser()
-    cache = home / "parity" if os.access(home, os.W_OK) else None  # proven once on this machine, not at every start
+    home = settings.home.expanduser().absolute()
+    cache = home / "parity" if is_private(home) else None  # proven once on this machine, not at every start
     served = {}
     for name, package in packages.items():
         try:
@@ -202,6 +201,18 @@ def served_packages(settings: Settings) -> dict[str, tuple[Package, ParityReport
             f"no model package can be served from {settings.models or 'the shipped zoo'}; see the lines above"
         )
     return served
+
+
+def warm_engine(package: Package) -> OnnxEngine | None:
+    """The package's engine, ready to run; None, which the log explains, where this machine cannot run its batches."""
+    try:
+        with refused_alone(package.folder):
+            engine = OnnxEngine(package)
+            engine.warm_up()
+            return engine
+    except (PackageRefused, StepFailed) as error:
+        log.error("model package refused", extra={"check": "run", "detail": error.detail})
+        return None
 
 
 def _figures(report: ParityReport) -> dict[str, object]:
@@ -229,7 +240,9 @@ def run_up(settings: Settings, *, demo: bool = False, seconds: float | None = No
     set_up_logs(settings.log_format, "warning" if demo else settings.log_level, "up")
     listener = listen(settings.host, settings.port)
     url = f"http://{settings.host}:{listener.getsockname()[1]}"
-    output = settings.home / "rollcast.log" if demo else None  # the demo's table needs the terminal
+    output = (
+        settings.home.expanduser().absolute() / "rollcast.log" if demo else None
+    )  # the demo's table needs the terminal
     broker = None
     if settings.broker is None:
         wanted = settings.broker_memory_bytes

@@ -3,6 +3,8 @@
 No TCP port: a Unix socket in a folder that only this user may enter. Data lies in `home`, append-only, so that a
 restart continues where the last run stopped.
 
+All is this user's own and for this user only: homes.py.
+
     home/lock          held (flock) by the one `up` that uses this home; its text is that process's pid
     home/broker.conf   written anew at each start
     home/broker.log    the broker's own log
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import IO, Final
 from urllib.parse import quote
 
+from service import homes
 from service.errors import BrokerFailed, HomeInUse
 from service.processes import stop, tied
 
@@ -43,6 +46,7 @@ CONFIG: Final = {
     "no-appendfsync-on-rewrite": "no",  # else `always` would not be always
     "aof-load-truncated": "yes",  # a tail torn by a power cut is dropped, not fatal
     "maxmemory-policy": "noeviction",  # an evicted state would be a silent loss
+    "lua-time-limit": "2000",  # ms; a script that runs for longer can be ended: the api does it
     "stream-node-max-bytes": "512",  # a stream's first record costs 0.8 kB instead of 4.4 kB
 }
 _LOG_LINES: Final = 8  # of the broker's log, shown when it does not start
@@ -123,9 +127,9 @@ class EmbeddedBroker:
     def _take_home(self) -> None:
         if self._lock is not None:
             return
+        homes.claim(self.home)
         try:
-            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)  # one that was there keeps its mode
-            lock = (self.home / "lock").open("a+")
+            lock = homes.opened(self.home / "lock", "a+")
         except OSError as error:
             raise BrokerFailed(f"home {self.home}: {error.strerror}; expected a folder this user may write") from None
         try:
@@ -165,13 +169,14 @@ class EmbeddedBroker:
             return link
         for parent in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):
             # rollcast- and eight random characters
-            if parent and os.access(parent, os.W_OK) and len(os.fsencode(parent)) + 30 <= MAX_SOCKET_PATH:
-                path = Path(tempfile.mkdtemp(prefix="rollcast-", dir=parent)) / "broker.sock"
+            usable = parent and os.access(parent, os.W_OK) and homes.keeps_apart(Path(parent))
+            if parent and usable and len(os.fsencode(parent)) + 30 <= MAX_SOCKET_PATH:
+                path = Path(tempfile.mkdtemp(prefix=homes.SOCKET_FOLDER, dir=parent)) / "broker.sock"
                 link.symlink_to(path)
                 return path
         raise BrokerFailed(
             f"home {self.home}: a socket's path has {MAX_SOCKET_PATH} bytes at most, and neither $XDG_RUNTIME_DIR nor "
-            "the temporary folder is writable and short enough; give a shorter --home"
+            "the temporary folder is writable, safe from other users and short enough; give a shorter --home"
         )
 
     def _launch(self, binary: str, path: Path) -> None:
@@ -183,9 +188,10 @@ class EmbeddedBroker:
             "unixsocket": _quoted(path),
             "pidfile": _quoted(self.home / "broker.pid"),
         }
-        config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()), encoding="utf-8")
+        with homes.opened(config, "w") as file:
+            file.writelines(f"{name} {value}\n" for name, value in settings.items())
         log_path = self.home / "broker.log"
-        with log_path.open("ab") as log:
+        with homes.opened(log_path, "ab") as log:
             log_start = log.tell()
             # SIGTERM at our end, not SIGKILL: under everysec a write may still wait for an fsync. Its own session:
             # Ctrl-C in the terminal is ours to pass on, the broker goes last.
@@ -223,11 +229,14 @@ class EmbeddedBroker:
 
 
 def url_on(home: Path) -> str:
-    """URL of the broker that runs on this home. Raises BrokerFailed when none does."""
-    path = home.expanduser().absolute() / "broker.sock"
+    """URL of the broker that runs on this home. Raises BrokerFailed when none does, HomeRefused where it may be
+    somebody else's."""
+    path = home.expanduser().absolute() / homes.SOCKET
+    if path.parent.exists():
+        homes.check(path.parent)
     if not path.exists():
         raise BrokerFailed(f"no broker: give its URL with --broker, or start `rollcast up` (looked for {path})")
-    return f"unix://{path.resolve()}"
+    return f"unix://{quote(str(path.resolve()))}"
 
 
 def find_binary(wanted: str | None) -> str:
@@ -300,9 +309,10 @@ def _gone(pid: int, home: Path, limit_s: float) -> bool:
 def _remove_socket(path: Path, home: Path) -> None:
     """Removes the socket, its link, and the folder that was made for it."""
     with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
-        (home / "broker.sock").unlink(missing_ok=True)
-        if path.parent != home and path.parent.name.startswith("rollcast-"):
+        ours = path.parent != home and path.parent.name.startswith(homes.SOCKET_FOLDER)
+        (home / homes.SOCKET).unlink(missing_ok=True)
+        if ours:
+            path.unlink(missing_ok=True)
             path.parent.rmdir()
 
 

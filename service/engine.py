@@ -11,6 +11,7 @@ import onnxruntime
 
 from service.contracts import Manifest
 from service.errors import StepFailed
+from service.parts import MAX_MODEL_BYTES, open_session, read_part
 
 WARM_UP_BATCHES: Final = (1, 8, 64)
 _SILENT: Final = 4  # ONNX Runtime's log level "fatal": a failed run is raised, not printed
@@ -40,9 +41,7 @@ class OnnxEngine:
         options.enable_mem_pattern = False  # one plan would be kept for every (B, T) ever seen
         options.log_severity_level = _SILENT
         self._manifest = package.manifest
-        self._session = onnxruntime.InferenceSession(
-            (package.folder / "model.onnx").read_bytes(), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(read_part(package.folder / "model.onnx", package.folder, MAX_MODEL_BYTES), options)
         names = [state.name for state in self._manifest.states]
         self._names = names
         self._outputs = ["probabilities", *(f"{name}_next" for name in names)]

@@ -40,7 +40,8 @@ RollcastError
 ├── CommitRefused          nothing applied; the same commit may be sent again
 ├── BadHead                a shard whose head no worker may go on from
 └── StartError             the program cannot start; says what to change
-    ├── BadSettings  ├── PackageRefused  ├── HomeInUse  ├── PortInUse  ├── BrokerFailed  └── Disagreement
+    ├── BadSettings  ├── PackageRefused  ├── HomeInUse  ├── HomeRefused  ├── PortInUse
+    ├── BrokerFailed  └── Disagreement
 """
 
 from __future__ import annotations
@@ -257,6 +258,12 @@ class PackageRefused(StartError):
 
 class HomeInUse(StartError):
     type = "home-in-use"
+
+
+class HomeRefused(StartError):
+    """The folder `home` is not this user's own, or holds what may be somebody else's."""
+
+    type = "home-refused"
 
 
 class PortInUse(StartError):

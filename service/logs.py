@@ -10,7 +10,7 @@ becomes, with `log_format` console and json:
 
 Names that mean the same everywhere: `stream`, `cursor` (an entry's id), `model`, `shard`, `commit` (its number). A
 value of None is left out. What readers of logs must not see is not written, whatever the caller gives: bytes, values
-named like a secret, and what stands before the @ of a URL. An event that repeats is written a few times, then once a
+named like a secret, and passwords in URLs (urls.py). An event that repeats is written a few times, then once a
 second, with `more`, the number of lines that were left out.
 """
 
@@ -26,6 +26,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final
 
+from service.urls import safe_text
+
 BURST: Final = 20  # lines of one event, before they are rationed
 EVERY_S: Final = 1.0  # then one so often
 EVENTS: Final = 1000  # that are remembered
@@ -33,7 +35,6 @@ LONGEST: Final = 1000  # characters of a value
 MOST: Final = 40  # items of a list
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 _SECRET: Final = re.compile(r"pass|secret|token|api_?key|authorization|cookie|credential", re.IGNORECASE)
-_USER: Final = re.compile(r"(\w+://)[^/@\s]*@")  # of a URL
 _BEARER: Final = re.compile(r"\b(bearer|basic)\s+[^\s'\",]+", re.IGNORECASE)
 
 
@@ -147,7 +148,7 @@ def _values(record: logging.LogRecord) -> dict[str, Any]:
 def _safe(value: Any) -> Any:
     """
     >>> _safe(b"payload"), _safe("redis://:hunter2@broker:6379/0")
-    ('<7 bytes>', 'redis://***@broker:6379/0')
+    ('<7 bytes>', 'redis://broker:6379/0')
     """
     if isinstance(value, bytes | bytearray | memoryview):
         return f"<{len(value)} bytes>"
@@ -164,7 +165,7 @@ def _safe(value: Any) -> Any:
 
 
 def _safe_text(text: str) -> str:
-    return _BEARER.sub(r"\1 ***", _USER.sub(r"\1***@", text))
+    return _BEARER.sub(r"\1 ***", safe_text(text))
 
 
 def _cut(text: str) -> str:

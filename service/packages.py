@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,12 +26,16 @@ from tokenizers import Tokenizer
 
 from service.contracts import Manifest, TextInput
 from service.errors import PackageRefused, StartError
+from service.parts import MAX_MODEL_BYTES, MAX_TOKENIZER_BYTES, open_session, read_part, refused_alone
 from service.rolling import ROW_FORMAT
 
 MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MAX_MANIFEST_BYTES: Final = 1 << 20
+MAX_DEPTH: Final = 32  # of what a manifest nests
+MAX_STREAM_BYTES: Final = 16 << 20  # of one stream's state: batches of 64 are warmed up
+MAX_STEP: Final = 16 << 20  # values in one step
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 _TENSORS: Final = {
     "float32": "tensor(float)",
@@ -79,12 +84,14 @@ class Sample(msgspec.Struct, frozen=True):
 
 def load_package(folder: Path) -> Package:
     """Reads NAME/VERSION/. Raises PackageRefused that names file, field, what was expected and what was found."""
+    with refused_alone(folder):
+        return _load(folder)
+
+
+def _load(folder: Path) -> Package:
     manifest = _read_manifest(folder / MANIFEST)
     _check_manifest(manifest, folder / MANIFEST)
-    try:
-        model = (folder / MODEL).read_bytes()
-    except OSError as error:
-        _refuse("files", folder / MODEL, f"cannot be read: {error.strerror}")
+    model = read_part(folder / MODEL, folder, MAX_MODEL_BYTES)
     found = hashlib.sha256(model).hexdigest()
     if found != manifest.sha256:
         _refuse("sha256", folder / MODEL, f"manifest.json expects sha256 {manifest.sha256}, the file has {found}")
@@ -108,10 +115,12 @@ def load_packages(folder: Path | None = None) -> tuple[dict[str, Package], list[
     for home in sorted(folder.iterdir()):
         if not home.is_dir() or home.name.startswith((".", "_")):
             continue
-        versions = [sub for sub in home.iterdir() if sub.is_dir() and _VERSION.fullmatch(sub.name)]
-        if not versions:
-            refused.append(PackageRefused(f"{home}: expected a folder VERSION/ (1, 2, …) in it, found none", "files"))
-        for version in sorted(versions, key=lambda path: -int(path.name)):
+        try:
+            versions = _versions(home)
+        except PackageRefused as error:
+            refused.append(error)
+            continue
+        for version in versions:
             try:
                 package = load_package(version)
                 _check_place(package.manifest, version)
@@ -121,6 +130,15 @@ def load_packages(folder: Path | None = None) -> tuple[dict[str, Package], list[
                 packages[home.name] = package
                 break
     return packages, refused
+
+
+def _versions(home: Path) -> list[Path]:
+    """The highest first."""
+    with refused_alone(home):
+        found = [sub for sub in home.iterdir() if sub.is_dir() and _VERSION.fullmatch(sub.name)]
+    if not found:
+        raise PackageRefused(f"{home}: expected a folder VERSION/ (1, 2, …) in it, found none", "files")
+    return sorted(found, key=lambda path: -int(path.name))
 
 
 def zoo_folder() -> Path:
@@ -137,8 +155,8 @@ def samples(package: Package) -> list[Sample]:
     if not index.is_file():
         return []
     try:
-        listed = msgspec.json.decode(index.read_bytes(), type=_SampleList)
-    except (OSError, msgspec.DecodeError) as error:
+        listed = msgspec.json.decode(read_part(index, package.folder, MAX_MANIFEST_BYTES, "samples"), type=_SampleList)
+    except msgspec.DecodeError as error:
         _refuse("samples", index, str(error))
     return [
         Sample(index.parent / Path(item.file).name, item.label, listed.source, listed.licence, listed.rate_hz)
@@ -164,14 +182,13 @@ class _SampleList(msgspec.Struct, frozen=True):
 
 
 def _read_manifest(path: Path) -> Manifest:
+    data = read_part(path, path.parent, MAX_MANIFEST_BYTES)
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            _refuse("manifest", path, f"larger than {MAX_MANIFEST_BYTES} bytes")
-        return msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except OSError as error:
-        _refuse("files", path, f"cannot be read: {error.strerror}")
+        return msgspec.json.decode(data, type=Manifest)
     except msgspec.DecodeError as error:
         _refuse("manifest", path, str(error))
+    except RecursionError:
+        _refuse("manifest", path, "nested too deeply")
 
 
 def _check_manifest(manifest: Manifest, path: Path) -> None:
@@ -182,6 +199,7 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
             _refuse("manifest", path, f"field {field}: expected {expected}, found {found!r}")
 
     labels, names = manifest.labels, [state.name for state in manifest.states]
+    expect(_fits(manifest.metrics, MAX_DEPTH), "metrics", f"{MAX_DEPTH} levels at most", "more")
     expect(NAME.fullmatch(manifest.name) is not None, "name", "1 to 64 of a-z 0-9 . _ -", manifest.name)
     expect(manifest.version >= 1, "version", "a whole number from 1", manifest.version)
     expect(len(labels) >= 2 and len(set(labels)) == len(labels), "labels", "at least two, all different", labels)
@@ -194,6 +212,10 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
         field = f"states {state.name}"
         expect(all(size > 0 for size in state.shape), f"{field} shape", "sizes from 1", state.shape)
         expect(0 <= state.batch_axis <= len(state.shape), f"{field} batch_axis", "an axis", state.batch_axis)
+    held = sum(math.prod(one.shape) * np.dtype(one.dtype).itemsize for one in manifest.states)
+    expect(held <= MAX_STREAM_BYTES, "states", f"at most {MAX_STREAM_BYTES} bytes a stream", held)
+    step = math.prod(_step_shape(manifest))
+    expect(step <= MAX_STEP, "frames, rows", f"at most {MAX_STEP} values in a step", step)
     if manifest.frames is not None:
         frames = manifest.frames
         expect(min(frames.height, frames.width) > 0, "frames", "sizes from 1", (frames.height, frames.width))
@@ -216,6 +238,12 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
     expect(manifest.gap.gap_s > 0, "gap.gap_s", "seconds above 0", manifest.gap.gap_s)
 
 
+def _fits(value: object, levels: int) -> bool:
+    """Whether a value nests no deeper."""
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_fits(one, levels - 1) for one in below)
+
+
 def _inputs(manifest: Manifest) -> Mapping[str, object]:
     return {"frame": manifest.frames, "samples": manifest.rows, "text": manifest.text}
 
@@ -231,10 +259,7 @@ def _check_place(manifest: Manifest, folder: Path) -> None:
 
 def _read_tokenizer(text: TextInput, folder: Path) -> Tokenizer:
     path = folder / text.tokenizer
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        _refuse("files", path, f"cannot be read: {error.strerror}")
+    content = read_part(path, folder, MAX_TOKENIZER_BYTES)
     found = hashlib.sha256(content).hexdigest()
     if text.sha256 and found != text.sha256:
         _refuse("sha256", path, f"manifest.json expects sha256 {text.sha256}, the file has {found}")
@@ -270,8 +295,10 @@ def _check_graph(manifest: Manifest, model: bytes, path: Path) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = open_session(model, options)
     except Exception as error:  # ONNX Runtime's errors share no base class
+        if "External data" in str(error):
+            _refuse("graph", path, "its weights lie in another file: expected all of them in model.onnx")
         _refuse("graph", path, f"not a model ONNX Runtime can load: {str(error).strip().splitlines()[0]}")
     inputs = {"x": (_INPUT_DTYPE[manifest.kind], [None, None, *_step_shape(manifest)])}
     outputs = {"probabilities": ("float32", [None, None, len(manifest.labels)])}

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,7 +26,9 @@ import onnxruntime
 from service.contracts import Manifest
 from service.engine import OnnxEngine
 from service.errors import PackageRefused, StepFailed
+from service.homes import opened
 from service.packages import Package
+from service.parts import MAX_GOLDEN_BYTES, read_arrays, read_part, refused_alone
 from service.ports import Engine
 
 GOLDEN: Final = "golden.npz"
@@ -65,16 +67,18 @@ class ParityReport(msgspec.Struct, frozen=True):
 
 def check(package: Package, engine: Engine | None = None) -> ParityReport:
     """Runs every check. Raises PackageRefused when the certificate cannot be read or does not fit the manifest."""
-    golden = _read(package)
-    runner = _Runner(engine if engine is not None else OnnxEngine(package), golden)
-    checks = [Check(name, _figure(measure, runner), limit, detail) for name, limit, detail, measure in _checks()]
+    with refused_alone(package.folder):
+        golden = _read(package)
+        runner = _Runner(engine if engine is not None else OnnxEngine(package), golden)
+        checks = [Check(name, _figure(measure, runner), limit, detail) for name, limit, detail, measure in _checks()]
     return ParityReport(package.manifest.name, package.manifest.version, checks)
 
 
 def verify(package: Package, cache: Path | None = None) -> ParityReport:
-    """`check`, or its result from `cache` (a folder) where the same files passed on the same library and processor.
+    """`check`, or its result from `cache` where the same files passed on the same library and processor.
 
-    Raises PackageRefused that names the first failing check, its figure and its limit.
+    `cache`: a folder in a home that nobody else can write into. Raises PackageRefused that names the first failing
+    check, its figure and its limit.
     """
     kept = cache / f"{_key(package)}.json" if cache is not None else None
     if kept is not None:
@@ -91,9 +95,10 @@ def verify(package: Package, cache: Path | None = None) -> ParityReport:
         )
     if kept is not None:
         with suppress(OSError):  # a folder that cannot be written only costs the time to measure again
-            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.parent.mkdir(mode=0o700, exist_ok=True)
             fresh = kept.with_suffix(f".{os.getpid()}")
-            fresh.write_bytes(msgspec.json.encode(report))
+            with opened(fresh, "wb") as file:
+                file.write(msgspec.json.encode(report))
             fresh.replace(kept)
     return report
 
@@ -109,12 +114,12 @@ class _Golden(NamedTuple):
 
 def _read(package: Package) -> _Golden:
     path, manifest = package.folder / GOLDEN, package.manifest
+    names = ["x", "probabilities", *(f"state:{state.name}" for state in manifest.states)]
     try:
-        with path.open("rb") as file, _archive(file) as stored:
-            x, probabilities = stored["x"], stored["probabilities"]
-            states = {state.name: stored[f"state:{state.name}"] for state in manifest.states}
+        x, probabilities, *last = read_arrays(read_part(path, package.folder, MAX_GOLDEN_BYTES, "golden"), names)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise PackageRefused(f"{path}: cannot be read: {error}", check="golden") from None
+    states = {state.name: array for state, array in zip(manifest.states, last, strict=True)}
     B, T = x.shape[:2] if x.ndim >= 2 else (0, 0)
     expected = {
         "x": (x, (B, T, *_step_shape(manifest, x))),
@@ -127,15 +132,6 @@ def _read(package: Package) -> _Golden:
     if B < 2 or not 2 <= T <= 64:
         raise PackageRefused(f"{path}: x: expected at least 2 streams of 2 to 64 steps, found {B} of {T}", "golden")
     return _Golden(x, probabilities, states)
-
-
-def _archive(file: BinaryIO) -> np.lib.npyio.NpzFile:
-    """Raises ValueError when it is not an npz archive."""
-    if not zipfile.is_zipfile(file):
-        raise ValueError("not an npz archive")
-    file.seek(0)
-    archive: np.lib.npyio.NpzFile = np.load(file, allow_pickle=False)
-    return archive
 
 
 def _step_shape(manifest: Manifest, x: np.ndarray) -> tuple[int, ...]:
@@ -304,8 +300,8 @@ def _key(package: Package) -> str:
     total.update(package.manifest.sha256.encode())
     for name in ("manifest.json", GOLDEN):
         try:
-            total.update(hashlib.sha256((package.folder / name).read_bytes()).digest())
-        except OSError:
+            total.update(hashlib.sha256(read_part(package.folder / name, package.folder, MAX_GOLDEN_BYTES)).digest())
+        except PackageRefused:
             total.update(b"absent")
     return total.hexdigest()[:32]
 

@@ -17,17 +17,23 @@ An array is {"dtype": "<f4", "shape": [2, 64], "data": bytes}: little-endian, C 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 import numpy as np
 
+from service.codec import MAX_INTERVAL_S, MAX_TIME_S
+from service.contracts import MAX_ROWS
 from service.errors import Malformed, NonFinite, OtherModel, OtherSchema
 from service.rolling import NEVER, row_fields
 from service.state import StateLayout
 
 MEDIA_TYPE: Final = "application/vnd.rollcast.state+msgpack"
-_LARGEST: Final = 2**62  # of a step count or a time, us: far from where int64 overflows
+_LARGEST: Final = 2**62  # of a step count, or of the end of a refractory time, us: far from where int64 overflows
+_LATEST_US: Final = int(MAX_TIME_S * 1e6)  # of event times
+_EARLIEST_US: Final = -int(MAX_ROWS * MAX_INTERVAL_S * 1e6)  # of the first row of an entry whose time is 0
+_SCORES: Final = ("smooth", "peak", "reported")
+_ABOVE: Final = 1e-3  # by how much a smoothed score may miss 0 and 1: probabilities sum to 1 within rounding
 _ROLLING: Final = tuple(name for name, _, _ in row_fields(1))
 
 
@@ -44,10 +50,10 @@ class StateObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     object: Literal["rollcast-state"]
     format: Literal[1]
-    stream: str
-    entry: str
+    stream: Annotated[str, msgspec.Meta(max_length=128)]
+    entry: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,20}-[0-9]{1,20}$")]
     model: str
-    version: int
+    version: Annotated[int, msgspec.Meta(ge=1, lt=10**9)]
     schema: str
     steps: int
     time_us: int
@@ -88,17 +94,36 @@ def restore_row(layout: StateLayout, state: StateObject) -> np.void:
             f"the package that is served has schema {layout.schema!r} (version {layout.version})"
         )
     rows = np.repeat(layout.fresh[None], 1)
-    if not (0 <= state.steps < _LARGEST and 0 <= state.time_us < _LARGEST):
-        raise Malformed(f"state: steps {state.steps}, time_us {state.time_us}: expected numbers from 0 below 2^62")
+    if not 0 <= state.steps < _LARGEST:
+        raise Malformed(f"state: steps {state.steps}: expected a number from 0 below 2^62")
+    if not _EARLIEST_US <= state.time_us <= _LATEST_US:
+        raise Malformed(f"state: time_us {state.time_us}: expected microseconds from 0 to {_LATEST_US}")
     rows["step"], rows["time_us"] = state.steps, state.time_us
     _fill(rows, "rolling", state.rolling, {name: name for name in _ROLLING})
     _fill(rows, "tensors", state.tensors, {name: f"state:{name}" for name in layout.tensors})
-    for name in ("since", "mark"):
-        far = (rows[name] != NEVER) & (np.abs(rows[name]) >= _LARGEST)
-        if far.any():
-            raise Malformed(f"state: rolling.{name} holds a time beyond 2^62 us")
+    _check_automaton(rows)
     row: np.void = rows[0]
     return row
+
+
+def _check_automaton(rows: np.ndarray) -> None:
+    """Raises Malformed for what no automaton can have come to: it would be in the stream's records from then on."""
+
+    def expect(right: np.ndarray, name: str, expected: str) -> None:
+        if not right.all():
+            raise Malformed(f"state: rolling.{name} of label {int(np.argmin(right[0]))}: expected {expected}")
+
+    for name, latest in (("since", _LATEST_US), ("mark", _LARGEST - 1)):
+        values = rows[name]
+        near = (values >= _EARLIEST_US) & (values <= latest)
+        expect(near | (values == NEVER), name, f"microseconds from 0 to {latest}, or {NEVER} for never")
+    for name in _SCORES:
+        expect((rows[name] >= -_ABOVE) & (rows[name] <= 1 + _ABOVE), name, "a number from 0 to 1")
+    expect(rows["event_ms"] <= _LATEST_US // 1000, "event_ms", f"milliseconds up to {_LATEST_US // 1000}")
+    inside = rows["inside"]
+    expect(~inside | (rows["since"] != NEVER), "since", "a time, since the label is inside")
+    expect(~inside | (rows["event_ms"] > 0), "event_ms", "an entry's id, since the label is inside")
+    expect(~inside | (rows["peak"] >= rows["reported"]), "reported", "at most peak, since the label is inside")
 
 
 def norm_of(row: np.void, name: str) -> float:
@@ -124,6 +149,8 @@ def _fill(rows: np.ndarray, part: str, arrays: Mapping[str, Array], places: Mapp
                 f"expected {dtype} {shape} in {rows[place].nbytes} bytes"
             )
         values = np.frombuffer(array.data, array.dtype).reshape(shape)
+        if values.dtype.kind == "b" and max(array.data, default=0) > 1:
+            raise Malformed(f"state: {part}.{name} holds bytes other than 0 and 1")
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise NonFinite(f"state: {part}.{name} holds values that are not finite")
         rows[place] = values

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -292,15 +292,15 @@ class FeedItem(NamedTuple):
 
 
 class WorkerInfo(msgspec.Struct, frozen=True):
-    """What a live worker says of itself: JSON, in the broker."""
+    """What a live worker says of itself: JSON, in the broker. One that says more than a worker does is none."""
 
-    id: str
-    models: dict[str, int]  # name -> version
-    process: str = ""  # a short name that outlives it: worker-0
-    metrics: str = ""  # URL of its /metrics
-    host: str = ""  # whose 127.0.0.1 that is
+    id: Annotated[str, msgspec.Meta(max_length=300)]
+    models: Annotated[dict[Annotated[str, msgspec.Meta(max_length=64)], int], msgspec.Meta(max_length=10_000)]
+    process: Annotated[str, msgspec.Meta(max_length=64)] = ""  # a short name that outlives it: worker-0
+    metrics: Annotated[str, msgspec.Meta(max_length=300)] = ""  # URL of its /metrics, of which readers take the port
+    host: Annotated[str, msgspec.Meta(max_length=255)] = ""  # whose 127.0.0.1 that is
     trouble: str = ""  # why it cannot commit at present
-    rollcast: str = ""  # its version
+    rollcast: Annotated[str, msgspec.Meta(max_length=64)] = ""  # its version
 
 
 class StreamRow(NamedTuple):
@@ -542,6 +542,9 @@ class Predictions(Protocol):
         """What each live worker says of itself."""
         ...
 
-    async def ping(self) -> None: ...
+    async def end_script(self) -> str | None:
+        """Ends a script that holds the broker for too long. Returns what the broker said to that; None: none does.
+        Raises BrokerAway."""
+        ...
 
     async def close(self) -> None: ...

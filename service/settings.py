@@ -15,16 +15,21 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.errors import BadSettings
+from service.urls import safe_text, safe_url
 
 PREFIX: Final = "ROLLCAST_"
 # read elsewhere: HTTP commands, training
 OTHER_VARIABLES: Final = frozenset({"ROLLCAST_URL", "ROLLCAST_API_KEY", "ROLLCAST_DATA"})
+LONGEST: Final = 200  # characters of a wrong value that are shown
 _SCHEMES: Final = ("redis://", "rediss://", "unix://")
 
 
 def _broker_url(value: str) -> str:
     if not value.startswith(_SCHEMES):
         raise ValueError(f"expected a URL that begins with {', '.join(_SCHEMES)}")
+    from service.broker.wire import check_url  # only where a broker is named: it loads the client library
+
+    check_url(value)
     return value
 
 
@@ -191,4 +196,8 @@ def _explain(name: str, fault: Mapping[str, Any], given: Mapping[str, Any]) -> s
     if not expectation.startswith("expected"):
         expectation = f"expected {expectation}"
     description = Settings.model_fields[name].description
-    return f"setting {name}: {fault['input']!r} from {source}: {expectation} ({description})"
+    found = fault["input"]
+    if isinstance(found, str):  # of any setting: a URL with a password may have come to the wrong one
+        found = safe_url(found) if name == "broker" else safe_text(found)
+        found = found if len(found) <= LONGEST else f"{found[:LONGEST]}…"
+    return f"setting {name}: {found!r} from {source}: {expectation} ({description})"

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from service import homes
 from service.embedded import EmbeddedBroker
 from service.errors import PortInUse, StartError
 from service.processes import tied
@@ -64,7 +65,7 @@ class Child:
 
     def start(self, environment: Mapping[str, str], output: Path | None) -> None:
         """`output`: a file for what it says; None: our standard error."""
-        stream = sys.stderr.buffer if output is None else output.open("ab")
+        stream = sys.stderr.buffer if output is None else homes.opened(output, "ab")
         try:
             self._process = subprocess.Popen(
                 tied(self._command, signal.SIGKILL),  # what it held is in the broker
@@ -126,8 +127,8 @@ class Supervisor:
     def start(self) -> None:
         """Raises StartError."""
         if self._output is not None:
-            self._output.parent.mkdir(parents=True, exist_ok=True)
-            self._output.write_bytes(b"")
+            homes.claim(self._output.parent)
+            homes.opened(self._output, "wb").close()
         url = self._start_broker() if self._broker is not None else None
         self._variables = self._environment(url)
         for child in (*self._workers, self._api):

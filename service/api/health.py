@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections.abc import Mapping
 
-import httpx
 import msgspec
 from fastapi import APIRouter, Response
 from prometheus_client import CollectorRegistry, generate_latest
 
 from service.api import openapi
 from service.api.context import Context
+from service.api.scraping import Scraper, label_value, port_of
 from service.metrics import CONTENT_TYPE
-
-SCRAPE_S = 1.0  # a worker that does not answer within this is left out
-log = logging.getLogger("rollcast.api")
 
 
 def health_routes(context: Context) -> APIRouter:
     router = APIRouter(tags=["operation"])
+    scraper = Scraper(context.http)
 
     @router.get("/livez", **openapi.GET_LIVEZ)
     async def livez() -> Response:
@@ -43,29 +40,18 @@ def health_routes(context: Context) -> APIRouter:
     async def metrics() -> Response:
         """Prometheus metrics of this process and, with a label `process`, of every live worker on this host."""
         here = socket.gethostname()
-        workers: dict[str, str] = {}
+        workers: dict[str, int] = {}
         for worker in context.monitor.workers:
-            if worker.metrics and worker.host in ("", here):  # another host's 127.0.0.1 is not ours
-                workers[worker.id if worker.process in workers else worker.process or worker.id] = worker.metrics
-        texts = await scrape(context.http, workers)
+            port = (
+                port_of(worker.metrics) if worker.host in ("", here) else None
+            )  # another host's 127.0.0.1 is not ours
+            if port is not None:
+                workers[worker.id if worker.process in workers else worker.process or worker.id] = port
+        texts = await scraper.scrape(workers)
         body = await asyncio.to_thread(merge, context.registry, texts)
         return Response(body, media_type=None, headers={"Content-Type": CONTENT_TYPE})
 
     return router
-
-
-async def scrape(http: httpx.AsyncClient, addresses: Mapping[str, str]) -> dict[str, str]:
-    """Process -> its metrics; those that do not answer are left out."""
-
-    async def get(url: str) -> str | None:
-        try:
-            return (await http.get(url, timeout=SCRAPE_S)).raise_for_status().text
-        except httpx.HTTPError as error:
-            log.warning("a worker's metrics cannot be read", extra={"url": url, "detail": str(error)})
-            return None
-
-    texts = await asyncio.gather(*map(get, addresses.values()))
-    return {process: text for process, text in zip(addresses, texts, strict=True) if text is not None}
 
 
 def merge(own: CollectorRegistry, texts: Mapping[str, str]) -> bytes:
@@ -73,7 +59,7 @@ def merge(own: CollectorRegistry, texts: Mapping[str, str]) -> bytes:
     times longer (0.2 s for four workers of 20 models)."""
     families: dict[str, list[str]] = {}
     for process, text in [("", generate_latest(own).decode()), *texts.items()]:
-        label = f'process="{process}"' if process else ""
+        label = f'process="{label_value(process)}"' if process else ""
         lines: list[str] = []
         new = False
         for line in text.split("\n"):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from service.api.backlog import Backlog
@@ -14,6 +15,7 @@ from service.metrics import ApiMetrics
 from service.ports import Predictions, ShardStatus, WorkerInfo
 
 POLL_S: Final = 1.0
+BUSY_S: Final = 3.0  # the broker has not answered for so long: a script may hold it
 FRESH_S: Final = 0.1  # a refusal is not given on older news than this
 log = logging.getLogger("rollcast.api")
 
@@ -29,13 +31,16 @@ class Monitor:
         self._metrics = metrics
         self._backlog = backlog
         self._workers_at = float("-inf")
+        self._lost_at: float | None = None
 
     async def run(self) -> None:
         while True:
             try:
                 await self.refresh()
+                self._lost_at = None
             except RollcastError as error:
                 self._lose(error.detail)
+                await self._end_script()
             except Exception as error:
                 log.exception("measuring the shards failed")
                 self._lose(f"{type(error).__name__}: {error}")
@@ -96,6 +101,20 @@ class Monitor:
         metrics.broker_disk_ok.set(status.disk_ok)
         metrics.broker_clients.set(status.clients)
         metrics.broker_commands.set(status.commands)
+
+    async def _end_script(self) -> None:
+        """Of all who may write into the broker some may run scripts, and one that does not end stops everybody."""
+        now = asyncio.get_running_loop().time()
+        if self._lost_at is None:
+            self._lost_at = now
+        if now - self._lost_at < BUSY_S:
+            return
+        with suppress(RollcastError):  # away, not busy
+            said = await self._predictions.end_script()
+            if said == "OK":
+                log.warning("a script held the broker: ended it")
+            elif said is not None:
+                log.error("a script holds the broker and cannot be ended: restart the broker", extra={"detail": said})
 
     def _lose(self, why: str) -> None:
         self.away = why

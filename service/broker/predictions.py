@@ -19,7 +19,6 @@ from redis.retry import Retry
 
 from service.broker import looks
 from service.broker.quarantine import Quarantine
-from service.broker.wire import safe_url
 from service.codec import (
     MAX_MS,
     Head,
@@ -49,6 +48,7 @@ from service.ports import (
     Waiting,
     WorkerInfo,
 )
+from service.urls import safe_url, without_password
 
 _worker_decoder = msgspec.json.Decoder(WorkerInfo)
 Command = tuple[bytes | str | int, ...]
@@ -57,6 +57,9 @@ _CHECK_S: Final = 1.0  # how often `follow` makes sure that the logs are still t
 _ENTRIES: Final = 16  # read at once, of whatever size
 _LISTEN_MS: Final = 250
 _COMMITS: Final = 200  # of one shard, read at once
+_WORKERS: Final = 1000  # live ones, those heard of last
+_WORKER_BYTES: Final = 1 << 20  # of what one says of itself; longer is cut, and then cannot be read
+_TROUBLE: Final = 500  # characters
 _REFUSED: Final = (redis.ResponseError, redis.exceptions.BusyLoadingError, redis.exceptions.MasterDownError)
 # A server configured so has written and synced its log before it answers.
 _ON_DISK: Final = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
@@ -81,6 +84,7 @@ class RedisPredictions(Quarantine):
         connections: int = 32,
     ) -> None:
         self._where = safe_url(url)
+        self._url = url
         self._prefix, self._shards, self._timeout_s = prefix, shards, timeout_s
         self._keys = [ShardKeys(prefix, shard) for shard in range(shards)]
         self._ahead_ms = 0  # how far the broker's clock is ahead of this machine's
@@ -216,7 +220,7 @@ class RedisPredictions(Quarantine):
                 found = [parse_entry(*item) for item in items if name in item[1][1::2] and _stream_of(item[1]) == name]
                 after = items[-1][0].decode() if items else after
         except (redis.RedisError, OSError, ValueError) as error:
-            raise BrokerAway(f"broker {self._where}: {error}") from error
+            raise self._away(error) from None
         finally:
             await connection.disconnect(nowait=True)
 
@@ -266,7 +270,7 @@ class RedisPredictions(Quarantine):
                     self._check_same(heads, now, cursors)
                     heads, checked = now, time.monotonic()
         except (redis.RedisError, OSError, ValueError) as error:
-            raise BrokerAway(f"broker {self._where}: {error}") from error
+            raise self._away(error) from None
         finally:
             await connection.disconnect(nowait=True)
 
@@ -442,18 +446,20 @@ class RedisPredictions(Quarantine):
         )
 
     async def workers(self) -> list[WorkerInfo]:
-        (names,) = await self._ask(("ZRANGE", workers_key(self._prefix), 0, -1))
+        (names,) = await self._ask(("ZRANGE", workers_key(self._prefix), -_WORKERS, -1))
         if not names:
             return []
-        said = await self._ask(*(("GET", worker_key(self._prefix, name.decode())) for name in names))
-        found = []
-        for text in said:
-            with suppress(msgspec.DecodeError):  # of a worker of another version: it counts as not there
-                found += [_worker_decoder.decode(text)] if text else []
-        return found
+        keys = [worker_key(self._prefix, "").encode() + name for name in names]
+        said = await self._ask(*(("GETRANGE", key, 0, _WORKER_BYTES) for key in keys), foreign=True)
+        return [worker for text in said if text and (worker := _read_worker(text)) is not None]
 
-    async def ping(self) -> None:
-        await self._ask(("PING",))
+    async def end_script(self) -> str | None:
+        (answer,) = await self._ask_any(("PING",))
+        if not (isinstance(answer, redis.ResponseError) and str(answer).startswith("BUSY")):
+            return None
+        (said,) = await self._ask_any(("SCRIPT", "KILL"))
+        words = said.decode() if isinstance(said, bytes) else str(said)
+        return None if words.startswith("NOTBUSY") else words  # it has just ended by itself
 
     async def close(self) -> None:
         await self.pool.disconnect()
@@ -471,7 +477,11 @@ class RedisPredictions(Quarantine):
         try:
             return await self.pool.get_connection()
         except (redis.RedisError, OSError) as error:
-            raise BrokerAway(f"broker {self._where}: {error}") from None
+            raise self._away(error) from None
+
+    def _away(self, error: Exception) -> BrokerAway:
+        """Whatever the broker's answer repeats of what it was sent, the password is not among it."""
+        return BrokerAway(f"broker {self._where}: {without_password(str(error), self._url)}")
 
     async def _ask(self, *commands: Command, foreign: bool = False) -> list[Any]:
         """Several commands in one round trip. Only for commands that may be repeated by the caller. `foreign`: what
@@ -507,6 +517,15 @@ class RedisPredictions(Quarantine):
                 await connection.disconnect(nowait=True)
             await self.pool.release(connection)
         return replies
+
+
+def _read_worker(text: bytes) -> WorkerInfo | None:
+    """None: it is of a worker of another version, or of none, and counts as not there."""
+    try:
+        worker = _worker_decoder.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return msgspec.structs.replace(worker, trouble=worker.trouble[:_TROUBLE])
 
 
 def _stream_of(fields: Sequence[bytes]) -> bytes | None:

@@ -17,6 +17,7 @@ from redis.connection import ConnectionPool
 from redis.retry import Retry
 
 from service.errors import BrokerAway
+from service.urls import safe_url, without_password
 
 Argument = bytes | str | int
 _RECEIVE_BYTES = 1 << 18
@@ -39,7 +40,7 @@ class Wire:
             connection: Any = pool.make_connection()
             connection.connect()
         except (redis.RedisError, OSError, ValueError) as error:
-            raise BrokerAway(f"broker {safe_url(url)}: {error}") from error
+            raise BrokerAway(f"broker {safe_url(url)}: {without_password(str(error), url)}") from None
         self._connection = connection
         self.retry: Retry = connection.retry  # asserted by a test: it must never repeat a command
         self._socket: socket.socket = connection._sock  # redis-py has no public way to it
@@ -101,7 +102,12 @@ class Wire:
 pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 
-def safe_url(url: str) -> str:
-    """The URL without its password, for messages."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if rest else url
+def check_url(url: str) -> None:
+    """Raises ValueError, which does not repeat the URL, when no connection can be made of it."""
+    try:
+        ConnectionPool.from_url(url).make_connection()
+    except Exception:  # whatever the client library makes of a wrong port, option or bracket
+        raise ValueError(
+            "expected SCHEME://USER:PASSWORD@HOST:PORT/NUMBER or unix://USER:PASSWORD@/PATH, "
+            "in which special characters of a password are written as %40 (@), %2F (/), %3A (:)"
+        ) from None

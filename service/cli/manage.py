@@ -111,7 +111,7 @@ def retry(
     """Append a refused entry again, as a new entry at the end of its stream."""
     with connect(url) as client:
         answer = client.retry_dead(stream, entry_id, model=model, drop=not keep)
-    print(json.dumps(answer) if as_json else f"{answer['id']}  {stream}  retry of {entry_id}")
+    print(json.dumps(answer) if as_json else f"{answer.get('id')}  {stream}  retry of {entry_id}")
 
 
 def drop(
@@ -141,7 +141,7 @@ def drop(
 
 
 def _print_done(record: dict[str, Any], as_json: bool) -> None:
-    print(json.dumps(record) if as_json else f"{record['id']}  done: {record['action']}")
+    print(json.dumps(record) if as_json else f"{record.get('id')}  done: {record.get('action')}")
 
 
 def _print_fields(found: dict[str, Any], as_json: bool) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from typing import Annotated
 
+import httpx
 import typer
 
 from rollcast import Client
+from service.errors import StartError
+from service.urls import safe_url
 
 Url = Annotated[
     str, typer.Option("--url", envvar="ROLLCAST_URL", help="Where the api listens.", rich_help_panel="Connection")
@@ -18,4 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a l
 
 def connect(url: str, *, numbered: bool = False) -> Client:
     """With the key from the environment only: a command line is seen by everybody on the machine."""
-    return Client(url, os.environ.get("ROLLCAST_API_KEY") or None, numbered=numbered)
+    try:
+        return Client(url, os.environ.get("ROLLCAST_API_KEY") or None, numbered=numbered)
+    except (ValueError, TypeError, httpx.InvalidURL):
+        raise StartError(f"--url {safe_url(url)}: expected http://HOST:PORT or https://…") from None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
+from base64 import b64decode
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
+from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Final, Literal, TextIO
+from typing import Annotated, Any, BinaryIO, Final, Literal, NamedTuple, TextIO
 
 import msgspec
 import typer
@@ -19,9 +23,14 @@ from rollcast.client import DEFAULT_URL
 from rollcast.entries import read_logged
 from service.cli.reach import AsJson, Stream, Url, connect
 from service.cli.shown import line
+from service.errors import StartError
+from service.urls import safe_url
 
 FORMAT: Final = 1  # of a recording: docs/formats.md
 PAGE: Final = 1000
+MAX_LINE: Final = 64 << 20  # bytes
+LATEST_MS: Final = 253_402_300_800_000  # the end of the year 9999
+_ID: Final = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 HOPELESS: Final = ("bad-stream-id", "unknown-model", "other-model", "wrong-kind")  # so will be all that follow
 
 
@@ -70,7 +79,7 @@ def record(
                 out.flush()
                 status.update(f"recording {stream}; Ctrl-C ends")
 
-        with told.status(f"connecting to {url}") as status, _ended(seconds):
+        with told.status(f"connecting to {safe_url(url)}") as status, _ended(seconds):
             for entry in client.entries(stream, begun, listening=listening):
                 written = msgspec.json.encode({"id": entry.id} | msgspec.to_builtins(entry)) + b"\n"
                 out.write(written)
@@ -131,6 +140,12 @@ def replay(
     seq: Annotated[
         bool, typer.Option("--seq/--no-seq", help="Whether the producer's numbers are posted again.")
     ] = True,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Carry out deletions of the stream, too; default: they are left out.")
+    ] = False,
+    longest_pause: Annotated[
+        float, typer.Option("--longest-pause", help="Seconds between two entries, at most.", min=0, max=86_400)
+    ] = 60.0,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for each prediction and print it.")] = False,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
@@ -139,22 +154,30 @@ def replay(
 
     **rollcast replay cam-1.ndjson --as cam-1-again --speed 0 --wait**
 
-    Exit status 1 when the server refused some.
+    Exit status 1 when the server refused some; 2 at a line that is no entry, which the message names.
     """
+    if not isfinite(speed):
+        raise StartError(f"--speed {speed}: expected a number from 0")
     told = Console(stderr=True, highlight=False, soft_wrap=True)
     with connect(url) as client, _opened(file, sys.stdin, "rb") as lines:
-        entries = _entries(lines, file)
+        entries = read_recording(lines, file)
         first = next(entries, None)
         if first is None:
-            raise typer.BadParameter(f"{file}: a recording without entries")
-        stream = name or first.stream
-        if seq and first.seq is not None:
-            _check_numbers(client, stream, first.seq)
-        begun, posted, refused = time.monotonic(), 0, 0
-        shift_s = time.time() - _time(first) if now else 0.0
-        for entry in _chained(first, entries):
-            if speed:
-                time.sleep(max(0.0, begun + (entry.came - first.came) / speed - time.monotonic()))
+            raise StartError(f"{file}: a recording without entries")
+        stream = name or first.entry.stream
+        if seq and first.entry.seq is not None:
+            _check_numbers(client, stream, first.entry.seq)
+        begun, due_s, came, posted, refused = time.monotonic(), 0.0, first.entry.came, 0, 0
+        shift_s = time.time() - _time(first.entry) if now else 0.0
+        for place, entry in chain([first], entries):
+            pause_s = max(0.0, entry.came - came) / speed if speed else 0.0
+            if pause_s > longest_pause:
+                told.print(f"{place}: a pause of {pause_s:,.0f} s is cut to {longest_pause:g} s (--longest-pause)")
+            due_s, came = due_s + min(pause_s, longest_pause), max(came, entry.came)
+            time.sleep(max(0.0, begun + due_s - time.monotonic()))
+            if not delete and entry.control is not None and entry.control["action"] == "delete":
+                told.print(f"{place}: the deletion is left out (--delete carries it out)", markup=False)
+                continue
             try:
                 _post(client, _changed(entry, stream, model, seq, shift_s), wait, as_json)
                 posted += 1
@@ -163,7 +186,7 @@ def replay(
                     raise
                 refused += 1
                 told.print(f"{entry.id}: {problem.title}: {problem.detail}", markup=False)
-    told.print(f"{posted:,} entries into {stream}" + (f", {refused:,} were refused" if refused else ""))
+    told.print(f"{posted:,} entries into {stream}" + (f", {refused:,} were refused" if refused else ""), markup=False)
     raise typer.Exit(1 if refused else 0)
 
 
@@ -196,36 +219,100 @@ def _check_numbers(client: Client, stream: str, first: int) -> None:
             raise
         return
     if last is not None and last >= first:
-        raise typer.BadParameter(
+        raise StartError(
             f"stream {stream} is at seq {last}, and the recording begins with {first}: its entries would be repeats; "
             "post to a new stream (--as NAME), or without numbers (--no-seq)"
         )
 
 
-def _entries(lines: BinaryIO, name: str) -> Iterator[Logged]:
-    """Those that can be posted; says which cannot. Raises BadParameter."""
+class Place(NamedTuple):
+    """Where in a file something stands, for messages."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}"
+
+
+class Recorded(NamedTuple):
+    """An entry that can be posted."""
+
+    place: Place
+    entry: Logged
+
+
+def read_recording(lines: BinaryIO, file: str) -> Iterator[Recorded]:
+    """The entries that can be posted, in turn; says which cannot. Raises StartError that names the line and what was
+    expected of it."""
+    number = 0
+    while text := lines.readline(MAX_LINE + 1):
+        number += 1
+        place = Place(file, number)
+        if len(text) > MAX_LINE:
+            raise StartError(f"{place}: longer than {MAX_LINE} bytes; expected an entry as `rollcast record` writes it")
+        if number == 1:
+            _check_head(text, file)
+        elif text.strip():
+            entry = _read_entry(text, place)
+            if entry.fault is None:
+                yield Recorded(place, entry)
+            else:
+                print(f"{entry.id}: left out, it could not be read: {entry.fault[:200]!r}", file=sys.stderr)
+    if number == 0:
+        raise StartError(f"{file}: not a recording of `rollcast record`: empty")
+
+
+def _check_head(text: bytes, file: str) -> None:
     try:
-        head = msgspec.json.decode(lines.readline(), type=Head)
-    except msgspec.DecodeError:
-        raise typer.BadParameter(f"{name}: not a recording of `rollcast record`") from None
+        head = msgspec.json.decode(text, type=Head)
+    except (msgspec.DecodeError, RecursionError):
+        raise StartError(f"{file}: not a recording of `rollcast record`: expected its first line to say so") from None
     if head.format != FORMAT:
-        raise typer.BadParameter(f"{name}: a recording of format {head.format}; this version reads format {FORMAT}")
-    for number, text in enumerate(lines, start=2):
-        if not text.strip():
-            continue
+        raise StartError(f"{file}: a recording of format {head.format}; this version reads format {FORMAT}")
+
+
+def _read_entry(text: bytes, place: Place) -> Logged:
+    try:
+        entry = read_logged(text)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise StartError(f"{place}: {error}"[:500]) from None
+    except RecursionError:
+        raise StartError(f"{place}: nested too deeply; expected an entry") from None
+    if (wrong := _wrong(entry)) is not None:
+        raise StartError(f"{place}: {wrong}")
+    return entry
+
+
+def _wrong(entry: Logged) -> str | None:
+    """What of an entry would not be posted as it was recorded."""
+    if _ID.fullmatch(entry.id) is None or max(_number(entry.id)) >= 2**64 or _number(entry.id)[0] > LATEST_MS:
+        return f"id {entry.id[:50]!r}: expected MS-SEQ, milliseconds since 1970 up to the year 9999 and a count"
+    if entry.fault is not None:
+        return None
+    if entry.control is not None:
+        return _wrong_control(entry.control)
+    content = {"frame": entry.data, "samples": entry.data or entry.samples, "text": entry.text}
+    if entry.kind not in content:
+        return f"kind {entry.kind[:50]!r}: expected frame, samples or text, or a control with `control`"
+    if content[entry.kind] is None:
+        wanted = {"frame": "`data`", "samples": "`data` or `samples`", "text": "`text`"}[entry.kind]
+        return f"kind {entry.kind}: expected {wanted}"
+    return None
+
+
+def _wrong_control(said: dict[str, Any]) -> str | None:
+    action = said.get("action")
+    if action not in ("settings", "restore", "reset", "delete"):
+        return f"control with action {str(action)[:50]!r}: expected settings, restore, reset or delete"
+    if action == "settings" and not isinstance(said.get("settings", {}), dict | None):
+        return "control settings: expected an object `settings`"
+    if action == "restore":
         try:
-            entry = read_logged(text)
-        except msgspec.DecodeError as error:
-            raise typer.BadParameter(f"{name}, line {number}: {error}") from None
-        if entry.fault is None:
-            yield entry
-        else:
-            print(f"{entry.id}: left out, it could not be read: {entry.fault}", file=sys.stderr)
-
-
-def _chained(first: Logged, rest: Iterator[Logged]) -> Iterator[Logged]:
-    yield first
-    yield from rest
+            b64decode(said["state"], validate=True)
+        except (KeyError, TypeError, ValueError):
+            return "control restore: expected `state` in base64"
+    return None
 
 
 # --- small parts -------------------------------------------------------------------------------------------------
@@ -254,5 +341,5 @@ def _opened(name: str, standard: TextIO, mode: Literal["rb", "wb"]) -> Iterator[
         try:
             file = standard.buffer if name == "-" else stack.enter_context(Path(name).open(mode))
         except OSError as error:
-            raise typer.BadParameter(f"{name}: {error.strerror}") from None
+            raise StartError(f"{name}: {error.strerror}") from None
         yield file

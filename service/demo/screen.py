@@ -13,6 +13,7 @@ from rich.text import Text
 
 from service.demo.feeds import SPEED
 from service.demo.tally import Tally
+from service.urls import safe_url
 
 LINE_EVERY_S: Final = 2.0
 
@@ -21,7 +22,7 @@ class Screen:
     """Drawn from the main thread."""
 
     def __init__(self, url: str, tally: Tally) -> None:
-        self._url, self._tally = url, tally
+        self._url, self._tally = safe_url(url), tally
         self._console = Console(highlight=False)
         self._live: Live | None = None
         self._next_line = 0.0

@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from service.broker.wire import safe_url
 from service.doctor import broker, deployment, machine
 from service.doctor.finding import CHECKS, Finding, unknown
 from service.doctor.reading import Reading
 from service.doctor.repair import repair
 from service.errors import BrokerAway
+from service.urls import safe_url
 
 __all__ = ["CHECKS", "Finding", "examine", "repair", "status_of"]
 

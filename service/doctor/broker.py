@@ -25,6 +25,9 @@ def findings(reading: Reading, home: Path | None, backlog_bytes: int) -> list[Fi
     """`backlog_bytes`: what may wait in all shards together; `home`: of the embedded broker."""
     if reading.loading:
         return [unknown("broker", f"{reading.where} loads its data", "wait, and ask again")]
+    if reading.busy:
+        cure = "the api ends it within seconds; one that has written only ends with the broker (docs/operations.md)"
+        return [fix("broker", f"{reading.where} is held by a script that does not end", cure)]
     if reading.info is None:
         return [unknown("broker", f"{reading.where} refuses INFO", "allow this user INFO and CONFIG GET")]
     return [

@@ -12,12 +12,12 @@ import msgspec
 
 from service import VERSION
 from service.broker.predictions import RedisPredictions
-from service.codec import decode_settings, id_number, parse_head
+from service.codec import Head, decode_settings, id_number, number_id, parse_head
 from service.doctor.finding import Finding, advice, fix, listed, well
 from service.doctor.reading import TIMEOUT_S, Reading, count, text
 from service.doctor.repair import look
 from service.keys import FORMAT, ShardKeys, meta_key, workers_key
-from service.ports import DeadRow, ShardStatus, WorkerInfo
+from service.ports import WorkerInfo
 
 LAG_S: Final = 30.0  # an entry that has waited for longer
 WATCH_S: Final = 1.0  # how long a shard that lags is watched for commits
@@ -26,6 +26,7 @@ AHEAD_S: Final = 1.0  # of ids before the broker's clock
 REPAIR: Final = "put the broker's clock right if it is wrong; else `rollcast doctor --repair` as the worker's user"
 MANY: Final = 0.8  # of the streams that may be
 _DEAD: Final = 100  # refused entries looked at, a shard
+_DEAD_BYTES: Final = 8 << 20  # and their bytes
 
 
 class Shard(NamedTuple):
@@ -56,8 +57,8 @@ def findings(
     found = [_agreement(prefix, form, int(there), shards)]
     if form != str(FORMAT):
         return found
-    status, workers, dead = asyncio.run(_measure(url, prefix, int(there)))
-    rows = _shards(reading, prefix, status)
+    workers = asyncio.run(_live(url, prefix, int(there)))
+    rows = [_shard(reading, ShardKeys(prefix, shard)) for shard in range(int(there))]
     listed_workers = {name.decode() for name in reading.ask(("ZRANGE", workers_key(prefix), 0, -1))[0]}
     found += _workers(workers, listed_workers)
     found += _models(reading, prefix, int(there), workers, known)
@@ -66,17 +67,16 @@ def findings(
     found += _ownership(rows, {worker.id: _name(worker) for worker in workers})
     found.append(_lag(reading, prefix, rows))
     found += _clock(reading, rows)
-    found.append(_quarantine(rows, dead))
+    found.append(_quarantine(reading, prefix, rows))
     found.append(_streams(reading, prefix, int(there), max_streams))
     return found
 
 
-async def _measure(url: str, prefix: str, shards: int) -> tuple[list[ShardStatus], list[WorkerInfo], list[DeadRow]]:
+async def _live(url: str, prefix: str, shards: int) -> list[WorkerInfo]:
     """As the api does."""
-    predictions = RedisPredictions(url, prefix, shards, timeout_s=TIMEOUT_S, connections=4)
+    predictions = RedisPredictions(url, prefix, shards, timeout_s=TIMEOUT_S, connections=1)
     try:
-        dead = [row for shard in range(shards) for row in (await predictions.dead(shard, "0-0", _DEAD)).rows]
-        return await predictions.shard_status(), await predictions.workers(), dead
+        return await predictions.workers()
     finally:
         await predictions.close()
 
@@ -162,33 +162,35 @@ def _name(worker: WorkerInfo) -> str:
 # --- shards --------------------------------------------------------------------------------------------------------
 
 
-def _shards(reading: Reading, prefix: str, status: Sequence[ShardStatus]) -> list[Shard]:
-    rows = []
-    for one in status:
-        keys = ShardKeys(prefix, one.shard)
-        owner, head, suspect, dead = reading.ask(
-            ("GET", keys.owner), ("GET", keys.head), ("GET", keys.suspect), ("XLEN", keys.dead)
-        )
-        n, tries = _head(text(head))
-        (about,) = reading.ask(("XINFO", "STREAM", keys.inbox))
-        fields = dict(zip(about[::2], about[1::2], strict=True)) if isinstance(about, list) else {}
-        last_ms = id_number(text(fields.get(b"last-generated-id")) or "0-0") >> 64
-        rows.append(
-            Shard(
-                one.shard, text(owner).partition(" ")[0], n, tries, text(suspect), count(dead), last_ms,
-                one.lag_entries, one.lag_s,
-            )
-        )  # fmt: skip
-    return rows
+def _shard(reading: Reading, keys: ShardKeys) -> Shard:
+    """By plain commands: whoever only looks may not run scripts."""
+    owner, head_said, suspect, dead, length, about = reading.ask(
+        ("GET", keys.owner), ("GET", keys.head), ("GET", keys.suspect), ("XLEN", keys.dead), ("XLEN", keys.inbox),
+        ("XINFO", "STREAM", keys.inbox),
+    )  # fmt: skip
+    head = _head(text(head_said))
+    fields = dict(zip(about[::2], about[1::2], strict=True)) if isinstance(about, list) else {}
+    last_ms = id_number(text(fields.get(b"last-generated-id")) or "0-0") >> 64
+    lag_s = max(0.0, reading.now_s - first_ms / 1000) if (first_ms := _oldest_ms(reading, keys, head)) else 0.0
+    lag_entries = max(0, count(length) - head.kept)
+    return Shard(
+        keys.shard, text(owner).partition(" ")[0], head.n, head.tries, text(suspect), count(dead), last_ms,
+        lag_entries, lag_s,
+    )  # fmt: skip
 
 
-def _head(said: str) -> tuple[int, int]:
-    """Commits, and acquisitions since the last one."""
+def _oldest_ms(reading: Reading, keys: ShardKeys, head: Head) -> int:
+    """When the oldest unfinished entry came; 0: none waits. The entry comes with its bytes, one a shard."""
+    (found,) = reading.ask(("XRANGE", keys.inbox, b"(" + number_id(head.low), "+", "COUNT", 1))
+    return id_number(text(found[0][0])) >> 64 if isinstance(found, list) and found else 0
+
+
+def _head(said: str) -> Head:
+    """One that says nothing where there is none."""
     try:
-        head = parse_head(said.encode())
+        return parse_head(said.encode())
     except ValueError:
-        return 0, 0
-    return head.n, head.tries
+        return Head("", "", 0, 0, 0, 0)
 
 
 def _ownership(rows: Sequence[Shard], workers: Mapping[str, str]) -> list[Finding]:
@@ -218,7 +220,7 @@ def _lag(reading: Reading, prefix: str, rows: Sequence[Shard]) -> Finding:
         return well("lag", f"{waiting} entries wait, the oldest for {longest_s:.1f} s")
     time.sleep(WATCH_S)
     heads = reading.ask(*(("GET", ShardKeys(prefix, row.number).head) for row in late))
-    stuck = [str(row.number) for row, head in zip(late, heads, strict=True) if _head(text(head))[0] == row.n]
+    stuck = [str(row.number) for row, head in zip(late, heads, strict=True) if _head(text(head)).n == row.n]
     oldest_s = max(row.lag_s for row in late)
     shown = listed([str(row.number) for row in late])
     found = f"{waiting} entries wait, the oldest for {oldest_s:.0f} s; behind: shards {shown}"
@@ -247,13 +249,14 @@ def _clock(reading: Reading, rows: Sequence[Shard]) -> list[Finding]:
     ]
 
 
-def _quarantine(rows: Sequence[Shard], dead: Sequence[DeadRow]) -> Finding:
+def _quarantine(reading: Reading, prefix: str, rows: Sequence[Shard]) -> Finding:
     kept = sum(row.dead for row in rows)
     if not kept:
         return well("quarantine", "empty")
-    reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(row.reason for row in dead).most_common())
-    some = "" if kept == len(dead) else f" of the first {len(dead)}"
-    return advice("quarantine", f"{kept} refused entries{some}: {reasons}", "`rollcast dead list` shows them")
+    why = Counter(reason for row in rows if row.dead for reason in _reasons(reading, ShardKeys(prefix, row.number)))
+    shown = ", ".join(f"{reason} {n}" for reason, n in why.most_common())
+    some = "" if kept == why.total() else f" of the first {why.total()}"
+    return advice("quarantine", f"{kept} refused entries{some}: {shown}", "`rollcast dead list` shows them")
 
 
 def _streams(reading: Reading, prefix: str, shards: int, most: int) -> Finding:
@@ -265,3 +268,17 @@ def _streams(reading: Reading, prefix: str, shards: int, most: int) -> Finding:
         return well("streams", found)
     cure = "find out who makes them (`rollcast streams`); raise max_streams, or shorten state_ttl_s and settings_ttl_s"
     return advice("streams", f"{found}: beyond that new ones are refused", cure)
+
+
+def _reasons(reading: Reading, keys: ShardKeys) -> list[str]:
+    """Of the oldest refused entries of a shard. They come with their bytes: one at a time, and not many of them."""
+    found: list[str] = []
+    after, left = b"-", _DEAD_BYTES
+    while left > 0 and len(found) < _DEAD:
+        (said,) = reading.ask(("XRANGE", keys.dead, after, "+", "COUNT", 1))
+        if not isinstance(said, list) or not said:
+            break
+        at, fields = said[0]
+        found.append(text(dict(zip(fields[::2], fields[1::2], strict=True)).get(b"reason")) or "none said")
+        after, left = b"(" + at, left - sum(map(len, fields))
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import distributions
 from pathlib import Path
@@ -12,8 +11,10 @@ from rollcast import Client, Problem, ServerAway
 from service import VERSION, installed
 from service.doctor.finding import Finding, fix, listed, unknown, well
 from service.errors import PackageRefused, StartError
+from service.homes import is_private
 from service.packages import load_packages
 from service.parity import verify
+from service.urls import safe_url
 
 _OPENCV: Final = (
     "opencv-python",
@@ -53,7 +54,7 @@ def packages(folder: Path | None, home: Path | None) -> tuple[Models, list[Findi
         loaded, refused = load_packages(folder)
     except StartError as error:
         return {}, [fix("packages", error.detail, "correct --models")]
-    cache = home / "parity" if home is not None and os.access(home, os.R_OK) else None
+    cache = home / "parity" if home is not None and is_private(home) else None
     served: Models = {}
     for name, package in loaded.items():
         try:
@@ -81,7 +82,9 @@ def ask_api(url: str) -> tuple[Models, list[Finding]]:
     except ServerAway as error:
         return {}, [fix("api", str(error), "start it, or correct --url")]
     except Problem as problem:
-        return {}, [unknown("api", f"{url}: {problem.title} [{problem.status}]: {problem.detail}", "correct --url")]
+        return {}, [
+            unknown("api", f"{safe_url(url)}: {problem.title} [{problem.status}]: {problem.detail}", "correct --url")
+        ]
     if reasons:
-        return models, [fix("api", f"{url} is not ready: {'; '.join(reasons)}", "see the other lines")]
-    return models, [well("api", f"{url} is ready")]
+        return models, [fix("api", f"{safe_url(url)} is not ready: {'; '.join(reasons)}", "see the other lines")]
+    return models, [well("api", f"{safe_url(url)} is ready")]

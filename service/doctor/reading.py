@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import hiredis
 
-from service.broker.wire import Argument, Wire, pack, safe_url
+from service.broker.wire import Argument, Wire, pack
+from service.urls import safe_url
 
 TIMEOUT_S: Final = 5.0
 _LOOKS: Final = 5  # at the broker's clock; the quickest answer is believed
@@ -18,13 +19,14 @@ Command = tuple[Argument, ...]
 
 class Reading:
     """`info`: INFO's lines; None where the broker refuses it. `ahead_s`: how far its clock is ahead of ours, give or
-    take `uncertain_s`. Raises BrokerAway."""
+    take `uncertain_s`; `busy`: a script holds it. Raises BrokerAway."""
 
     def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
         self.where = safe_url(url)
         self._wire = Wire(url, TIMEOUT_S)
         try:
-            self.loading = _is_loading(*self.ask(("PING",)))
+            (answer,) = self.ask(("PING",))
+            self.loading, self.busy = _begins(answer, "LOADING", "MASTERDOWN"), _begins(answer, "BUSY")
             (said,) = self.ask(("INFO",))
             self.info = _lines(said) if isinstance(said, bytes) else None
             self.ahead_s, self.uncertain_s, self.round_trip_s, self.now_s = self._look_at_clock(clock)
@@ -94,8 +96,8 @@ def count(reply: Any) -> int:
     return reply if isinstance(reply, int) else 0
 
 
-def _is_loading(reply: Any) -> bool:
-    return isinstance(reply, hiredis.ReplyError) and str(reply).startswith(("LOADING", "MASTERDOWN"))
+def _begins(reply: Any, *words: str) -> bool:
+    return isinstance(reply, hiredis.ReplyError) and str(reply).startswith(words)
 
 
 def _lines(said: bytes) -> dict[str, str]:

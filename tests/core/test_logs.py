@@ -75,7 +75,7 @@ def test_nor_in_words_and_tracebacks(formatter: logging.Formatter) -> None:
     except ValueError:
         line = formatter.format(record("lost redis://:hunter2@broker", exc_info=sys.exc_info()))
     assert "hunter2" not in line
-    assert line.count("redis://***@broker") >= 2
+    assert line.count("redis://broker") >= 2
 
 
 def test_what_is_long_is_cut_and_what_is_none_is_left_out() -> None:

@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,8 @@ def test_the_page_lists_every_variable_with_its_default_and_every_user() -> None
     documented = {name: default.strip("`") for names, default in rows for name in re.findall("[A-Z_]+", names)}
     defaults = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", files))
     assert documented == defaults | dict.fromkeys(_needed(), "drawn") | {
-        "REDIS_PASSWORD_PRODUCER": "drawn", "REDIS_PASSWORD_SUBSCRIBER": "drawn", "COMPOSE_PROFILES": "monitoring",
+        "REDIS_PASSWORD_PRODUCER": "drawn", "REDIS_PASSWORD_SUBSCRIBER": "drawn", "REDIS_PASSWORD_MONITOR": "drawn",
+        "COMPOSE_PROFILES": "monitoring",
     }  # fmt: skip
     users = re.findall(r"^user (\w+) reset on", (ROOT / "deploy/redis/users.acl.in").read_text(), re.MULTILINE)
     assert re.findall(r"^\| `(\w+)` \| (?!the|HTTP|models|`)", page, re.MULTILINE)[: len(users)] == users
@@ -179,6 +181,46 @@ def test_a_password_that_does_not_fit_into_a_url_is_refused(bare: Path) -> None:
     assert done.returncode != 0
     assert "REDIS_PASSWORD_API in .env: expected letters, digits" in done.stderr
     assert not (bare / "deploy" / "redis" / "users.acl").exists()
+
+
+def test_a_password_that_somebody_chose_is_said_to_be_weak(bare: Path) -> None:
+    (bare / ".env").write_text("REDIS_PASSWORD_API=chosen\n")
+    done = make_env(bare)
+    assert done.returncode == 0
+    assert "REDIS_PASSWORD_API in .env is short: whoever reads users.acl can guess it" in done.stderr
+    assert "REDIS_PASSWORD_WORKER" not in done.stderr
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4, 9, 10, 11, 19, 20, 32, 99, 100, 101, 256, 999, 1000, 1234, 16_384])
+def test_the_users_reach_the_shards_that_env_names_and_no_others(bare: Path, shards: int) -> None:
+    (bare / ".env").write_text(f"SHARDS={shards}\n")
+    assert make_env(bare).returncode == 0
+    acl = (bare / "deploy" / "redis" / "users.acl").read_text()
+    (producer,) = (line for line in acl.splitlines() if line.startswith("user producer"))
+    patterns = re.findall(r"%W~(\S+):in", producer)
+    numbers = {*range(min(2 * shards, 3000)), *(shards + n for n in range(-3, 4)), shards * 10, 10**9}
+    for number in [*numbers, "00", "", "x", "-1", "0x"]:
+        found = any(fnmatchcase(f"rollcast:{{{number}}}", pattern) for pattern in patterns)
+        assert found == (isinstance(number, int) and 0 <= number < shards), (number, patterns)
+    assert "{*}" not in acl
+
+
+@pytest.mark.parametrize("shards", ["0", "many", "-4", "4.5"])
+def test_a_number_of_shards_that_is_none_is_refused(bare: Path, shards: str) -> None:
+    (bare / ".env").write_text(f"SHARDS={shards}\n")
+    done = make_env(bare)
+    assert done.returncode != 0
+    assert "SHARDS in .env: expected a whole number from 1" in done.stderr
+
+
+def test_no_container_but_those_that_need_it_is_given_a_password_of_the_broker(services: dict[str, Any]) -> None:
+    told = {
+        (name, variable)
+        for name, service in services.items()
+        for variable, value in service.get("environment", {}).items()
+        if "REDIS_PASSWORD" in variable or "redis://" in str(value)
+    }
+    assert told == {("api", "ROLLCAST_BROKER"), ("worker", "ROLLCAST_BROKER")}
 
 
 def test_what_make_env_writes_is_never_committed() -> None:

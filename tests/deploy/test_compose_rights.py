@@ -3,11 +3,14 @@ may do nothing else. On Redis and on Valkey, by the very configuration."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -16,6 +19,7 @@ import redis
 
 from rollcast import Client, Problem
 from service.broker.log import RedisLog
+from service.broker.predictions import RedisPredictions
 from service.embedded import find_binary
 from service.keys import ShardKeys, shard_of
 from service.packages import load_packages, samples
@@ -151,14 +155,19 @@ def call_the_rest(http: httpx.Client) -> None:
     assert [json.loads(line)["stream"] for line in posted.text.splitlines()] == [f"many-{n}" for n in range(9)]
 
 
-def test_the_monitor_sees_what_doctor_asks_for(broker: Broker, api: str) -> None:
+@pytest.mark.parametrize("user", ["monitor", "api"])
+def test_doctor_sees_what_it_asks_for(broker: Broker, api: str, user: str) -> None:
+    """`api`: in the api's container, by its own URL."""
+    broker.admin.xadd(DEAD, {"reason": "bad_image", "data": "x"})
     done = subprocess.run(
-        [*COMMAND, "doctor", "--broker", broker.url("monitor"), "--shards", str(SHARDS), "--json"],
-        env=environment(), capture_output=True, text=True, check=False, timeout=60,
+        [*COMMAND, "doctor", "--shards", str(SHARDS), "--json"],
+        env=environment() | {"ROLLCAST_BROKER": broker.url(user)}, capture_output=True, text=True, check=False,
+        timeout=60,
     )  # fmt: skip
     findings = {one["check"]: one for one in json.loads(done.stdout)["findings"]}
     assert [check for check, one in findings.items() if one["verdict"] == "unknown"] == []
     assert findings["shards"]["verdict"] == "well"
+    assert re.match(r"\d refused entries: bad_image \d", findings["quarantine"]["found"])
     assert broker.denied() == []
 
 
@@ -180,6 +189,7 @@ NOBODY: list[tuple[str, ...]] = [  # of the roles
     ("GET", "other"), ("SET", "other", "x"), ("XADD", "other", "*", "a", "b"), ("SET", META, "x"), ("DEL", META),
     ("DEL", IN), ("XDEL", IN, "1-0"), ("XSETID", IN, "1-0"),
     ("XREADGROUP", "GROUP", "rollcast", "x", "STREAMS", IN, ">"),
+    *(("XADD", f"rollcast:{{{shard}}}:in", *ENTRY) for shard in ("32", "99", "00", "-1", "1000", "x", "0}:in:{0")),
 ]  # fmt: skip
 MAY_NOT: dict[str, list[tuple[str, ...]]] = {
     "api": [
@@ -206,11 +216,21 @@ MAY_NOT: dict[str, list[tuple[str, ...]]] = {
     "monitor": [
         ("XADD", IN, *ENTRY), ("XRANGE", OUT, "-", "+"), ("XREAD", "STREAMS", OUT, "0"), ("GET", STATE),
         ("SET", HEAD, "x"), ("XDEL", DEAD, "1-0"), ("HSET", POS, "cam-1", "x"), ("SLOWLOG", "GET"),
-        ("LATENCY", "RESET"), ("MULTI",),
-        ("EVAL", "return redis.call('XTRIM', KEYS[1], 'MAXLEN', 0)", "1", IN),
-        ("EVAL", "return redis.call('GET', KEYS[1])", "1", STATE),
+        ("LATENCY", "RESET"), ("MULTI",), ("EVAL", "return 1", "0"), ("EVALSHA", "0" * 40, "0"),
+        ("EVAL_RO", "return 1", "0"), ("FCALL", "f", "0"), ("SCRIPT", "LOAD", "return 1"),
+    ],
+    "health": [
+        ("INFO",), ("TIME",), ("CONFIG", "GET", "*"), ("XADD", IN, *ENTRY), ("XLEN", IN), ("GET", HEAD), ("GET", META),
+        ("EVAL", "return 1", "0"), ("MULTI",), ("SHUTDOWN", "NOSAVE"),
     ],
 }  # fmt: skip
+
+
+def test_a_producer_reaches_every_shard_and_no_other(quiet: Broker) -> None:
+    allowed = [f"rollcast:{{{shard}}}:in" for shard in range(40)]
+    for key in allowed:
+        said = quiet.admin.execute_command("ACL", "DRYRUN", "producer", "XADD", key, *ENTRY)
+        assert (said == b"OK") == (key in allowed[:32]), (key, said)
 
 
 @pytest.mark.parametrize("user", list(MAY_NOT))
@@ -221,6 +241,87 @@ def test_a_role_may_not(quiet: Broker, user: str) -> None:
                 client.execute_command(*command)
             assert DENIED.search(str(refused.value)), (command, refused.value)
     assert (quiet.admin.keys(), quiet.admin.xlen(IN)) == ([IN.encode()], 1)
+
+
+ENDLESS, WRITTEN = "while true do end", "redis.call('XTRIM', KEYS[1], 'MAXLEN', 1) while true do end"
+
+
+@contextmanager
+def running(broker: Broker, script: str, *keys: str) -> Iterator[None]:
+    """While it runs; it ends with its connection, or with the broker."""
+
+    def run() -> None:
+        with broker.as_user("worker") as client, suppress(redis.RedisError):
+            client.eval(script, len(keys), *keys)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        await_true(lambda: "BUSY" in health(broker, "ping"), "the script holds the broker", 20)
+        yield
+    finally:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def health(broker: Broker, *command: str) -> str:
+    with broker.as_user("health", "") as client:
+        try:
+            return str(client.execute_command(*command))
+        except redis.RedisError as error:
+            return str(error)
+
+
+def test_the_api_ends_a_script_that_does_not_end(quiet: Broker) -> None:
+    async def end() -> str | None:
+        predictions = RedisPredictions(quiet.url("api"), shards=SHARDS)
+        try:
+            return await predictions.end_script()
+        finally:
+            await predictions.close()
+
+    with running(quiet, ENDLESS):
+        for user in ("worker", "producer", "subscriber", "monitor"):
+            with quiet.as_user(user) as client, pytest.raises(redis.ResponseError, match=DENIED):
+                client.script_kill()
+        assert asyncio.run(end()) == "OK"
+    assert asyncio.run(end()) is None
+
+
+def test_the_health_check_ends_a_script_and_if_it_has_written_the_broker(binary: str, project: Path) -> None:
+    """Of such a script nothing is kept, of what was acknowledged everything."""
+    broker = Broker(binary, project)
+    folder = broker.folder / "bin"
+    folder.mkdir()
+    (folder / "redis-cli").write_text(
+        f'#!/bin/sh\nexec {needs("redis-cli", "redis-tools")} -s {broker.folder}/s "$@"\n'
+    )
+    (folder / "redis-cli").chmod(0o755)
+
+    def check() -> tuple[int, str]:
+        done = subprocess.run(
+            ["sh", str(project / "deploy/redis/healthy.sh")],
+            cwd=broker.folder, env={"PATH": f"{folder}:/usr/bin:/bin"}, capture_output=True, text=True, check=False,
+            timeout=60,
+        )  # fmt: skip
+        return done.returncode, done.stdout
+
+    try:
+        fields = dict(zip(ENTRY[1::2], ENTRY[2::2], strict=True))
+        for _ in range(3):
+            broker.admin.xadd(IN, fields)
+        assert check() == (0, "")
+        with running(broker, ENDLESS):
+            assert check() == (1, "a script held the broker; ending it: OK\n")
+        assert check() == (0, "")
+        with running(broker, WRITTEN, IN):
+            assert check()[0] == 1
+        assert broker.process.wait(20) == 1
+        assert check()[0] == 1
+        broker.start()
+        assert broker.admin.xlen(IN) == 3
+    finally:
+        broker.close()
 
 
 def test_nobody_comes_in_without_a_role_and_its_password(quiet: Broker) -> None:

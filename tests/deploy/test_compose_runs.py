@@ -127,9 +127,8 @@ def test_prometheus_finds_the_api_and_every_worker(stand: Stand, client: Client)
     )
 
 
-def test_doctor_finds_nothing_to_fix(stand: Stand, environ: dict[str, str]) -> None:
-    broker = f"redis://monitor:{environ['REDIS_PASSWORD_MONITOR']}@redis:6379"
-    command = ("rollcast", "doctor", "--url", "http://127.0.0.1:8000", "--broker", broker, "--json")
+def test_doctor_finds_nothing_to_fix(stand: Stand) -> None:
+    command = ("rollcast", "doctor", "--url", "http://127.0.0.1:8000", "--json")
     looks = []
 
     def shared() -> bool:  # a worker is healthy with its first shard: the others may just be changing hands

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from service.errors import PackageRefused, StartError
 from service.packages import load_package, load_packages, samples, zoo_folder
@@ -50,6 +50,22 @@ def test_a_sound_package_passes_every_check(place: Path) -> None:
     assert report.passed
     assert len(report.checks) == 8
     assert [check.name for check in report.checks if check.figure > check.limit] == []
+
+
+def test_weights_outside_the_model_are_read_from_nowhere(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither beside the model, where no checksum covers them, nor in the folder that the process happens to be in."""
+    model = onnx.load(place / "model.onnx")
+    external_data_helper.convert_model_to_external_data(model, location="weights.bin", size_threshold=0)
+    onnx.save(model, place / "model.onnx")
+    edit_manifest(place, sha256=hashlib.sha256((place / "model.onnx").read_bytes()).hexdigest())
+    monkeypatch.chdir(place)
+    assert (place / "weights.bin").stat().st_size > 0
+    error = refusal(place)
+    assert (error.check, "its weights lie in another file: expected all of them in model.onnx" in str(error)) == (
+        "graph", True,
+    )  # fmt: skip
 
 
 # --- files -------------------------------------------------------------------------------------------------------

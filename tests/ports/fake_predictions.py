@@ -237,8 +237,9 @@ class FakePredictions:
         self._check()
         return self.live
 
-    async def ping(self) -> None:
+    async def end_script(self) -> str | None:
         self._check()
+        return None
 
     async def close(self) -> None: ...
 

@@ -183,7 +183,7 @@ async def real(broker_url: str, prefix: str) -> AsyncIterator[OnBroker]:
 
 async def test_connections_that_write_never_retry(broker_url: str, prefix: str) -> None:
     predictions = RedisPredictions(f"{broker_url}?retry_on_timeout=true", prefix, 4)
-    await predictions.ping()
+    assert await predictions.end_script() is None
     connection = await predictions.pool.get_connection()
     assert isinstance(connection.retry, Retry)
     assert connection.retry.get_retries() == 0
@@ -203,7 +203,7 @@ async def test_another_number_of_shards_is_a_disagreement(broker_url: str, prefi
 
 async def test_no_broker_is_broker_away(tmp_path: Path) -> None:
     predictions = RedisPredictions(f"unix://{tmp_path}/none.sock", "t", 4)
-    for call in (predictions.ping(), predictions.append("cam-1", rows("cam-1")), predictions.workers()):
+    for call in (predictions.end_script(), predictions.append("cam-1", rows("cam-1")), predictions.workers()):
         with pytest.raises(BrokerAway, match=r"none\.sock"):
             await call
     with pytest.raises(BrokerAway):

@@ -78,8 +78,7 @@ class AsyncGateway:
     # --- inside --------------------------------------------------------------------------------------------------
 
     async def _post(self, entries: Sequence[Entry]) -> list[Answer]:
-        if not self._talk.knows(entries):
-            await self._lose()
+        self._talk.posting(entries)
         batch = Batch(self._url, entries, self._retry_s)
         while batch:
             sent = False

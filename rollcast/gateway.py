@@ -81,8 +81,7 @@ class Gateway:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _post(self, entries: Sequence[Entry]) -> list[Answer]:
-        if not self._talk.knows(entries):
-            self._lose()
+        self._talk.posting(entries)
         batch = Batch(self._url, entries, self._retry_s)
         while batch:
             sent = False

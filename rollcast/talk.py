@@ -41,6 +41,7 @@ class _Hello(msgspec.Struct, tag="hello", tag_field="type", omit_defaults=True):
     key: str | None = None
     after: str | None = None
     streams: list[str] | None = None
+    posted: list[str] = []
     when_full: str = "catch_up"
 
 
@@ -67,17 +68,14 @@ class Talk:
         self._streams, self._when_full = streams, when_full or "catch_up"
         self._cursor = after
         self._posted: dict[str, None] = {}
-        self._named: frozenset[str] | None = None  # whose records this connection asked for by name
 
     def hello(self) -> bytes:
         """The first message of a connection; a later one goes on where the one before it was lost."""
         self.over = False
         self.said.clear()
         streams = None if self._streams is None else list(self._streams)
-        self._named = None
-        if streams is None and self._cursor is not None and self._posted:
-            streams, self._named = list(self._posted), frozenset(self._posted)
-        return msgspec.msgpack.encode(_Hello(self.key, self._cursor, streams, self._when_full))
+        posted = list(self._posted) if streams is None and self._cursor is not None else []
+        return msgspec.msgpack.encode(_Hello(self.key, self._cursor, streams, posted, self._when_full))
 
     def check_welcome(self) -> None:
         """After the answer to hello. Raises Problem, and ConnectionError where it is worth coming back."""
@@ -95,10 +93,9 @@ class Talk:
         self.said.clear()
         return found
 
-    def knows(self, entries: Sequence[Entry]) -> bool:
-        """Whether this connection gives the records of these entries; if not, another one must be made."""
+    def posting(self, entries: Sequence[Entry]) -> None:
+        """The records of their streams are wanted, also after a lost connection."""
         self._posted.update(dict.fromkeys(entry.stream for entry in entries))
-        return self._named is None or self._named >= {entry.stream for entry in entries}
 
     def take(self, message: bytes) -> None:
         """One message of the server."""

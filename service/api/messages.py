@@ -19,12 +19,13 @@ MAX_ENTRIES: Final = 1024  # of one message
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="type", forbid_unknown_fields=True):
     """The first message. `streams`: whose records are wanted; none given: those of the streams posted to here.
-    `after`: from this cursor on; none: from now, which is before `welcome`. `when_full`: what happens when this
-    reader is too slow."""
+    `posted`: and of these, which were posted to before the connection was lost. `after`: from this cursor on; none:
+    from now, which is before `welcome`. `when_full`: what happens when this reader is too slow."""
 
     key: str | None = None
     after: str | None = None
     streams: list[str] | None = None
+    posted: list[str] = []
     when_full: Literal["catch_up", "drop_oldest", "disconnect"] = "catch_up"
 
 

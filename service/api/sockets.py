@@ -54,7 +54,7 @@ def socket_routes(context: Context) -> APIRouter:
     async def one_stream(socket: WebSocket, stream: str) -> None:
         def follow(hello: Hello) -> tuple[Subscription, Follows]:
             check_stream_id(stream)
-            if hello.streams is not None:
+            if hello.streams is not None or hello.posted:
                 raise Malformed("hello: streams cannot be given on the WebSocket of one stream")
             cursor = None if hello.after is None else read_cursor(hello.after, "hello: after")
             subscription = context.follower.subscribe(stream, transport="websocket", when_full=hello.when_full)
@@ -68,8 +68,13 @@ def socket_routes(context: Context) -> APIRouter:
             places = None
             if hello.after is not None:
                 places = decode_cursor(hello.after, context.predictions.shards, "hello: after")
+            if hello.streams is not None and hello.posted:
+                raise Malformed("hello: streams and posted: expected one of them")
             wants = None if hello.streams is None else read_pattern(hello.streams)
+            names = [check_stream_id(name) for name in hello.posted]
             subscription = context.follower.subscribe(wants, transport="websocket", when_full=hello.when_full)
+            for name in names:
+                context.follower.choose(subscription, name)
             return subscription, ManyTail(context.predictions, context.follower, subscription.fits, places)
 
         await Connection(context, intake, socket, None).run(follow)

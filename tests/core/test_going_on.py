@@ -54,7 +54,7 @@ def every_error(of: type[errors.RollcastError]) -> Iterator[type[errors.Rollcast
 def test_a_client_outlives_every_answer_that_says_to_try_again_and_no_other() -> None:
     for kind in every_error(errors.RollcastError):
         problem = Problem(kind.status, {"type": TYPE_PREFIX + kind.type})
-        assert problem.passes == issubclass(kind, errors.Unavailable), kind.__name__
+        assert problem.passes == (issubclass(kind, errors.Unavailable) or kind.status == 408), kind.__name__
 
 
 @every_answer

@@ -92,6 +92,21 @@ def test_numbered_entries_are_stepped_once_whatever_is_cut(deployment: Up, cutti
     assert seen == {f"{name}-{stream}": list(range(1, 13)) for stream in range(4)}
 
 
+def test_a_gateway_of_very_many_streams_comes_back_to_all_of_them(deployment: Up) -> None:
+    """They are names, not patterns: their number is what was posted, not what a subscription may ask for."""
+    names = [f"way-wide-{n}" for n in range(1000)]
+    with Client(deployment.url) as client, client.gateway() as gateway:
+        gateway.post([samples(name, [ROW], model=LSTM) for name in names])
+        records = gateway.records()
+        seen = {next(records).stream for _ in names}
+        gateway._lose()
+        gateway.post([samples("way-wide-new", [ROW], model=LSTM)])
+        with Client(deployment.url) as another:
+            another.post_samples(names[-1], [ROW])
+        seen |= {next(records).stream for _ in range(2)}
+    assert seen == {*names, "way-wide-new"}
+
+
 def test_entries_without_numbers_are_never_sent_twice(deployment: Up, cutting: Cutting) -> None:
     with Client(cutting.url) as client, client.gateway() as gateway:
         gateway.post(rows("way-once", 4))

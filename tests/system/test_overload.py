@@ -317,8 +317,10 @@ def test_three_times_too_much_is_refused_or_kept_fresh_and_nothing_that_was_take
     assert {told[r.key] for r in load.records if r.stream in EVERY} == {"prediction"}
     assert {told[r.key] for r in load.records if r.stream in LATEST} - {"stale"} == {"prediction", "superseded"}
     assert fresh[-1] < max_age_s + MARGIN_S
-    as_calm = 4 * statistics.median(ages(calm.records))  # on a machine so slow that a batch takes as long as may wait
-    assert statistics.median(fresh) < max(statistics.median(waited) / 2, as_calm)
+    # the newest entry of a stream waits for the batch under way and is seen after its own, each of an entry or more of
+    # every stream: on a machine so slow that this takes as long as may wait, freshness can do no more
+    batches_s = 3 * 2 * SHARDS / min(drained, len(stepped) / OVERLOAD_S)
+    assert statistics.median(fresh) < max(statistics.median(waited) / 2, batches_s)
     for stream in LATEST:
         times = [record.at for record in stepped if record.stream == stream]
         assert max(later - earlier for earlier, later in pairwise(times)) < longest_s + MARGIN_S

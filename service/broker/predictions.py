@@ -30,7 +30,7 @@ from service.codec import (
     read_head,
     read_position,
 )
-from service.contracts import NO_STREAM, Entry
+from service.contracts import NO_STREAM, STREAM_ID, Entry
 from service.errors import AppendUnknown, BadCursor, BrokerAway, BrokerFull, Disagreement, NoFsync, RollcastError
 from service.keys import FORMAT, ShardKeys, meta_key, shard_of, worker_key, workers_key
 from service.ports import (
@@ -369,7 +369,8 @@ class RedisPredictions(Quarantine):
         lags: dict[str, Lag] = {}
         for keys, reply in zip(self._keys, found, strict=True):
             for name, entry_id in zip(reply[::2], reply[1::2], strict=True):
-                if self._is_home(stream := name.decode(errors="replace"), keys):
+                stream = name.decode(errors="replace")  # whatever a producer called it
+                if STREAM_ID.fullmatch(stream) and self._is_home(stream, keys):
                     ms = int(entry_id.partition(b"-")[0])
                     lags[stream] = Lag(ms, max(0, now_ms - ms) / 1000)
         return lags

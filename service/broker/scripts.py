@@ -196,7 +196,7 @@ else
     redis.call('XSETID', KEYS[2], low)
   end
   for _, item in ipairs(waiting) do
-    if #item[2] <= 256 then redis.call('XADD', KEYS[2], item[1], unpack(item[2])) else refuse(item) end
+    if #item[2] <= 4000 then redis.call('XADD', KEYS[2], item[1], unpack(item[2])) else refuse(item) end
   end
   redis.call('XSETID', KEYS[2], ARGV[8])
   for _, words in ipairs(moved) do redis.call('XADD', KEYS[2], '*', unpack(words)) end

@@ -82,7 +82,7 @@ class Harm(NamedTuple):
     shard: int
     said: bytes  # its head, as it was read
     head: Head | None  # None: it cannot be read
-    bad_low: bool  # the head stands beyond the clock
+    bad_low: bool  # the head stands beyond the clock, or cannot be read
     last: int  # the last id that the log gave
     streams: dict[str, Position]  # those whose position lies beyond the clock
     newest: int  # the highest honest id: of the log, and of the positions of all other streams
@@ -90,7 +90,7 @@ class Harm(NamedTuple):
 
     def __str__(self) -> str:
         found = []
-        if self.head is None and self.said:
+        if self.bad_low and self.head is None:
             found.append("its head cannot be read")
         if self.bad_low and self.head is not None:
             found.append(f"its head stands at {number_id(self.head.low).decode()}")

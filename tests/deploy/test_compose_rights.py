@@ -20,6 +20,7 @@ import redis
 from rollcast import Client, Problem
 from service.broker.log import RedisLog
 from service.broker.predictions import RedisPredictions
+from service.doctor import repair
 from service.embedded import find_binary
 from service.keys import ShardKeys, shard_of
 from service.packages import load_packages, samples
@@ -78,9 +79,33 @@ def test_a_worker_may_do_what_it_does_only_in_trouble(broker: Broker) -> None:
     assert log.idle(0, 0, 0, 10) != []
     assert log.remove(0, second.after, ["s"], ["t"])
     log.fetch({0: [1]})
+    broker.admin.xadd(keys.inbox, {"stream": "s"}, id="10000000000000000-0")
+    broker.admin.xadd(keys.inbox, {"stream": "s"})
+    expelled = log.expel(0, second.after)
+    assert (expelled.refused, expelled.moved) == (1, 1)
+    for deleted in ("10000000000000000-0", "10000000000000000-1"):  # then the log's last id cannot be set back
+        broker.admin.xadd(keys.inbox, {"stream": "s"}, id=deleted)
+    broker.admin.xdel(keys.inbox, "10000000000000000-1")
+    broker.admin.xtrim(keys.inbox, minid="10000000000000000-0", approximate=False)
+    assert log.expel(0, second.after).refused == 1
     log.release(0)
     log.leave()
     log.close()
+    assert broker.denied() == []
+    broker.admin.flushall()
+
+
+def test_a_worker_may_repair_a_shard(broker: Broker) -> None:
+    """`rollcast doctor --repair` runs as its user."""
+    keys = ShardKeys("rollcast", 0)
+    broker.admin.hset("rollcast:meta", mapping={"format": "1", "shards": str(SHARDS)})
+    broker.admin.set(keys.head, "life 00 7 10000000000000000-0 0 0")
+    broker.admin.hset(keys.pos, mapping={"s": "10000000000000000-0", "t": "5-0"})
+    broker.admin.xadd(keys.inbox, {"stream": "s"}, id="10000000000000000-0")
+    told: list[str] = []
+    repair(broker.url("worker"), "rollcast", told.append)
+    assert "mended" in told[-1]
+    assert broker.admin.hget(keys.pos, "s") == b"5-0 0-0 - - 5-0"
     assert broker.denied() == []
     broker.admin.flushall()
 
@@ -187,33 +212,38 @@ NOBODY: list[tuple[str, ...]] = [  # of the roles
     ("PUBLISH", "x", "x"), ("SUBSCRIBE", "x"), ("RENAME", IN, "x"), ("COPY", IN, "x"), ("DUMP", IN),
     ("EXPIRE", IN, "1"),
     ("GET", "other"), ("SET", "other", "x"), ("XADD", "other", "*", "a", "b"), ("SET", META, "x"), ("DEL", META),
-    ("DEL", IN), ("XDEL", IN, "1-0"), ("XSETID", IN, "1-0"),
+    ("XDEL", IN, "1-0"),
     ("XREADGROUP", "GROUP", "rollcast", "x", "STREAMS", IN, ">"),
     *(("XADD", f"rollcast:{{{shard}}}:in", *ENTRY) for shard in ("32", "99", "00", "-1", "1000", "x", "0}:in:{0")),
 ]  # fmt: skip
+BEGIN_ANEW: list[tuple[str, ...]] = [("DEL", IN), ("XSETID", IN, "1-0")]
 MAY_NOT: dict[str, list[tuple[str, ...]]] = {
     "api": [
+        *BEGIN_ANEW,
         ("XADD", OUT, "*", "type", "x"), ("DEL", OUT), ("XTRIM", IN, "MAXLEN", "0"), ("SET", HEAD, "x"), ("DEL", STATE),
         ("SET", STATE, "x"), ("HSET", POS, "cam-1", "x"), ("XADD", DEAD, "*", "a", "b"), ("DEL", DEAD),
         ("EVAL", "return redis.call('SET', KEYS[1], 'x')", "1", HEAD),
     ],
     "worker": [
-        ("XADD", IN, *ENTRY), ("HSET", META, "shards", "1"), ("CONFIG", "GET", "*"),
+        ("HSET", META, "shards", "1"), ("CONFIG", "GET", "*"),
         ("XGROUP", "DESTROY", IN, "rollcast"),
-        ("EVAL", "return redis.call('XADD', KEYS[1], '*', 'a', 'b')", "1", IN),
+        ("EVAL", "return redis.call('XGROUP', 'DESTROY', KEYS[1], 'rollcast')", "1", IN),
         ("EVAL", "return redis.call('FLUSHALL')", "0"),
     ],
     "producer": [
+        *BEGIN_ANEW,
         ("XRANGE", IN, "-", "+"), ("XREAD", "STREAMS", IN, "0"), ("XLEN", IN), ("XTRIM", IN, "MAXLEN", "0"),
         ("XADD", OUT, "*", "type", "x"), ("XRANGE", OUT, "-", "+"), ("GET", STATE), ("GET", HEAD), ("INFO",), ("TIME",),
         ("EVAL", "return 1", "0"), ("HSET", META, "shards", "1"), ("CONFIG", "GET", "*"), ("MULTI",),
     ],
     "subscriber": [
+        *BEGIN_ANEW,
         ("XADD", IN, *ENTRY), ("XRANGE", IN, "-", "+"), ("XREAD", "STREAMS", IN, "0"), ("XRANGE", DEAD, "-", "+"),
         ("XADD", OUT, "*", "type", "x"), ("DEL", OUT), ("XDEL", OUT, "1-0"), ("GET", STATE), ("HGET", POS, "cam-1"),
         ("GET", HEAD), ("INFO",), ("EVAL", "return 1", "0"), ("CONFIG", "GET", "*"),
     ],
     "monitor": [
+        *BEGIN_ANEW,
         ("XADD", IN, *ENTRY), ("XRANGE", OUT, "-", "+"), ("XREAD", "STREAMS", OUT, "0"), ("GET", STATE),
         ("SET", HEAD, "x"), ("XDEL", DEAD, "1-0"), ("HSET", POS, "cam-1", "x"), ("SLOWLOG", "GET"),
         ("LATENCY", "RESET"), ("MULTI",), ("EVAL", "return 1", "0"), ("EVALSHA", "0" * 40, "0"),

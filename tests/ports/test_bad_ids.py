@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
+import msgspec
 import numpy as np
 import pytest
 import redis
 
 from service.broker import idle
-from service.codec import AHEAD_MS, MAX_MS, Head, id_number, number_id, parse_head, parse_position
-from service.errors import BadHead, Fenced
+from service.codec import AHEAD_MS, MAX_MS, Head, id_number, number_id, parse_entry, parse_head, parse_position
+from service.errors import BadHead, BadId, Fenced
 from service.keys import shard_of
+from service.worker.runs import event_time_us
 from tests.doubles import TinyEngine, rows_fields, tiny_manifest
 from tests.worlds import SHARDS, BrokerWorld, World, answered, wait_until, working
 
@@ -119,6 +121,14 @@ def test_a_shard_whose_head_is_none_is_left_alone_and_all_others_are_worked_on(w
         world.set_head("a", b"life 00 7 0-0 0 0")
         answered(world, {"a": 1})
         assert worker.owned == SHARDS
+
+
+def test_an_id_that_is_no_time_is_no_entrys_time() -> None:
+    beyond, last = (parse_entry(b"%d-0" % ms, [b"stream", b"a"]) for ms in (MAX_MS + 1, MAX_MS))
+    with pytest.raises(BadId, match="the end of the year 9999"):
+        event_time_us(beyond)
+    assert event_time_us(last) == MAX_MS * 1000
+    assert event_time_us(msgspec.structs.replace(beyond, time=1.5)) == 1_500_000
 
 
 def test_many_are_taken_out_a_few_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

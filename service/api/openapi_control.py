@@ -145,7 +145,7 @@ RETRY_DEAD: Final[Route] = {
                 {"id": "1763860000900-0", "stream": "belt-1", "retry_of": "1763860000250-0", "dropped": False},
             ),
         },
-        **problems(400, 404, 409, 410, 422, 429, 503, 504),
+        **problems(400, 404, 409, 410, 413, 422, 429, 503, 504),
     },
     "openapi_extra": {
         "parameters": [

@@ -92,11 +92,10 @@ local now = redis.call('TIME')
 local until_ms = string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000) - ARGV[4])
 local count = tonumber(ARGV[5])
 if redis.call('XLEN', dead) > redis.call('HLEN', places) then count = 1 end
-local over = bound(tonumber(ARGV[2]), tonumber(ARGV[3]))
 local old = 0
 if tonumber(until_ms) > 0 then old = #redis.call('XRANGE', dead, '-', until_ms, 'COUNT', count) end
-if old == 0 then return {0, over, 0} end
-return {shed(old), over, old == count and 1 or 0}
+if old > 0 then old = shed(old) end
+return {old, bound(tonumber(ARGV[2]), tonumber(ARGV[3])), old == count and 1 or 0}
 """
 )
 

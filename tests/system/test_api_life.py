@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from rollcast.client import Client
 from service.api import Bounds
 from service.codec import entry_fields
 from service.contracts import GapPolicy
@@ -565,6 +566,108 @@ def test_a_retry_is_a_new_entry_whose_record_names_the_old_one(life: Living) -> 
     assert done.status_code == 202
     assert done.json().items() >= {"stream": "a", "retry_of": old, "dropped": True}.items()
     assert problem(life.api.http.get(path)) == (404, "not-in-quarantine")
+
+
+def test_many_are_dropped_by_one_call_by_stream_by_reason_or_all(life: Living) -> None:
+    for stream in ("a", "b", "c", "a"):
+        refuse(life, stream)
+    odd = life.world.append("a", {"stream": b"a", "kind": b"movie", "data": b"xyz"})
+    await_true(lambda: odd in [record[0] for record in life.world.records("a")], "refused")
+
+    def drop(**query: Any) -> httpx.Response:
+        return life.api.http.delete("/v1/dead", params=query)
+
+    for query in ({}, {"all": 0}, {"all": 1, "stream": "a"}, {"after": ""}):
+        assert problem(drop(**query)) == (400, "bad-request"), query
+    assert problem(drop(stream="a", after="bad")) == (400, "bad-cursor")
+    assert drop(stream="a", reason="bad_image").json() == {"dropped": 0, "next": None}
+    assert drop(stream="a", reason="non_finite").json() == {"dropped": 2, "next": None}
+    assert drop(reason="malformed").json() == {"dropped": 1, "next": None}
+    with Client(life.api.url) as client:
+        assert sorted(row["stream"] for row in client.dead()) == ["b", "c"]
+        assert client.drop_all_dead(stream="b") == 1
+        assert client.drop_all_dead(everything=True) == 1
+        assert list(client.dead()) == []
+        assert client.drop_all_dead(everything=True) == 0
+
+
+def test_what_is_known_to_be_refused_again_is_not_tried_again(life: Living) -> None:
+    odd = life.world.append("a", {"stream": b"a", "kind": b"samples", "shape": b"1,4", "data": bytes(12)})
+    await_true(lambda: odd in [record[0] for record in life.world.records("a")], "refused")
+    assert problem(life.api.http.post(f"/v1/dead/a/{odd}/retry")) == (422, "wrong-shape")
+    large = life.world.append("a", {"stream": b"a", "kind": b"frame", "data": bytes((8 << 20) + 1)})
+    await_true(lambda: large in [record[0] for record in life.world.records("a")], "refused")
+    assert problem(life.api.http.post(f"/v1/dead/a/{large}/retry")) == (413, "too-large")
+    assert len(life.world.records("a")) == 2
+
+
+def test_what_is_too_large_for_quarantine_is_shown_without_its_bytes(kind: str, url: str, prefix: str) -> None:
+    with living(kind, url, prefix, *ENGINES) as life, life.worker(dead_bytes=100_000):
+        entry_id = life.world.append("a", {"stream": b"a", "kind": b"movie", "data": bytes(90_000)})
+        await_true(lambda: entry_id in [record[0] for record in life.world.records("a")], "refused")
+        path = f"/v1/dead/a/{entry_id}"
+        found = life.api.http.get(path).json()
+        assert (found["bytes"], found["data"], found["reason"]) == (90_000, None, "malformed")
+        raw = life.api.http.get(path, headers={"Accept": "application/octet-stream"})
+        for answer in (raw, life.api.http.post(f"{path}/retry")):
+            assert problem(answer)[0] in (400, 404), "there is nothing to give or to try"
+        assert problem(raw) == (404, "not-in-quarantine")
+        assert life.api.http.delete(path).json()["dropped"]
+
+
+# --- streams without number --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(kind: str, url: str, prefix: str) -> Iterator[Living]:
+    """A deployment that may have four streams."""
+    with living(kind, url, prefix, *ENGINES, bounds=Bounds(streams=4)) as life, life.worker():
+        yield life
+
+
+def test_a_new_stream_beyond_the_bound_is_turned_away_and_those_that_are_there_go_on(few: Living) -> None:
+    http = few.api.http
+    lines = [{"stream": f"s{n}", "kind": "samples", "samples": [ROW], "model": "tiny"} for n in (0, 1, 0, 2)]
+
+    def many() -> list[dict[str, Any]]:
+        body = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+        answer = http.post("/v1/entries", content=body, headers={"Content-Type": "application/x-ndjson"})
+        return [json.loads(line) for line in answer.text.splitlines()]
+
+    assert all("id" in answer for answer in many())
+    await_true(lambda: len(http.get("/v1/streams").json()["streams"]) == 3, "all are answered")
+    assert put(few, "s3", {"model": "tiny"}).status_code == 200
+    lines += [{**lines[0], "stream": name} for name in ("s4", "s3", "s5", "s4")]
+    answers = many()
+    assert ["id" in answer for answer in answers] == [True] * 4 + [False, True, False, False]
+    assert (answers[4]["problem"], answers[4]["retry_after_s"]) == ("urn:rollcast:problem:too-many-streams", 60.0)
+    path = "/v1/streams/s6"
+    for refused in (
+        http.post(f"{path}/samples", json={"samples": [ROW]}, params={"model": "tiny"}),
+        put(few, "s6", {"model": "tiny"}),
+    ):
+        assert problem(refused) == (429, "too-many-streams")
+        assert refused.headers["Retry-After"] == "60"
+        assert "max_streams" in refused.json()["detail"]
+    for n in range(4):
+        assert predict(few, f"s{n}")["stream"] == f"s{n}"
+    shown = http.get("/metrics").text
+    assert 'rollcast_turned_away_total{reason="too_many_streams"} 4.0' in shown
+    assert "rollcast_streams_limit 4.0" in shown
+    await_true(lambda: "rollcast_streams_known 4.0" in http.get("/metrics").text, "all are counted")
+
+
+def test_a_known_stream_without_a_model_is_no_new_one_and_what_others_put_there_counts(few: Living) -> None:
+    for stream in ("a", "b", "c", "d", "e"):
+        refuse(few, stream)  # straight into the log: never turned away
+    path, query = "/v1/streams/{}/samples", {"model": "tiny", "wait": 5}
+
+    def post(stream: str) -> httpx.Response:
+        return few.api.http.post(path.format(stream), json={"samples": [ROW]}, params=query)
+
+    await_true(lambda: "rollcast_streams_known 5.0" in few.api.http.get("/metrics").text, "they are counted")
+    assert problem(post("z")) == (429, "too-many-streams")
+    assert [post(stream).status_code for stream in ("a", "e")] == [200, 200]
 
 
 # --- seq over HTTP -----------------------------------------------------------------------------------------------

@@ -411,3 +411,14 @@ def test_what_is_in_quarantine_is_counted_by_reason_and_is_no_fault(deployed: De
     found = deployed.examine()
     assert of(found, "quarantine")[0][:2] == ("advice", "3 refused entries: bad_image 2, wrong_shape 1")
     assert status_of(found) == "well"
+
+
+def test_streams_are_counted_and_said_before_new_ones_are_refused(deployed: Deployed) -> None:
+    deployed.worker("a", range(SHARDS))
+    assert of(deployed.examine(), "streams") == [("well", "0 of 100,000 that may be (max_streams)", "")]
+    for n in range(3):
+        deployed.client.zadd(deployed.keys[0].streams, {f"s{n}": 1})
+    deployed.client.hset(deployed.keys[1].settings, "gone", '{"model":"tiny"}')
+    ((verdict, said, cure),) = of(deployed.examine(max_streams=5), "streams")
+    assert (verdict, said) == ("advice", "4 of 5 that may be (max_streams): beyond that new ones are refused")
+    assert "max_streams" in cure

@@ -94,6 +94,7 @@ def test_the_command_line_lists_shows_retries_and_drops_what_was_refused(
     dropped = rollcast("dead", "drop", "door-x", retried["id"], *url)
     assert dropped.stdout == f"{retried['id']}  door-x  dropped\n"
     assert list(client.dead(stream="door-x")) == []
+    assert rollcast("dead", "drop", "--stream", "door-x", *url).stdout == "0 dropped\n"
 
 
 # --- a deployment of its own, whose worker suffers -------------------------------------------------------------------

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import httpx
 
+from rollcast.errors import BadAnswer
+
 MAX_ANSWER: Final = 256 << 20  # bytes of one answer
 MAX_LINE: Final = 64 << 20  # of an answer without end: bytes of one line, and of one event
 LONGEST_S: Final = 600.0  # that an answer with an end may take
@@ -17,8 +19,9 @@ ENDLESS: Final = "rollcast-endless"  # of a request whose answer goes on for eve
 def watch(response: httpx.Response) -> None:
     """httpx's hook for answers: their bodies are counted from here on."""
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise httpx.RemoteProtocolError("the answer is compressed, which was not asked for")
-    response.stream = _Counted(response.stream, _Count(bool(response.request.extensions.get(ENDLESS))))
+        raise BadAnswer(f"{_place(response)} answers compressed, which was not asked for")
+    count = _Count(_place(response), bool(response.request.extensions.get(ENDLESS)))
+    response.stream = _Counted(response.stream, count)
 
 
 async def watch_async(response: httpx.Response) -> None:
@@ -26,9 +29,17 @@ async def watch_async(response: httpx.Response) -> None:
     watch(response)
 
 
+def _place(response: httpx.Response) -> str:
+    url = response.request.url
+    return f"what listens on {url.host}" + (f":{url.port}" if url.port is not None else "")
+
+
 class _Count:
-    def __init__(self, endless: bool) -> None:
-        self._endless, self._bytes, self._until = endless, 0, clock.monotonic() + LONGEST_S
+    """What has come of one answer. Raises BadAnswer beyond the bounds."""
+
+    def __init__(self, place: str, endless: bool) -> None:
+        self._place, self._endless = place, endless
+        self._bytes, self._until = 0, clock.monotonic() + LONGEST_S
 
     def take(self, piece: bytes) -> bytes:
         if self._endless and (end := piece.rfind(b"\n")) >= 0:
@@ -37,9 +48,9 @@ class _Count:
             self._bytes += len(piece)
         most = MAX_LINE if self._endless else MAX_ANSWER
         if self._bytes > most:
-            raise httpx.RemoteProtocolError(f"the answer has a part of more than {most} bytes")
+            raise BadAnswer(f"{self._place} answers with more than {most} bytes{' in a line' * self._endless}")
         if not self._endless and clock.monotonic() > self._until:
-            raise httpx.RemoteProtocolError(f"the answer has not ended after {LONGEST_S:g} s")
+            raise BadAnswer(f"{self._place} has not ended its answer after {LONGEST_S:g} s")
         return piece
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time as clock
 from collections.abc import Generator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from rollcast.errors import Problem, RollcastError, away, to_problem, understood
 
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
+_ID: Final = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 _NOTHING_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 Result = TypeVar("Result")
 Steps = Generator[Call[object] | float, httpx.Response | None, Result]  # send this, or sleep so many seconds
@@ -52,7 +54,8 @@ class Flow:
                 if response.status_code < 400:
                     return understood(self._url, call.read, response)
                 problem = to_problem(response)
-                if tries > 1 and problem.is_a("duplicate") and call.entry is not None:
+                of = str(problem.body.get("of"))
+                if tries > 1 and problem.is_a("duplicate") and call.entry is not None and _ID.fullmatch(of):
                     return (yield from self._first_answer(call, problem))
                 failure = problem
                 again = problem.passes and (repeatable or not problem.unknown)

@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 
 from rollcast.events import ServerEvent, parse_events
+from service.api import DoorLimits, Server
 from tests.described import Document
 
 LIMIT_S = 30.0
@@ -23,10 +23,9 @@ LIMIT_S = 30.0
 class Serving:
     """`with Serving(app) as api: api.http.get(…)`."""
 
-    def __init__(self, app: FastAPI, grace_s: int = 10) -> None:
+    def __init__(self, app: FastAPI, grace_s: int = 10, limits: DoorLimits | None = None) -> None:
         self.app = app
-        config = uvicorn.Config(app, "127.0.0.1", 0, log_level="error", timeout_graceful_shutdown=grace_s)
-        self._server = uvicorn.Server(config)
+        self._server = Server(app, limits or DoorLimits(), grace_s=grace_s)
         self._thread = threading.Thread(target=self._run, name="api", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -35,9 +34,13 @@ class Serving:
         await_true(lambda: self._server.started or not self._thread.is_alive(), "the api starts")
         self.port: int = self._server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        hooks: Any = {"response": [Document(self.app.openapi()).check]}  # every answer is one that /docs describes
-        self.http = httpx.Client(base_url=self.url, timeout=LIMIT_S, event_hooks=hooks)
+        self.http = self.fresh()
         return self
+
+    def fresh(self) -> httpx.Client:
+        """A client of its own connections."""
+        hooks: Any = {"response": [Document(self.app.openapi()).check]}  # every answer is one that /docs describes
+        return httpx.Client(base_url=self.url, timeout=LIMIT_S, event_hooks=hooks)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -50,7 +53,6 @@ class Serving:
         begun = time.monotonic()
         assert self._loop is not None
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self.app.state.closing.set)
             self._server.should_exit = True
             self._thread.join(60)
             assert not self._thread.is_alive()

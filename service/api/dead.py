@@ -12,6 +12,7 @@ from service.api import openapi_control
 from service.api.carrying import answer, append, check_model, json_answer
 from service.api.context import Context
 from service.api.described import summarise_dead
+from service.api.pages import SAVED
 from service.api.query import MAX_RECORDS, MAX_WAIT_S, Query
 from service.codec import id_number
 from service.contracts import KINDS, NO_STREAM, check_stream_id
@@ -47,7 +48,7 @@ def dead_routes(context: Context) -> APIRouter:
         """One refused entry: why, its fields, and its bytes in base64; or the bytes alone, by `Accept`."""
         dead = await find(stream, id)
         if "application/octet-stream" in request.headers.get("accept", ""):
-            return Response(dead.fields.get("data", b""), media_type="application/octet-stream")
+            return Response(dead.fields.get("data", b""), media_type="application/octet-stream", headers=SAVED)
         fields = {name: value.decode(errors="replace") for name, value in dead.fields.items() if name not in OWN_FIELDS}
         data = b64encode(dead.fields.get("data", b"")).decode()
         return json_answer(msgspec.structs.asdict(summarise_dead(dead.row)) | {"fields": fields, "data": data})

@@ -90,8 +90,8 @@ class Connection:
         self._subscription: Subscription | None = None
 
     async def run(self, follow: Follow) -> None:
-        await self._socket.accept()
         try:
+            await self._socket.accept()
             async with asyncio.timeout(HELLO_S):
                 first = await self._receive()
             self._packed = isinstance(first, bytes)

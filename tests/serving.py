@@ -34,13 +34,9 @@ class Serving:
         await_true(lambda: self._server.started or not self._thread.is_alive(), "the api starts")
         self.port: int = self._server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.http = self.fresh()
-        return self
-
-    def fresh(self) -> httpx.Client:
-        """A client of its own connections."""
         hooks: Any = {"response": [Document(self.app.openapi()).check]}  # every answer is one that /docs describes
-        return httpx.Client(base_url=self.url, timeout=LIMIT_S, event_hooks=hooks)
+        self.http = httpx.Client(base_url=self.url, timeout=LIMIT_S, event_hooks=hooks)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

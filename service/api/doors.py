@@ -91,11 +91,14 @@ class Doors:
         every_s = min(limits.head_s, limits.body_s, limits.answer_s, LINGER_S) / LOOKS
         loop = asyncio.get_running_loop()
 
-        def look() -> None:
-            self._look(loop.time())
-            self._timer = loop.call_later(every_s, look)
+        def look(expected: float, calm: bool) -> None:
+            """After a pause of the loop, what has come meanwhile is read before anybody is found too slow."""
+            now = loop.time()
+            if on_time := now < expected + every_s or not calm:
+                self._look(now)
+            self._timer = loop.call_later(every_s, look, now + every_s, on_time)
 
-        look()
+        look(loop.time(), True)
 
     def close(self) -> None:
         if self._timer is not None:

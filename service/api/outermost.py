@@ -69,4 +69,3 @@ class Outermost:
     def _observe(self, scope: Scope, status: int, begun: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
         self._seconds.labels(route, status).observe(time.monotonic() - begun)
-

@@ -90,7 +90,7 @@ CALLS = [
     ("POST", "/v1/streams/x/samples", "application/json", b'{"samples": []}'),
     ("POST", "/v1/dead/x/1-0/retry?drop=1", None, b""),
     ("DELETE", "/v1/streams/x", None, b""),
-    ("PUT", "/v1/streams/x", "application/json", b"{}"),
+    ("PUT", "/v1/streams/x?wait=0", "application/json", b"{}"),
     ("GET", "/v1/streams", None, b""),
     ("GET", "/v1/predictions", None, b""),
 ]

@@ -249,10 +249,10 @@ def test_silent_connections_make_room_for_those_that_ask(api: Serving) -> None:
 
 
 def test_without_room_the_answer_is_prompt(api: Serving) -> None:
-    api.http.close()  # its connection is one of this address
-    subscribers = [Raw(api) for _ in range(LIMITS.client_connections)]
+    subscribers = []
     try:
-        for one in subscribers:
+        for _ in range(LIMITS.client_connections):
+            subscribers.append(one := Raw(api))
             one.send(b"GET /v1/predictions HTTP/1.1\r\nAccept: text/event-stream\r\n" + HOST + b"\r\n")
             assert one.socket.recv(4096).startswith(b"HTTP/1.1 200")
         for _ in range(5):
@@ -264,7 +264,6 @@ def test_without_room_the_answer_is_prompt(api: Serving) -> None:
     finally:
         for one in subscribers:
             one.socket.close()
-    api.http = api.fresh()
     await_true(lambda: value(api, "rollcast_connections") < 5, "the connections are gone")
 
 

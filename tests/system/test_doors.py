@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import os
 import re
 import socket
-import struct
 import time
 from collections.abc import Iterator
 
@@ -18,15 +15,14 @@ from service.api.doors import HELLO_BYTES
 from service.metrics import create_registry
 from tests.doubles import MemoryBroker, tiny_manifest
 from tests.ports.fake_predictions import FakePredictions
+from tests.raw import BINARY, CONT, HELLO, HOST, PING, TEXT, Raw, frame
 from tests.serving import Serving, await_true
 
 LIMITS = DoorLimits(
     head_s=0.5, body_s=0.5, idle_s=0.5, answer_s=0.5, connections=60, client_connections=40, unfinished_bytes=32 << 20
 )
-HOST = b"Host: 127.0.0.1\r\n"
 POST = b"POST /v1/streams/a/samples HTTP/1.1\r\nContent-Type: application/json\r\n" + HOST
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
-TEXT, BINARY, CONT, CLOSE, PING = 1, 2, 0, 8, 9
 
 
 @pytest.fixture(scope="module")
@@ -34,80 +30,6 @@ def api() -> Iterator[Serving]:
     app = create_app(FakePredictions(MemoryBroker()), [tiny_manifest()], create_registry())
     with Serving(app, limits=LIMITS) as serving:
         yield serving
-
-
-class Raw:
-    """A connection, byte by byte."""
-
-    def __init__(self, api: Serving) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", api.port), timeout=30)
-
-    def __enter__(self) -> Raw:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def send(self, *parts: bytes) -> bool:
-        """False when the server has ended it before."""
-        try:
-            for part in parts:
-                self.socket.sendall(part)
-        except OSError:
-            return False
-        return True
-
-    def rest(self) -> bytes:
-        """Until the server closes."""
-        found = b""
-        try:
-            while data := self.socket.recv(1 << 16):
-                found += data
-        except ConnectionResetError:
-            pass
-        return found
-
-    def upgrade(self, *lines: bytes) -> bytes:
-        key = b"Sec-WebSocket-Key: " + base64.b64encode(os.urandom(16)) + b"\r\nSec-WebSocket-Version: 13\r\n"
-        wanted = b"Connection: Upgrade\r\nUpgrade: websocket\r\n" + key + b"".join(line + b"\r\n" for line in lines)
-        self.send(b"GET /v1/ws HTTP/1.1\r\n" + HOST + wanted + b"\r\n")
-        head = b""
-        while b"\r\n\r\n" not in head and (data := self.socket.recv(1)):
-            head += data
-        return head
-
-    def closed_with(self) -> int:
-        """The code of the close frame that ends a WebSocket."""
-        data, at = b"", 0
-        while True:
-            if len(data) >= at + 4:
-                size, head = data[at + 1] & 127, 2
-                if size == 126:
-                    size, head = struct.unpack_from(">H", data, at + 2)[0], 4
-                if data[at] & 15 == CLOSE:
-                    return int(struct.unpack_from(">H", data, at + head)[0])
-                if len(data) >= at + head + size:
-                    at += head + size
-                    continue
-            more = self.socket.recv(1 << 16)
-            assert more, f"no close frame in {data!r:.200}"
-            data += more
-
-
-def frame(opcode: int, payload: bytes, fin: bool = True, said: int | None = None) -> bytes:
-    """As a client sends it: masked (by zeros). `said`: another length than the payload's."""
-    size = len(payload) if said is None else said
-    head = bytes([128 * fin | opcode])
-    if size < 126:
-        head += bytes([128 | size])
-    elif size < 65_536:
-        head += b"\xfe" + struct.pack(">H", size)
-    else:
-        head += b"\xff" + struct.pack(">Q", size)
-    return head + bytes(4) + payload
-
-
-HELLO = frame(TEXT, b'{"type":"hello"}')
 
 
 def counted(api: Serving, reason: str) -> float:
@@ -153,20 +75,20 @@ def kind(answer: bytes) -> tuple[int, str]:
 )  # fmt: skip
 def test_a_head_is_bounded(api: Serving, begin: bytes, more: bytes) -> None:
     before = counted(api, "head_bytes")
-    with Raw(api) as client:
+    with Raw(api.port) as client:
         client.send(begin, *[more] * 40)
         assert kind(client.rest()) == (431, "head-too-large")
     assert counted(api, "head_bytes") == before + 1
 
 
 def test_a_head_within_the_bound_is_read(api: Serving) -> None:
-    with Raw(api) as client:
+    with Raw(api.port) as client:
         client.send(b"GET /livez HTTP/1.0\r\n", *[b"X-A: " + b"b" * 990 + b"\r\n"] * 60, HOST, b"\r\n")
         assert client.rest().startswith(b"HTTP/1.1 200")
 
 
 def test_trailers_never_become_headers(api: Serving) -> None:
-    with Raw(api) as client:
+    with Raw(api.port) as client:
         client.send(CHUNKED.replace(b"json", b"zip"), b"2\r\n{}\r\n0\r\nContent-Type: application/json\r\n\r\n")
         client.send(b"GET /livez HTTP/1.0\r\n", HOST, b"\r\n")
         assert client.rest().startswith(b"HTTP/1.1 415")
@@ -184,7 +106,7 @@ def test_trailers_never_become_headers(api: Serving) -> None:
 )
 def test_silence_is_bounded(api: Serving, sent: bytes, status: tuple[int, str] | None, reason: str) -> None:
     before = counted(api, reason)
-    with Raw(api) as client:
+    with Raw(api.port) as client:
         client.send(sent)
         answer = client.rest()
         assert (kind(answer) if answer else None) == status
@@ -192,7 +114,7 @@ def test_silence_is_bounded(api: Serving, sent: bytes, status: tuple[int, str] |
 
 
 def test_a_slow_head_is_too_slow_however_steadily_it_comes(api: Serving) -> None:
-    with Raw(api) as client:
+    with Raw(api.port) as client:
         client.send(b"GET /livez HTTP/1.1\r\n")
         begun = time.monotonic()
         while client.send(b"X: y\r\n") and time.monotonic() - begun < 20:
@@ -203,7 +125,7 @@ def test_a_slow_head_is_too_slow_however_steadily_it_comes(api: Serving) -> None
 
 def test_a_slow_body_is_read_while_something_comes(api: Serving) -> None:
     body = b'{"samples": [[1,2,3]]}'
-    with Raw(api) as client:
+    with Raw(api.port) as client:
         client.send(POST, b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
         begun = time.monotonic()
         for byte in body:
@@ -214,10 +136,10 @@ def test_a_slow_body_is_read_while_something_comes(api: Serving) -> None:
 
 
 def test_a_subscription_is_not_cut(api: Serving) -> None:
-    with Raw(api) as client:
+    with Raw(api.port) as client:
         client.send(b"GET /v1/predictions HTTP/1.1\r\nAccept: text/event-stream\r\n" + HOST + b"\r\n")
         assert client.socket.recv(4096).startswith(b"HTTP/1.1 200")
-        with Raw(api) as other:  # which is cut meanwhile
+        with Raw(api.port) as other:  # which is cut meanwhile
             other.send(b"GET")
             other.rest()
         client.socket.settimeout(0.2)
@@ -234,10 +156,10 @@ def test_a_subscription_is_not_cut(api: Serving) -> None:
 
 def test_silent_connections_make_room_for_those_that_ask(api: Serving) -> None:
     before = counted(api, "connections")
-    silent = [Raw(api) for _ in range(3 * LIMITS.client_connections)]
+    silent = [Raw(api.port) for _ in range(3 * LIMITS.client_connections)]
     try:
         for _ in range(20):
-            with Raw(api) as client:
+            with Raw(api.port) as client:
                 client.send(b"GET /livez HTTP/1.0\r\n\r\n")
                 assert client.rest().startswith(b"HTTP/1.1 200")
         assert counted(api, "connections") >= before + 2 * LIMITS.client_connections
@@ -252,11 +174,11 @@ def test_without_room_the_answer_is_prompt(api: Serving) -> None:
     subscribers = []
     try:
         for _ in range(LIMITS.client_connections):
-            subscribers.append(one := Raw(api))
+            subscribers.append(one := Raw(api.port))
             one.send(b"GET /v1/predictions HTTP/1.1\r\nAccept: text/event-stream\r\n" + HOST + b"\r\n")
             assert one.socket.recv(4096).startswith(b"HTTP/1.1 200")
         for _ in range(5):
-            with Raw(api) as client:
+            with Raw(api.port) as client:
                 client.send(b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n")
                 answer = client.rest()
                 assert kind(answer) == (503, "crowded")
@@ -271,7 +193,7 @@ def test_what_unfinished_bodies_take_is_bounded(api: Serving) -> None:
     before = counted(api, "unfinished_bytes")
     clients = []
     for _ in range(8):
-        clients.append(Raw(api))
+        clients.append(Raw(api.port))
         clients[-1].send(POST + b"Content-Length: 8000000\r\n\r\n", *[b" " * 1_000_000] * 7)
     assert value(api, "rollcast_unfinished_bytes") <= LIMITS.unfinished_bytes
     assert kind(clients[0].rest()) == (503, "crowded")  # it began first
@@ -283,7 +205,7 @@ def test_what_unfinished_bodies_take_is_bounded(api: Serving) -> None:
 
 def test_many_requests_ahead_are_answered_in_order(api: Serving) -> None:
     paths = [b"/livez", b"/v1/nothing"] * 200
-    with Raw(api) as client:
+    with Raw(api.port) as client:
         head = b"".join(b"GET %s HTTP/1.1\r\n%s\r\n" % (path, HOST) for path in paths)
         client.send(head + b"GET /livez HTTP/1.0\r\n\r\n")
         statuses = re.findall(rb"HTTP/1.1 (\d+)", client.rest())
@@ -294,7 +216,7 @@ def test_many_requests_ahead_are_answered_in_order(api: Serving) -> None:
     "sent", [b"\x16\x03\x01\x02\x00\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET\x00 / HTTP/1.1\r\n"]
 )
 def test_what_is_no_http_is_a_problem(api: Serving, sent: bytes) -> None:
-    with Raw(api) as client:
+    with Raw(api.port) as client:
         client.send(sent)
         assert kind(client.rest()) == (400, "bad-request")
 
@@ -326,14 +248,14 @@ LARGE = LIMITS.message_bytes
     ],
 )  # fmt: skip
 def test_messages_are_bounded(api: Serving, sent: list[bytes], code: int) -> None:
-    with Raw(api) as client:
+    with Raw(api.port) as client:
         assert client.upgrade().startswith(b"HTTP/1.1 101")
         client.send(*sent)
         assert client.closed_with() == code
 
 
 def test_compression_is_not_offered(api: Serving) -> None:
-    with Raw(api) as client:
+    with Raw(api.port) as client:
         answer = client.upgrade(b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits")
         assert answer.startswith(b"HTTP/1.1 101")
         assert b"sec-websocket-extensions" not in answer.lower()
@@ -341,7 +263,7 @@ def test_compression_is_not_offered(api: Serving) -> None:
 
 @pytest.mark.parametrize("line", [b"X-A: " + b"b" * 20_000, b"\r\n".join([b"X-A: b"] * 300)], ids=["long", "many"])
 def test_the_request_of_a_web_socket_is_answered_whatever_its_headers(api: Serving, line: bytes) -> None:
-    with Raw(api) as client:
+    with Raw(api.port) as client:
         answer = client.upgrade(line) + client.rest()
         assert answer.startswith((b"HTTP/1.1 431", b"HTTP/1.1 101"))
         assert answer.startswith(b"HTTP/1.1 431")
@@ -355,7 +277,7 @@ def test_a_message_that_is_nested_too_deeply_is_malformed(api: Serving) -> None:
         (HELLO, frame(TEXT, b'[{"stream":"a","kind":"text","text":' + b"[" * deep + b"]" * deep + b"}]")),
         (frame(BINARY, packed), frame(BINARY, b"\x91" * deep + b"\xc0")),
     ):
-        with Raw(api) as client:
+        with Raw(api.port) as client:
             client.upgrade()
             client.send(hello, message)
             client.socket.settimeout(10)
@@ -367,14 +289,14 @@ def test_a_message_that_is_nested_too_deeply_is_malformed(api: Serving) -> None:
             client.send(frame(PING, b"still there"))
             while b"still there" not in said:
                 said += client.socket.recv(4096)
-    with Raw(api) as client:
+    with Raw(api.port) as client:
         client.upgrade()
         client.send(frame(BINARY, b"\x91" * 60_000 + b"\xc0"))
         assert client.closed_with() == 1008
 
 
 def test_many_messages_in_one_write_are_answered_in_turn(api: Serving) -> None:
-    with Raw(api) as client:
+    with Raw(api.port) as client:
         client.upgrade()
         client.send(HELLO + frame(TEXT, b"[0]") * 3000)
         count, rest = 0, b""
@@ -388,7 +310,7 @@ def test_many_messages_in_one_write_are_answered_in_turn(api: Serving) -> None:
 
 def test_an_unread_answer_is_given_up(api: Serving) -> None:
     before = counted(api, "answer_s")
-    with Raw(api) as client:
+    with Raw(api.port) as client:
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         request = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\n" + HOST + b"\r\n"
         client.send(request * 8)

@@ -54,6 +54,14 @@ async def read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
+def let_go(request: Request, size: int | None = None) -> None:
+    """So many bytes of the body, or all, are not in memory any more: others have their room, while its answer is
+    waited for."""
+    tell = request.scope.get("extensions", {}).get(LET_GO)
+    if tell is not None:
+        tell(size)
+
+
 async def read_frame(request: Request, limit: int) -> bytes:
     """The bytes of one image: the body itself, or the part `frame`."""
     media = media_type(request)
@@ -273,7 +281,6 @@ async def read_lines(request: Request, limit: int) -> AsyncGenerator[bytes | Too
     """The lines of a body as they come, blank ones left out; TooLarge instead of one of more than `limit` bytes; None
     at the end of each piece that came."""
     rest, skipping = b"", False
-    let_go = request.scope.get("extensions", {}).get(LET_GO, lambda size: None)
     async for chunk in request.stream():
         before = len(rest)
         *whole, rest = (rest + chunk).split(b"\n")
@@ -289,7 +296,7 @@ async def read_lines(request: Request, limit: int) -> AsyncGenerator[bytes | Too
                 yield _long_line(limit)
             rest, skipping = b"", True
         yield None
-        let_go(before + len(chunk) - len(rest))
+        let_go(request, before + len(chunk) - len(rest))
     if rest.strip() and not skipping:
         yield rest
 

@@ -96,13 +96,13 @@ def _name(host: str) -> str:
 
 def _canonical(name: str) -> str:
     """
-    >>> _canonical("[::1]"), _canonical("Api.Example.org.")
-    ('::1', 'api.example.org')
+    >>> _canonical("[::1]"), _canonical("Api.Example.org."), _canonical("::ffff:172.18.0.5")
+    ('::1', 'api.example.org', '172.18.0.5')
     """
     name = name.strip().lower()
     if name.startswith("[") and name.endswith("]"):
         name = name[1:-1]
-    return name.removesuffix(".")
+    return name.removesuffix(".").removeprefix("::ffff:")
 
 
 def _without_port(origin: str) -> str:

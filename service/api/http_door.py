@@ -90,9 +90,9 @@ class HttpDoor(HttpToolsProtocol):
             self._doors.waits(self, "head" if self._silent else "idle")
         self._doors.holds(self, self._body_bytes + len(self._ahead), whole=not self._in_body and not self._ahead)
 
-    def _let_go(self, size: int) -> None:
-        """For routes that read a body piece by piece: so much of it is done."""
-        self._body_bytes = max(0, self._body_bytes - size)
+    def _let_go(self, size: int | None) -> None:
+        """For routes: so many bytes of the body, or all, are done."""
+        self._body_bytes = 0 if size is None else max(0, self._body_bytes - size)
         if not self._ended:
             self._doors.holds(self, self._body_bytes + len(self._ahead), whole=not self._in_body)
 
@@ -132,6 +132,9 @@ class HttpDoor(HttpToolsProtocol):
         if not self._in_body:
             self._body_bytes = 0
         self._doors.answered(self)
+        if self.transport.is_closing():
+            self._ahead = b""  # nothing is done for a client that cannot be answered
+            return
         self._parse()
         if self._ahead:
             self.flow.pause_reading()

@@ -199,6 +199,10 @@ class WebSocketDoor(WebSocketsSansIOProtocol):
             super().handle_close(event)
             self._doors.answered(self)
 
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        self._doors.answered(self)  # a client that does not read keeps its connection no longer
+
     def handle_parser_exception(self) -> None:
         """Says why with a close frame; the client has a moment to read it."""
         close = self.conn.close_sent

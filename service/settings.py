@@ -125,9 +125,7 @@ class Settings(BaseSettings):
     head_s: Wait = Field(10.0, description="how long the head of a request may take")
     body_s: Wait = Field(30.0, description="how long a body or a WebSocket message may stand still before its end")
     idle_s: Wait = Field(5.0, description="how long a connection stays open after an answer, without a new request")
-    answer_s: Wait = Field(
-        30.0, description="how long the last bytes of an answer may wait for a client that reads slowly"
-    )
+    answer_s: Wait = Field(30.0, description="how long an answer may wait for a client that reads nothing of it")
     max_connections: Annotated[int, Field(ge=0)] = Field(
         4096, description="open connections of an api process, at most; 0: no bound"
     )

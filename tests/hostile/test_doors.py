@@ -55,7 +55,7 @@ def test_web_sockets_that_would_fill_the_memory(target: Up, bounded: Bounds) -> 
     }
     with bounded(memory=64 << 20):
         for name, (sent, code) in inputs.items():
-            for _ in range(5):
+            for _ in range(3):
                 with Raw(port_of(target)) as client:
                     assert client.upgrade(b"Sec-WebSocket-Extensions: permessage-deflate").startswith(b"HTTP/1.1 101")
                     client.send(*sent)
@@ -66,10 +66,10 @@ def test_connections_that_wait(target: Up, bounded: Bounds) -> None:
     """Some say nothing, some half a head, some half a body: they hold little, and nobody waits for them."""
     half = POST + b"Content-Length: 8000000\r\n\r\n"
     with bounded(), ExitStack() as opened:
-        for _ in range(200):
+        for _ in range(150):
             opened.enter_context(Raw(port_of(target)))
             opened.enter_context(Raw(port_of(target))).send(b"GET /livez HTTP/1.1\r\nHos")
-        bodies = [opened.enter_context(Raw(port_of(target))) for _ in range(30)]
+        bodies = [opened.enter_context(Raw(port_of(target))) for _ in range(22)]
         for client in bodies:
             client.send(half, *[b" " * (1 << 20)] * 7)
         assert bodies[0].rest().startswith(b"HTTP/1.1 503")

@@ -12,6 +12,7 @@ from service.api.problems import answer_error
 from service.errors import Crowded, HeadTooLarge, RequestError, RollcastError
 
 PIECE: Final = 1024  # bytes parsed at once where a head may be among them: some fifty of the smallest requests
+HEADERS: Final = 256  # of one request
 BODY_PIECE: Final = 64 * 2**10
 AHEAD: Final = 2**20  # bytes of later requests, at most, that wait for the answer to an earlier one
 
@@ -32,7 +33,7 @@ class HttpDoor(HttpToolsProtocol):
         self._left = 0  # of the body, as its length was said
         self._in_body = False
         self._body_bytes = 0  # that came of it
-        self._ended = self._upgraded = False
+        self._headers_too_many = self._ended = self._upgraded = False
 
     # --- what clients send ---------------------------------------------------------------------------------------
 
@@ -88,7 +89,8 @@ class HttpDoor(HttpToolsProtocol):
             self._doors.waits(self, None)
         else:
             self._doors.waits(self, "head" if self._silent else "idle")
-        self._doors.holds(self, self._body_bytes + len(self._ahead), whole=not self._in_body and not self._ahead)
+        held = self._body_bytes + len(self._ahead) + self._silent
+        self._doors.holds(self, held, whole=not self._in_body and not self._ahead and not self._silent)
 
     def _let_go(self, size: int | None) -> None:
         """For routes: so many bytes of the body, or all, are done."""
@@ -105,6 +107,9 @@ class HttpDoor(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_body:  # a trailer: nothing reads them, and as headers they would come too late to be checked
             return
+        if len(self.headers) == HEADERS:
+            self._headers_too_many = True
+            raise ValueError(name)  # which ends the parsing: no call is made with some of its headers
         super().on_header(name, value)
         if name.lower() == b"content-length" and value.isdigit():
             self._left = int(value)
@@ -150,7 +155,10 @@ class HttpDoor(HttpToolsProtocol):
     # --- the end -------------------------------------------------------------------------------------------------
 
     def send_400_response(self, msg: str) -> None:
-        self._end(RequestError("not a request of HTTP that can be read"), "malformed", asked=True)
+        if self._headers_too_many:
+            self._end(HeadTooLarge(f"a head of more than {HEADERS} headers"), "head_bytes", asked=True)
+        else:
+            self._end(RequestError("not a request of HTTP that can be read"), "malformed", asked=True)
 
     def turn_away(self, error: RollcastError, reason: str) -> None:
         """Answers with a problem, unless nothing was asked or an earlier answer is under way, and closes."""

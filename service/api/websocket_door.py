@@ -32,6 +32,8 @@ class WebSocketDoor(WebSocketsSansIOProtocol):
         self._ahead = b""  # came, and waits to be parsed
         self._limit = HELLO_BYTES  # of the next message
         self._size = self._fragments = 0  # of the message that is under way
+        self._queued = 0  # bytes of messages that the route has not done with
+        self._taken = False  # it is at one of them
         self._controls, self._second = 0, 0.0  # in the current second
         self._ended = False
         self._counted = ""  # why it ended
@@ -78,18 +80,30 @@ class WebSocketDoor(WebSocketsSansIOProtocol):
 
     def _say(self) -> None:
         """Tells the doors what this connection waits for, and what it holds."""
+        if self._ended or self.disconnected:
+            return
         under_way = self._size + len(self.conn.reader.buffer)
         if under_way or self._limit == HELLO_BYTES:
             self._doors.waits(self, "body", again=True)
         else:
             self._doors.waits(self, None)
-        if not self.read_paused:  # else the message that the route has not taken yet is what it holds
-            self._doors.holds(self, under_way if under_way > HELD else 0)
+        held = under_way + len(self._ahead) + self._queued
+        self._doors.holds(self, held if held > HELD else 0, whole=self._taken and self.writable.is_set())
 
     async def receive(self) -> Any:
+        if self._taken:
+            self._taken = False
+            if self.queue.empty():
+                self._queued = 0
+            self._say()
         message = await super().receive()
+        self._taken = message["type"] == "websocket.receive"
         self._go_on()
         return message
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._say()  # a client that does not read its answers keeps what it sent in memory
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -134,7 +148,7 @@ class WebSocketDoor(WebSocketsSansIOProtocol):
         super().send_receive_event_to_app()
         if not self._ended:
             self._limit = self._doors.limits.message_bytes
-            self._doors.holds(self, size if size > HELD else 0, whole=True)
+            self._queued += size
 
     def handle_ping(self) -> None:
         if self._may_control():

@@ -6,6 +6,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import msgspec
 import pytest
@@ -32,6 +33,14 @@ def api() -> Iterator[Serving]:
         yield serving
 
 
+@pytest.fixture(scope="module")
+def patient() -> Iterator[Serving]:
+    """One that lets clients take their time."""
+    app = create_app(FakePredictions(MemoryBroker()), [tiny_manifest()], create_registry())
+    with Serving(app, limits=DoorLimits(unfinished_bytes=32 << 20)) as serving:
+        yield serving
+
+
 def counted(api: Serving, reason: str) -> float:
     found = re.search(rf'^rollcast_requests_refused_total{{reason="{reason}"}} (\S+)', shown(api), re.M)
     assert found is not None
@@ -39,7 +48,7 @@ def counted(api: Serving, reason: str) -> float:
 
 
 def shown(api: Serving) -> str:
-    return api.http.get("/metrics").text
+    return api.http.get("/metrics", headers={"connection": "close"}).text  # one that idles is soon closed here
 
 
 def value(api: Serving, name: str) -> float:
@@ -66,12 +75,13 @@ def kind(answer: bytes) -> tuple[int, str]:
         (b"GET /", b"a" * 8192),
         (b"GET /livez HTTP/1.1\r\n" + HOST + b"X-A: ", b"a" * 8192),
         (b"GET /livez HTTP/1.1\r\n" + HOST + b"X-A", b"a" * 8192),
+        (b"GET /livez HTTP/1.1\r\n" + HOST, b"a:\r\n" * 500),
         (b"\r\n", b"\r\n" * 4096),
         (CHUNKED + b"1\r\n{\r\n0\r\n", b"X-A: b\r\n" * 1000),
         (CHUNKED + b"1\r\n{\r\n0\r\nX-A: ", b"a" * 8192),
         (CHUNKED + b"1;", b"a" * 8192),
     ],
-    ids=["headers", "url", "value", "name", "empty-lines", "trailers", "trailer", "chunk-extension"],
+    ids=["headers", "url", "value", "name", "many", "empty-lines", "trailers", "trailer", "chunk-extension"],
 )  # fmt: skip
 def test_a_head_is_bounded(api: Serving, begin: bytes, more: bytes) -> None:
     before = counted(api, "head_bytes")
@@ -189,18 +199,18 @@ def test_without_room_the_answer_is_prompt(api: Serving) -> None:
     await_true(lambda: value(api, "rollcast_connections") < 5, "the connections are gone")
 
 
-def test_what_unfinished_bodies_take_is_bounded(api: Serving) -> None:
-    before = counted(api, "unfinished_bytes")
+def test_what_unfinished_bodies_take_is_bounded(patient: Serving) -> None:
+    before = counted(patient, "unfinished_bytes")
     clients = []
     for _ in range(8):
-        clients.append(Raw(api.port))
+        clients.append(Raw(patient.port))
         clients[-1].send(POST + b"Content-Length: 8000000\r\n\r\n", *[b" " * 1_000_000] * 7)
-    assert value(api, "rollcast_unfinished_bytes") <= LIMITS.unfinished_bytes
+    assert value(patient, "rollcast_unfinished_bytes") <= LIMITS.unfinished_bytes
     assert kind(clients[0].rest()) == (503, "crowded")  # it began first
     for one in clients:
         one.socket.close()
-    assert counted(api, "unfinished_bytes") >= before + 3
-    await_true(lambda: value(api, "rollcast_unfinished_bytes") == 0, "nothing is held any more")
+    assert counted(patient, "unfinished_bytes") >= before + 3
+    await_true(lambda: value(patient, "rollcast_unfinished_bytes") == 0, "nothing is held any more")
 
 
 def test_many_requests_ahead_are_answered_in_order(api: Serving) -> None:
@@ -252,6 +262,19 @@ def test_messages_are_bounded(api: Serving, sent: list[bytes], code: int) -> Non
         assert client.upgrade().startswith(b"HTTP/1.1 101")
         client.send(*sent)
         assert client.closed_with() == code
+
+
+def test_messages_whose_answers_are_not_read_are_bounded(patient: Serving) -> None:
+    """Each client sends large messages and reads nothing: the one that began first goes."""
+    before = counted(patient, "unfinished_bytes")
+    with ExitStack() as opened:
+        for _ in range(5):
+            client = opened.enter_context(Raw(patient.port))
+            client.upgrade()
+            client.send(HELLO, frame(TEXT, b"", said=15 << 20), *[b" " * (1 << 20)] * 14)
+        await_true(lambda: counted(patient, "unfinished_bytes") > before, "one is closed")
+        assert value(patient, "rollcast_unfinished_bytes") <= LIMITS.unfinished_bytes
+    await_true(lambda: value(patient, "rollcast_unfinished_bytes") < 1 << 20, "nothing is held any more")
 
 
 def test_compression_is_not_offered(api: Serving) -> None:

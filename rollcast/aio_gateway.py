@@ -15,7 +15,7 @@ from rollcast.entries import Entry
 from rollcast.errors import Problem, away
 from rollcast.gateway import ANSWER_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, LOST, arguments, check_passes, packed
 from rollcast.results import Prediction, Record
-from rollcast.talk import MAX_ENTRIES, Answer, Batch, Talk
+from rollcast.talk import Answer, Batch, Talk, messages
 
 
 class AsyncGateway:
@@ -46,9 +46,8 @@ class AsyncGateway:
         """As Gateway.post."""
         answers: list[Answer] = []
         async with self._posting:
-            for start in range(0, len(entries), MAX_ENTRIES):
-                part = [await self._number(entry) for entry in entries[start : start + MAX_ENTRIES]]
-                answers += await self._post(part)
+            for part in messages(entries):
+                answers += await self._post([await self._number(entry) for entry in part])
         return answers
 
     async def predictions(self) -> AsyncIterator[Prediction]:

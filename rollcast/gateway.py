@@ -15,7 +15,7 @@ from websockets.sync.client import ClientConnection, connect
 from rollcast.entries import Entry
 from rollcast.errors import away, to_problem
 from rollcast.results import Prediction, Record
-from rollcast.talk import MAX_ENTRIES, Answer, Batch, Talk
+from rollcast.talk import Answer, Batch, Talk, messages
 
 ANSWER_S: Final = 60.0  # in which the answer to a message must come
 LOST: Final = (WebSocketException, OSError, TimeoutError)
@@ -52,8 +52,8 @@ class Gateway:
         it out. What the server asks to post later (429, 503) is posted again, as long as order allows it.
         Raises ServerAway."""
         answers: list[Answer] = []
-        for start in range(0, len(entries), MAX_ENTRIES):
-            answers += self._post([self._number(entry) for entry in entries[start : start + MAX_ENTRIES]])
+        for part in messages(entries):
+            answers += self._post([self._number(entry) for entry in part])
         return answers
 
     def predictions(self) -> Iterator[Prediction]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time as clock
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -14,6 +14,8 @@ from rollcast.errors import Problem, RollcastError, away
 from rollcast.results import Accepted, Bye, Done, Dropped, Duplicate, Gap, Prediction, Record, Refused
 
 MAX_ENTRIES: Final = 1024  # of one message
+MESSAGE_BYTES: Final = 4 * 2**20  # of one message of several entries; the server takes four times as much
+_NAMES_BYTES: Final = 512  # of an entry besides its content, at most
 KEPT: Final = 65_536  # records that wait to be read
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
@@ -127,6 +129,27 @@ class Talk:
                 gone = self.records.popleft()
                 lost += (gone.records or 1) if isinstance(gone, Gap) else 1
             self.records.appendleft(Gap(reason="slow", records=lost, cursor=self.records[0].cursor))
+
+
+def messages(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """The entries in parts that fit into a message each. An entry that is larger than a message should be is alone."""
+    part: list[Entry] = []
+    size = 0
+    for entry in entries:
+        own = _size(entry)
+        if part and (len(part) == MAX_ENTRIES or size + own > MESSAGE_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(entry)
+        size += own
+    if part:
+        yield part
+
+
+def _size(entry: Entry) -> int:
+    """About its bytes in a message; a number takes nine."""
+    numbers = sum(len(row) + 1 for row in entry.samples or ())
+    return len(entry.data or b"") + 9 * numbers + len((entry.text or "").encode(errors="replace")) + _NAMES_BYTES
 
 
 class Batch:

@@ -16,11 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import hiredis
-import uvicorn
 
 from rollcast import Client
 from service import VERSION
-from service.api import Bounds, create_app
+from service.api import Bounds, DoorLimits, Names, Server, create_app, message_bytes
 from service.broker.log import RedisLog
 from service.broker.predictions import RedisPredictions
 from service.broker.wire import Wire
@@ -43,9 +42,7 @@ from service.supervisor import Child, Interrupts, Supervisor, listen
 from service.urls import safe_url
 from service.worker import Worker
 
-GRACE_S = 5  # how long open answers may take when the api stops
-BYE_S = 1.0  # how long subscribers may take to hear that it stops
-MESSAGE_BYTES = 64 << 20  # of one WebSocket message
+OTHER_FILES = 128  # that an api process may have open besides its clients' connections
 READY_S = 60.0  # how long `up --demo` waits for the api and the workers
 ON_LOOPBACK = ("127.0.0.1", "localhost", "0.0.0.0")  # metrics_host by which an api of this machine reaches a worker
 TURN_S = 0.05  # how often the supervisor looks after its children
@@ -70,34 +67,15 @@ def run_api(settings: Settings, fd: int | None) -> None:
         schemas={name: package.schema for name, (package, _) in reports.items()},
         limits=entry_limits(settings),
         bounds=Bounds(settings.backlog_bytes, settings.backlog_s, settings.max_streams),
-    )
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        ws="websockets-sansio",
-        ws_max_size=MESSAGE_BYTES,
-        timeout_graceful_shutdown=GRACE_S,
+        names=Names(settings.host, settings.names("allowed_hosts"), settings.names("allowed_origins")),
     )
     calm_collector()
-    allow_many_files()
+    server = Server(app, door_limits(settings, allow_many_files()))
     log.info("listening", extra={"url": f"http://{settings.host}:{listener.getsockname()[1]}"})
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn raises them once more after it has stopped
-    Server(config).run(sockets=[listener])
+    server.run(sockets=[listener])
     log.info("stopped")
-
-
-class Server(uvicorn.Server):
-    """Tells the app that it is closing before it waits for open answers, and cuts WebSockets: subscriptions end by
-    themselves."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        state = self.config.app.state  # type: ignore[union-attr]
-        state.closing.set()
-        await state.said_bye(BYE_S)
-        await super().shutdown(sockets)
 
 
 def run_worker(settings: Settings, number: int, name: str | None = None) -> None:
@@ -181,6 +159,21 @@ def cpus_of_one(workers: int) -> int:
 
 def entry_limits(settings: Settings) -> Limits:
     return Limits(settings.max_frame_bytes, settings.max_entry_bytes, settings.max_pixels)
+
+
+def door_limits(settings: Settings, files: int) -> DoorLimits:
+    """`files`: how many this process may have open."""
+    return DoorLimits(
+        head_bytes=settings.max_head_bytes,
+        head_s=settings.head_s,
+        body_s=settings.body_s,
+        idle_s=settings.idle_s,
+        answer_s=settings.answer_s,
+        connections=min(settings.max_connections or files, max(1, files - OTHER_FILES)),
+        client_connections=settings.max_client_connections,
+        unfinished_bytes=settings.max_unfinished_bytes,
+        message_bytes=message_bytes(max(settings.max_frame_bytes, settings.max_entry_bytes)),
+    )
 
 
 def served_packages(settings: Settings) -> dict[str, tuple[Package, ParityReport]]:

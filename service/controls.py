@@ -40,7 +40,7 @@ def decode_control(data: bytes) -> Control:
     """Raises Malformed: it cannot be read, its action is unknown, what its action needs is missing or out of range."""
     try:
         control = _control_decoder.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise Malformed(f'control: {error}; expected JSON such as {{"action": "reset"}}') from None
     if control.action not in ACTIONS:
         raise Malformed(f"control action {control.action[:60]!r}: expected one of {', '.join(ACTIONS)}")
@@ -56,7 +56,7 @@ def decode_new_settings(body: bytes) -> NewSettings:
     """Raises Malformed."""
     try:
         settings = _new_settings_decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise Malformed(
             f'settings: {error}; expected JSON such as {{"model": "digits-cnn", "state_ttl_s": 60}}'
         ) from None

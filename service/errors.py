@@ -23,7 +23,11 @@ RollcastError
 │   ├── UnknownStream          404
 │   ├── NoFsync                501  `ack=fsync` on a broker that cannot promise it
 │   ├── NoState                404  the stream has none
-│   └── NotInQuarantine        404
+│   ├── NotInQuarantine        404
+│   ├── ForeignHost            421  called by a name that is not the api's
+│   ├── ForeignOrigin          403  a page of another site calls
+│   ├── HeadTooLarge           431  URL, headers or trailers
+│   └── TooSlow                408  a head or a body that does not come
 ├── NotAnswered            what `wait` reports instead of a prediction
 │   ├── EntryRefused           422
 │   ├── EntryDropped           410
@@ -35,7 +39,8 @@ RollcastError
 │   ├── AppendUnknown          503  the reply of an append was lost
 │   ├── BacklogFull            429
 │   ├── TooManyStreams         429  a new stream, and the deployment has as many as it may
-│   └── NoWorker               503
+│   ├── NoWorker               503
+│   └── Crowded                503  too many connections, or too many bytes of unfinished bodies
 ├── Fenced                 the shard was lost, or the broker forgot: drop everything and acquire again
 ├── CommitRefused          nothing applied; the same commit may be sent again
 ├── BadHead                a shard whose head no worker may go on from
@@ -157,6 +162,22 @@ class NotInQuarantine(RequestError):
     status, type, title, reason = 404, "not-in-quarantine", "No such entry in quarantine", "not_in_quarantine"
 
 
+class ForeignHost(RequestError):
+    status, type, title, reason = 421, "foreign-host", "Not a name of this server", "host"
+
+
+class ForeignOrigin(RequestError):
+    status, type, title, reason = 403, "foreign-origin", "A page of another site", "origin"
+
+
+class HeadTooLarge(RequestError):
+    status, type, title, reason = 431, "head-too-large", "The head of the request is too large", "head_bytes"
+
+
+class TooSlow(RequestError):
+    status, type, title, reason = 408, "too-slow", "The request did not come in time", "too_slow"
+
+
 class NotAnswered(RollcastError):
     """What `wait` reports when the entry's record is not a prediction, or has not come.
 
@@ -216,6 +237,10 @@ class TooManyStreams(Unavailable):
 
 class NoWorker(Unavailable):
     status, type, title, reason = 503, "no-worker", "No worker serves this model", "no_worker"
+
+
+class Crowded(Unavailable):
+    status, type, title, reason = 503, "crowded", "Too many at once", "crowded"
 
 
 class Fenced(RollcastError):

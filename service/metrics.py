@@ -11,11 +11,15 @@ read by the collector whenever somebody scrapes. `labels()` is resolved once, by
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from http.client import LineTooLong
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
@@ -31,6 +35,9 @@ SECONDS: Final = (
 ENTRIES: Final = tuple(float(2**n) for n in range(13))  # 1 … 4096
 SCORES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 AT_ONCE: Final = 8192  # values that a histogram sorts in together
+SCRAPERS: Final = 16  # connections to a worker's port, at most
+SCRAPE_S: Final = 5.0  # how long one of them may last
+HEAD_BYTES: Final = 16 * 2**10  # of a request to it
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 
@@ -204,6 +211,11 @@ class ApiMetrics:
         self.http_request_seconds = add.histograms(
             "http_request_seconds", "From a request to the head of its answer", SECONDS, "route", "status"
         )
+        self.requests_refused = add.counters(
+            "requests_refused", "Requests and connections that were refused, or cut, before a call was found", "reason"
+        )
+        self.connections = add.gauge("connections", "Open connections of clients")
+        self.unfinished_bytes = add.gauge("unfinished_bytes", "Bytes of bodies and messages held until their answer")
         self.broker_up = add.gauge("broker_up", "1 while the broker answers")
         self.broker_seconds = add.histogram("broker_seconds", "One small question to the broker and back", SECONDS)
         self.broker_memory_bytes = add.gauge("broker_memory_bytes", "Memory of the broker that counts for its limit")
@@ -293,6 +305,60 @@ class MetricsServer:
         self._thread.join()
 
 
+class _Server(ThreadingHTTPServer):
+    """A thread a connection, SCRAPERS of them at most: the oldest makes room. None lasts longer than SCRAPE_S."""
+
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._since: dict[object, float] = {}  # connection -> when it was made
+        self._lock = threading.Lock()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            if len(self._since) >= SCRAPERS:
+                self._cut(next(iter(self._since)))
+            self._since[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        with self._lock:
+            overdue = [one for one, since in self._since.items() if time.monotonic() - since > SCRAPE_S]
+            for connection in overdue:
+                self._cut(connection)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._since.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away, or was cut, is no event."""
+
+    def _cut(self, connection: Any) -> None:
+        del self._since[connection]
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)  # its thread reads the end, and closes it
+
+
+class _Head:
+    """The lines of a request's head, HEAD_BYTES at most."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._left = file, HEAD_BYTES
+
+    def readline(self, size: int) -> bytes:
+        line: bytes = self._file.readline(min(size, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise LineTooLong("head")
+        return line
+
+    def close(self) -> None:
+        self._file.close()
+
+
 def serve_metrics(
     registry: CollectorRegistry, port: int, livez: Check, readyz: Check, host: str = "127.0.0.1"
 ) -> MetricsServer:
@@ -302,6 +368,10 @@ def serve_metrics(
     """
 
     class Handler(BaseHTTPRequestHandler):
+        def setup(self) -> None:
+            super().setup()
+            self.rfile = _Head(self.rfile)  # type: ignore[assignment]
+
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             if path == "/metrics":
@@ -317,6 +387,7 @@ def serve_metrics(
             self.send_response(status)
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
+            self.send_header("X-Content-Type-Options", "nosniff")
             self.end_headers()
             self.wfile.write(body)
 
@@ -324,7 +395,7 @@ def serve_metrics(
             """A scrape every few seconds is no event."""
 
     try:
-        server = ThreadingHTTPServer((host, port), Handler)
+        server = _Server((host, port), Handler)
     except OSError as error:
         raise PortInUse(
             f"metrics port {port} of {host}: {error.strerror}; choose another metrics_port or metrics_host"

@@ -80,7 +80,7 @@ def read_state(data: bytes) -> StateObject:
     """Raises Malformed."""
     try:
         return _decoder.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise Malformed(f"state: {error}; expected what GET of a state answers, format 1 ({MEDIA_TYPE})") from None
 
 

@@ -23,13 +23,16 @@ OPEN_FILES = 65_536  # that an api process asks for, where the system allows as 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
-def allow_many_files() -> None:
-    """Each subscriber is an open file, and many systems allow a process 1,024 unless it asks for more."""
+def allow_many_files() -> int:
+    """Each subscriber is an open file, and many systems allow a process 1,024 unless it asks for more. Returns how many
+    this process may have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return OPEN_FILES if allowed == resource.RLIM_INFINITY else allowed
 
 
 def calm_collector() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -21,6 +22,7 @@ PREFIX: Final = "ROLLCAST_"
 # read elsewhere: HTTP commands, training
 OTHER_VARIABLES: Final = frozenset({"ROLLCAST_URL", "ROLLCAST_API_KEY", "ROLLCAST_DATA"})
 LONGEST: Final = 200  # characters of a wrong value that are shown
+_ORIGIN: Final = re.compile(r"https?://[^/\s@?#]+")
 _SCHEMES: Final = ("redis://", "rediss://", "unix://")
 
 
@@ -39,9 +41,29 @@ def _key_prefix(value: str) -> str:
     return value
 
 
+def _names(value: str) -> str:
+    """Names between commas, in lower case.
+
+    >>> _names(" api, Example.org:8443,")
+    'api,example.org:8443'
+    """
+    names = [name.strip().lower() for name in value.split(",") if name.strip()]
+    if any("/" in name or " " in name for name in names):
+        raise ValueError("expected host names between commas, without http:// and without paths")
+    return ",".join(names)
+
+
+def _origins(value: str) -> str:
+    origins = [origin.strip().lower() for origin in value.split(",") if origin.strip()]
+    if not all(_ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError("expected origins between commas, as in https://example.org or http://localhost:3000")
+    return ",".join(origins)
+
+
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Wait = Annotated[float, Field(ge=0.1, le=86_400)]
 
 
 class Settings(BaseSettings):
@@ -116,6 +138,28 @@ class Settings(BaseSettings):
     max_frame_bytes: Positive = Field(8 * 2**20, description="largest image, bytes")
     max_pixels: Positive = Field(16_777_216, description="largest image, width × height")
     max_entry_bytes: Positive = Field(8 * 2**20, description="largest body of samples, bytes")
+    max_head_bytes: Annotated[int, Field(ge=4096)] = Field(
+        64 * 2**10, description="largest head of a request, bytes: its URL and headers, or the trailers of its body"
+    )
+    head_s: Wait = Field(10.0, description="how long the head of a request may take")
+    body_s: Wait = Field(30.0, description="how long a body or a WebSocket message may stand still before its end")
+    idle_s: Wait = Field(5.0, description="how long a connection stays open after an answer, without a new request")
+    answer_s: Wait = Field(30.0, description="how long an answer may wait for a client that reads nothing of it")
+    max_connections: Annotated[int, Field(ge=0)] = Field(
+        4096, description="open connections of an api process, at most; 0: no bound"
+    )
+    max_client_connections: Annotated[int, Field(ge=0)] = Field(
+        2048, description="of these from one address, at most; 0: no bound, as behind a proxy"
+    )
+    max_unfinished_bytes: Annotated[int, Field(ge=32 * 2**20)] = Field(
+        128 * 2**20, description="bytes of bodies and messages that an api process holds unanswered, at most"
+    )
+    allowed_hosts: Annotated[str, AfterValidator(_names)] | None = Field(
+        None, description="more names that the api may be called by, between commas; *: any"
+    )
+    allowed_origins: Annotated[str, AfterValidator(_origins)] | None = Field(
+        None, description="origins of other sites whose pages may call the api, between commas"
+    )
     default_model_frame: str | None = Field(None, description="model of a new stream of frames that names none")
     default_model_samples: str | None = Field(None, description="model of a new stream of samples that names none")
     default_model_text: str | None = Field(None, description="model of a new stream of texts that names none")
@@ -140,6 +184,11 @@ class Settings(BaseSettings):
         """These settings as variables, for a child process that is to read the same."""
         values = self.model_dump(exclude_none=True)
         return {variable(name): str(value) for name, value in values.items()}
+
+    def names(self, setting: Literal["allowed_hosts", "allowed_origins"]) -> list[str]:
+        """The names of a setting that has them between commas."""
+        value: str | None = getattr(self, setting)
+        return value.split(",") if value else []
 
     def default_models(self) -> dict[str, str]:
         """kind -> model."""

@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 
 from rollcast.events import ServerEvent, parse_events
+from service.api import DoorLimits, Server
 from tests.described import Document
 
 LIMIT_S = 30.0
@@ -23,10 +23,9 @@ LIMIT_S = 30.0
 class Serving:
     """`with Serving(app) as api: api.http.get(…)`."""
 
-    def __init__(self, app: FastAPI, grace_s: int = 10) -> None:
+    def __init__(self, app: FastAPI, grace_s: int = 10, limits: DoorLimits | None = None) -> None:
         self.app = app
-        config = uvicorn.Config(app, "127.0.0.1", 0, log_level="error", timeout_graceful_shutdown=grace_s)
-        self._server = uvicorn.Server(config)
+        self._server = Server(app, limits or DoorLimits(), grace_s=grace_s)
         self._thread = threading.Thread(target=self._run, name="api", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -50,7 +49,6 @@ class Serving:
         begun = time.monotonic()
         assert self._loop is not None
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self.app.state.closing.set)
             self._server.should_exit = True
             self._thread.join(60)
             assert not self._thread.is_alive()

@@ -1,6 +1,6 @@
 """The front door: HTTP in, records out. `create_app` builds it around the broker's port.
 
-The caller sets `app.state.closing` before it stops the server: open subscriptions then say `bye` and end, instead of
+`Server` serves it. Before it stops, it sets `app.state.closing`: open subscriptions then say `bye` and end, instead of
 holding the server up for its whole grace time. `await app.state.said_bye(limit_s)` waits for them.
 """
 
@@ -19,8 +19,10 @@ from service import VERSION
 from service.api import document
 from service.api.backlog import Backlog, Bounds
 from service.api.bindings import Bindings
+from service.api.browsers import Names
 from service.api.context import Context
 from service.api.dead import dead_routes
+from service.api.doors import DoorLimits
 from service.api.follower import Follower
 from service.api.health import health_routes
 from service.api.ingest import ingest_routes
@@ -28,8 +30,10 @@ from service.api.logged import logged_routes
 from service.api.models import model_routes
 from service.api.monitor import Monitor
 from service.api.outermost import Outermost
+from service.api.pages import page_routes
 from service.api.problems import add_handlers
 from service.api.records import record_routes
+from service.api.server import Server, message_bytes
 from service.api.settings import setting_routes
 from service.api.sockets import socket_routes
 from service.api.states import state_routes
@@ -40,11 +44,11 @@ from service.metrics import ApiMetrics
 from service.ports import Predictions
 from service.state import StateLayout
 
-__all__ = ["Bounds", "create_app"]
+__all__ = ["Bounds", "DoorLimits", "Names", "Server", "create_app", "message_bytes"]
 
 ROUTES = (
     ingest_routes, logged_routes, record_routes, socket_routes, stream_routes, setting_routes, state_routes,
-    dead_routes, model_routes, health_routes,
+    dead_routes, model_routes, health_routes, page_routes,
 )  # fmt: skip
 
 
@@ -58,10 +62,12 @@ def create_app(
     schemas: Mapping[str, str] | None = None,
     limits: Limits | None = None,
     bounds: Bounds | None = None,
+    names: Names | None = None,
     heartbeat_s: float = 15.0,
 ) -> FastAPI:
     """`parity`: model -> figures of its certificate; `defaults`: kind -> model of new streams that name none;
-    `schemas`: model -> its package's schema, without which its states are not read; `bounds`: of what may wait.
+    `schemas`: model -> its package's schema, without which its states are not read; `bounds`: of what may wait;
+    `names`: by which the api may be called.
 
     The app closes `predictions` when it stops.
     """
@@ -92,10 +98,14 @@ def create_app(
         version=VERSION,
         description="Rolling classifications over live video, sensor and text streams.",
         lifespan=lambda _: _running(context),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect would go to whatever Host the client names
     )
     app.state.closing = context.closing
     app.state.said_bye = follower.ended
-    app.add_middleware(Outermost, metrics=metrics)
+    app.state.metrics = metrics
+    app.add_middleware(Outermost, metrics=metrics, names=names or Names())
     add_handlers(app)
     for routes in ROUTES:
         app.include_router(routes(context))

@@ -13,6 +13,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from service.api.doors import LET_GO
 from service.contracts import MAX_ROWS, RowInput
 from service.errors import BadImage, Malformed, NonFinite, TooLarge, UnsupportedMedia, WrongShape
 from service.images import inspect
@@ -53,6 +54,14 @@ async def read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
+def let_go(request: Request, size: int | None = None) -> None:
+    """So many bytes of the body, or all, are not in memory any more: others have their room, while its answer is
+    waited for."""
+    tell = request.scope.get("extensions", {}).get(LET_GO)
+    if tell is not None:
+        tell(size)
+
+
 async def read_frame(request: Request, limit: int) -> bytes:
     """The bytes of one image: the body itself, or the part `frame`."""
     media = media_type(request)
@@ -76,8 +85,10 @@ async def _read_part(request: Request, limit: int) -> bytes:
 
     try:
         form = await MultiPartParser(request.headers, once(), max_files=2).parse()
-    except (MultiPartException, KeyError) as error:
-        raise Malformed(f"multipart body: {getattr(error, 'message', 'no boundary in Content-Type')}") from None
+    except KeyError:
+        raise Malformed("multipart body: no boundary in Content-Type") from None
+    except (MultiPartException, ValueError, LookupError) as error:  # ValueError: a charset or bytes that do not decode
+        raise Malformed(f"multipart body: {getattr(error, 'message', error)}") from None
     try:
         parts = form.multi_items()
         if len(parts) != 1 or parts[0][0] != "frame" or not isinstance(parts[0][1], UploadFile):
@@ -121,7 +132,7 @@ def read_text(media: str, body: bytes) -> Text:
     if media == "application/json":
         try:
             found = _text_decoder.decode(body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise Malformed(f'{error}; expected {{"text": "…", "time": seconds}}') from None
     elif media == "text/plain":
         try:
@@ -186,14 +197,14 @@ def to_rows(block: Block, rows: RowInput) -> np.ndarray:
 def _read_json(body: bytes) -> Block:
     try:
         found = _samples_decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         found = _with_constants(body, error)
     if not found.samples:
         raise WrongShape("samples: no rows; expected at least one")
     return Block(found.samples, None, found.time)
 
 
-def _with_constants(body: bytes, error: msgspec.DecodeError) -> _Samples:
+def _with_constants(body: bytes, error: Exception) -> _Samples:
     """JSON has no NaN and no Infinity, but producers write them: read them, so that the answer can say where."""
     expected = 'expected {"samples": [[number, …], …], "time": seconds}'
     if b"NaN" in body or b"Infinity" in body:
@@ -271,6 +282,7 @@ async def read_lines(request: Request, limit: int) -> AsyncGenerator[bytes | Too
     at the end of each piece that came."""
     rest, skipping = b"", False
     async for chunk in request.stream():
+        before = len(rest)
         *whole, rest = (rest + chunk).split(b"\n")
         for line in whole:
             if skipping:
@@ -284,6 +296,7 @@ async def read_lines(request: Request, limit: int) -> AsyncGenerator[bytes | Too
                 yield _long_line(limit)
             rest, skipping = b"", True
         yield None
+        let_go(request, before + len(chunk) - len(rest))
     if rest.strip() and not skipping:
         yield rest
 

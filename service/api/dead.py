@@ -14,6 +14,7 @@ from service.api import openapi_control
 from service.api.carrying import admit, answer, append, check_model, json_answer
 from service.api.context import Context
 from service.api.described import summarise_dead
+from service.api.pages import SAVED
 from service.api.query import MAX_RECORDS, MAX_WAIT_S, Query
 from service.codec import id_number, parse_entry
 from service.contracts import KINDS, NO_STREAM, check_stream_id, check_text_size
@@ -64,7 +65,7 @@ def dead_routes(context: Context) -> APIRouter:
         """One refused entry: why, its fields, and its bytes in base64; or the bytes alone, by `Accept`."""
         dead = await find(stream, id)
         if "application/octet-stream" in request.headers.get("accept", ""):
-            return Response(bytes_of(dead), media_type="application/octet-stream")
+            return Response(bytes_of(dead), media_type="application/octet-stream", headers=SAVED)
         fields = {name: value.decode(errors="replace") for name, value in dead.fields.items() if name not in OWN_FIELDS}
         data = b64encode(bytes_of(dead)).decode() if are_kept(dead) else None
         return json_answer(msgspec.structs.asdict(summarise_dead(dead.row)) | {"fields": fields, "data": data})

@@ -20,6 +20,8 @@ TYPES: Final = (
     Prediction, Refused, Dropped, Duplicate, Done, Manifest, StreamSummary, StreamDetail, NewSettings, DeadSummary,
     PostedEntry, LoggedEntry,
 )  # fmt: skip
+BEFORE_A_CALL: Final = (400, 403, 408, 421, 431)  # said before it is known which call it is
+OF_ALL: Final = (*BEFORE_A_CALL, 500, 503)
 _PROBLEM: Final[Schema] = {
     "type": "object",
     "description": "RFC 9457. Where a call waited, it adds the entry's `id`, `stream` and `reason`, or `of`.",
@@ -56,8 +58,8 @@ def describe(app: FastAPI) -> Schema:
         for call in methods.values():
             answers = call["responses"]
             _leave_out_what_is_not_ours(answers)
-            if path.startswith("/v1/"):
-                answers |= {str(status): answer for status, answer in problems(500).items()}
+            for status, answer in problems(*(OF_ALL if path.startswith("/v1/") else BEFORE_A_CALL)).items():
+                answers.setdefault(str(status), answer)
             contents = [call.get("requestBody", {}), *answers.values()]
             for content in [one for said in contents for one in said.get("content", {}).values()]:
                 name = content.get("schema", {}).get("$ref", "").removeprefix(REF)

@@ -103,6 +103,10 @@ DETAILS: Final[dict[str, str]] = {
     "no-fsync": "the broker's appendfsync is 'everysec': ack=fsync needs 'always' (docs/operations.md)",
     "no-state": "stream 'belt-1' has no state: it never stepped, or its state ended and nothing came since",
     "not-in-quarantine": "no entry 1763860000250-0 of stream 'belt-1' in quarantine: it may have been dropped",
+    "foreign-host": "Host 'example.org' is not a name of this server: expected its address, or a name in the setting …",
+    "foreign-origin": "Origin 'https://example.org': pages of other sites may not call this server; expected none, …",
+    "head-too-large": "head or trailers of more than 65536 bytes",
+    "too-slow": "nothing of the body came for 30 s",
     "not-found": "GET /v1/nothing is no call of this server; /docs lists them",
     "method-not-allowed": "DELETE /v1/models is no call of this server; /docs lists them",
     "refused": "row 1, column 2 (var_rss12): nan",
@@ -115,6 +119,7 @@ DETAILS: Final[dict[str, str]] = {
     "no-worker": "no live worker serves model 'activity-lstm'",
     "too-many-streams": "stream 'cam-9' would be a new one: there are 100,000, and at most 100,000 may be (…); …",
     "backlog-full": "shard 17: 12,400 unfinished entries, 31 s of work; at most 30 s may wait",
+    "crowded": "too many connections: this one waited longest",
     "unavailable": "try again later",
     "internal": "a fault of the server; its log has the details",
 }

@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from service.api import openapi
-from service.api.bodies import media_type, read_block, read_body, read_frame, read_lines, read_text
+from service.api.bodies import let_go, media_type, read_block, read_body, read_frame, read_lines, read_text
 from service.api.context import Context
 from service.api.intake import Intake, More, Ready
 from service.api.messages import problem_of, read_entry
@@ -38,17 +38,18 @@ def ingest_routes(context: Context) -> APIRouter:
         """Post one image: JPEG, PNG or WebP. It is one step of the stream's state."""
         check_stream_id(stream)
         query = read_post_query(request.query_params, rows=False)
-        image = await read_frame(request, context.limits.frame_bytes)
-        return await append(await intake.frame(stream, image, _more(query)), query)
+        ready = intake.frame(stream, await read_frame(request, context.limits.frame_bytes), _more(query))
+        return await append(await ready, query, request)
 
     @router.post("/v1/streams/{stream}/samples", **openapi.POST_SAMPLES)
     async def post_samples(stream: str, request: Request) -> Response:
         """Post a block of sample rows, 1 to 4096. Each row is one step of the stream's state."""
         check_stream_id(stream)
         query = read_post_query(request.query_params, rows=True)
-        media = media_type(request)
-        block = read_block(media, await read_body(request, context.limits.entry_bytes))
-        return await append(await intake.samples(stream, block, _more(query)), query)
+        block = read_block(media_type(request), await read_body(request, context.limits.entry_bytes))
+        ready = intake.samples(stream, block, _more(query))
+        del block
+        return await append(await ready, query, request)
 
     @router.post("/v1/streams/{stream}/text", **openapi.POST_TEXT)
     async def post_text(stream: str, request: Request) -> Response:
@@ -56,7 +57,9 @@ def ingest_routes(context: Context) -> APIRouter:
         check_stream_id(stream)
         query = read_post_query(request.query_params, rows=False)
         text = read_text(media_type(request), await read_body(request, context.limits.entry_bytes))
-        return await append(await intake.text(stream, text, _more(query)), query)
+        ready = intake.text(stream, text, _more(query))
+        del text
+        return await append(await ready, query, request)
 
     @router.post("/v1/entries", **openapi.POST_ENTRIES)
     async def post_entries(request: Request) -> Response:
@@ -95,12 +98,15 @@ def ingest_routes(context: Context) -> APIRouter:
             answers.append(msgspec.json.encode(answer))
         return answers
 
-    async def append(ready: Ready, query: PostQuery) -> Response:
+    async def append(ready: Ready, query: PostQuery, request: Request) -> Response:
+        """While the record is waited for, the entry's bytes are in the log alone: the callers keep none of them."""
         if query.wait_s is None:
             entry_id = await intake.append(ready, query.fsync)
             return _json(202, {"id": entry_id, "stream": ready.stream, "model": ready.model})
         with context.follower.waiting(ready.stream) as waiter:
             entry_id = await intake.append(ready, query.fsync)
+            del ready
+            let_go(request)
             record = await waiter.record(entry_id, query.wait_s)
         if record.type == "prediction":
             return Response(record.body, 200, media_type="application/json")

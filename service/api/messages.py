@@ -15,6 +15,7 @@ from service.api.problems import TYPE_PREFIX
 from service.errors import Malformed, RollcastError, Unavailable
 
 MAX_ENTRIES: Final = 1024  # of one message
+UNREADABLE: Final = (msgspec.DecodeError, RecursionError, UnicodeError)  # what a decoder says of a client's bytes
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="type", forbid_unknown_fields=True):
@@ -68,7 +69,7 @@ def read_hello(message: Message) -> Hello:
     """Raises Malformed."""
     try:
         return _hello_json.decode(message) if isinstance(message, str) else _hello_packed.decode(message)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise Malformed(f'first message: {error}; expected {{"type": "hello", …}}') from None
 
 
@@ -76,7 +77,7 @@ def split_message(message: Message) -> list[msgspec.Raw]:
     """The maps of a message: an array of them. Raises Malformed."""
     try:
         found = _list_json.decode(message) if isinstance(message, str) else _list_packed.decode(message)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise Malformed(f"message: {error}; expected an array of entries") from None
     if len(found) > MAX_ENTRIES:
         raise Malformed(f"message of {len(found)} entries: expected at most {MAX_ENTRIES}")
@@ -87,7 +88,7 @@ def read_entry(data: msgspec.Raw | bytes, packed: bool) -> PostedEntry:
     """Raises Malformed."""
     try:
         return _entry_packed.decode(data) if packed else _entry_json.decode(data)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise Malformed(f"entry: {error}") from None
 
 

@@ -1,4 +1,5 @@
-"""Around every request: how long it takes up to the head of its answer, and an answer whatever fails inside."""
+"""Around every request: is it meant for us, how long does it take up to the head of its answer, and an answer whatever
+fails inside."""
 
 from __future__ import annotations
 
@@ -7,9 +8,12 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.problems import answer_bug, where
+from service.api.browsers import Names
+from service.api.problems import answer_bug, answer_error, where
+from service.errors import ForeignHost, ForeignOrigin, RequestError
 from service.metrics import ApiMetrics
 
+NO_SNIFF = (b"x-content-type-options", b"nosniff")
 log = logging.getLogger("rollcast.api")
 
 
@@ -19,23 +23,32 @@ class Outermost:
     Faults are answered here, not by the framework, which would close the client's connection after them.
     """
 
-    def __init__(self, app: ASGIApp, metrics: ApiMetrics) -> None:
-        self._app = app
-        self._seconds = metrics.http_request_seconds
+    def __init__(self, app: ASGIApp, metrics: ApiMetrics, names: Names) -> None:
+        self._app, self._names = app, names
+        self._seconds, self._refused = metrics.http_request_seconds, metrics.requests_refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        elif scope["type"] == "websocket" and (error := self._foreign(scope)) is not None:
+            await answer_error(error)(scope, receive, send)  # as HTTP, in place of a WebSocket
+        else:
             await self._app(scope, receive, send)
-            return
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun, status = time.monotonic(), 0
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message.get("headers", ()), NO_SNIFF]
                 self._observe(scope, status, begun)
             await send(message)
 
+        if (error := self._foreign(scope)) is not None:
+            await answer_error(error)(scope, receive, watched)
+            return
         try:
             await self._app(scope, receive, watched)
         except Exception:
@@ -43,6 +56,15 @@ class Outermost:
             if status:
                 raise  # its answer was under way: only the end of the connection can tell the client
             await answer_bug()(scope, receive, watched)
+
+    def _foreign(self, scope: Scope) -> RequestError | None:
+        """Why the call is not for us, or not from where it may come."""
+        try:
+            self._names.check(scope)
+        except RequestError as error:
+            self._refused.labels(ForeignOrigin.reason if isinstance(error, ForeignOrigin) else ForeignHost.reason).inc()
+            return error
+        return None
 
     def _observe(self, scope: Scope, status: int, begun: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")

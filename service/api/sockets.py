@@ -97,8 +97,8 @@ class Connection:
         self._placed = asyncio.Event()  # over many streams: the client was told its cursor
 
     async def run(self, follow: Follow) -> None:
-        await self._socket.accept()
         try:
+            await self._socket.accept()
             async with asyncio.timeout(HELLO_S):
                 first = await self._receive()
             self._packed = isinstance(first, bytes)

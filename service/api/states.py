@@ -9,6 +9,7 @@ from service.api.bodies import media_type, read_body
 from service.api.carrying import admit, carry_out, check_model, json_answer
 from service.api.context import Context
 from service.api.described import stepped_entry, summarise_state
+from service.api.pages import SAVED
 from service.api.query import Query
 from service.codec import read_settings
 from service.contracts import check_stream_id
@@ -44,7 +45,7 @@ def state_routes(context: Context) -> APIRouter:
                 f"the state has schema {summary.schema!r} (version {summary.version} of model {summary.model!r}), "
                 f"but {served}"
             )
-        return Response(export_state(layout, row, stream, entry), media_type=MEDIA_TYPE)
+        return Response(export_state(layout, row, stream, entry), media_type=MEDIA_TYPE, headers=SAVED)
 
     @router.put("/v1/streams/{stream}/state", **openapi_control.PUT_STATE)
     async def put_state(stream: str, request: Request) -> Response:

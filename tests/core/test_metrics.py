@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
@@ -15,7 +17,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service import VERSION
 from service.errors import PortInUse
-from service.metrics import SECONDS, ApiMetrics, Histogram, MetricsServer, WorkerMetrics, create_registry, serve_metrics
+from service.metrics import (
+    SCRAPERS,
+    SECONDS,
+    ApiMetrics,
+    Histogram,
+    MetricsServer,
+    WorkerMetrics,
+    create_registry,
+    serve_metrics,
+)
 
 
 @pytest.fixture
@@ -164,3 +175,38 @@ def test_closing_frees_the_port(registry: CollectorRegistry) -> None:
     server.close()
     with socket.create_server(("127.0.0.1", server.port)):
         pass
+
+
+def test_connections_to_a_workers_port_are_bounded(server: MetricsServer) -> None:
+    before = threading.active_count()
+    with ExitStack() as opened:
+        slow = [opened.enter_context(socket.create_connection(("127.0.0.1", server.port), 60)) for _ in range(100)]
+        for one in slow:
+            with suppress(OSError):
+                one.sendall(b"GET /metrics HTTP/1.1\r\nX-A:")
+        for _ in range(3):
+            assert get(server, "/livez") == (200, "ok\n")
+        assert threading.active_count() <= before + SCRAPERS + 10  # some are about to end
+        for one in slow[:80]:
+            with suppress(ConnectionResetError):
+                assert one.recv(1) == b""
+
+
+def test_a_slow_request_to_a_workers_port_is_cut(server: MetricsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.metrics.SCRAPE_S", 0.3)
+    with socket.create_connection(("127.0.0.1", server.port), 60) as one:
+        begun = time.monotonic()
+        with suppress(OSError):
+            while time.monotonic() - begun < 20:
+                one.sendall(b"G")
+                time.sleep(0.02)
+        assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize("more", [b"X-A: b\r\n" * 100, b"a" * 1000])
+def test_a_large_head_at_a_workers_port_is_refused(server: MetricsServer, more: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), 60) as one:
+        one.sendall(b"GET /metrics HTTP/1.1\r\nX-A: b\r\n")
+        with suppress(OSError):
+            one.sendall(more * 64)
+            assert one.recv(100).startswith(b"HTTP/1.0 431")

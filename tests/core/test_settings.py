@@ -51,6 +51,12 @@ def test_settings_do_not_change() -> None:
         ("state_ttl_s", "nan", "less than or equal to 315360000"),
         ("output_history_s", "inf", "a finite number"),
         ("batch_entries", "5000", "less than or equal to 1024"),
+        ("allowed_hosts", "http://api", "host names between commas"),
+        ("allowed_hosts", "a b", "host names between commas"),
+        ("allowed_origins", "example.org", "origins between commas"),
+        ("allowed_origins", "https://example.org/path", "origins between commas"),
+        ("head_s", "0", "greater than or equal to 0.1"),
+        ("max_unfinished_bytes", "1000", "greater than or equal to 33554432"),
         ("log_format", "xml", "'console' or 'json'"),
     ],
 )
@@ -72,7 +78,11 @@ def test_all_bad_values_are_told_at_once() -> None:
 
 
 def test_a_child_that_gets_the_environment_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = load_settings({"port": 1, "home": "/tmp/x", "models": "/tmp/m", "state_ttl_s": "2.5"})
+    settings = load_settings(
+        {"port": 1, "home": "/tmp/x", "models": "/tmp/m", "state_ttl_s": "2.5", "allowed_hosts": "API, b.example"}
+    )
+    assert settings.names("allowed_hosts") == ["api", "b.example"]
+    assert settings.names("allowed_origins") == []
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
     assert load_settings() == settings

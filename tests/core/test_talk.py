@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from rollcast import Accepted, Entry, Gap, Prediction, Problem, ServerAway, text
+from rollcast import Accepted, Entry, Gap, Prediction, Problem, ServerAway, frame, samples, text
 from rollcast import talk as module
-from rollcast.talk import Batch, Talk
+from rollcast.talk import MESSAGE_BYTES, Batch, Talk, messages
 
 HALF = {
     "type": "prediction", "stream": "a", "model": "m", "version": 1, "time": 1.0, "step": 1, "label": "x", "score": 1.0,
@@ -138,3 +138,15 @@ def test_answers_and_the_end_are_kept_apart() -> None:
     with pytest.raises(ConnectionError):
         talk.check()
     assert not talk.answers()
+
+
+def test_messages_are_smaller_than_the_server_takes() -> None:
+    one = samples("a", [[0.0] * 1000] * 100)  # 0.9 MB as numbers
+    large = frame("b", bytes(2 * MESSAGE_BYTES))
+    parts = list(messages([one] * 10 + [large] * 2 + entries("c") * 3000))
+    assert [entry for part in parts for entry in part] == [one] * 10 + [large] * 2 + entries("c") * 3000
+    for part in parts:
+        assert len(part) <= 1024
+        assert len(part) == 1 or len(msgspec.msgpack.encode(part)) <= MESSAGE_BYTES
+    assert [len(part) for part in parts[:6]] == [4, 4, 2, 1, 1, 1024]
+    assert list(messages([])) == []

@@ -65,6 +65,11 @@ def test_the_zoo_is_in_it_whole(held: dict[str, bytes]) -> None:
     assert {name: content for name, content in held.items() if name.startswith("models/zoo/")} == here
 
 
+def test_the_page_at_docs_is_in_it_whole(held: dict[str, bytes]) -> None:
+    here = {str(path.relative_to(ROOT)): path.read_bytes() for path in (ROOT / "service" / "page").iterdir()}
+    assert {name: content for name, content in held.items() if name.startswith("service/page/")} == here
+
+
 def test_its_metadata_is_complete(metadata: Message) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert metadata["Name"] == "rollcast"

@@ -244,7 +244,8 @@ def test_the_openapi_document_is_complete(api: Serving) -> None:
     assert {p["name"] for p in post["parameters"]} == {
         "stream", "model", "seq", "time", "start", "end", "wait", "ack", "interval_s",
     }  # fmt: skip
-    statuses = {"200", "202", "400", "404", "409", "410", "413", "415", "422", "429", "500", "501", "503", "504"}
+    statuses = {"200", "202", "400", "403", "404", "408", "409", "410", "413", "415", "421", "422", "429", "431"}
+    statuses |= {"500", "501", "503", "504"}
     assert set(post["responses"]) == statuses
     for path in document["paths"].values():
         for call in path.values():

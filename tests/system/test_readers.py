@@ -57,7 +57,7 @@ class Reader:
         self.socket.settimeout(LIMIT_S)
         self.socket.connect(("127.0.0.1", api.port))
         more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-        head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n{more}\r\n"
+        head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n{more}\r\n"
         self.socket.sendall(head.encode())
         self.seen: list[str] = []  # for who uses it
         self._body = self._lines()

@@ -33,6 +33,7 @@ RollcastError
 │   ├── BrokerFull             503  nothing was appended: the broker is out of memory
 │   ├── AppendUnknown          503  the reply of an append was lost
 │   ├── BacklogFull            429
+│   ├── Busy                   503  too many such calls at once
 │   └── NoWorker               503
 ├── Fenced                 the shard was lost, or the broker forgot: drop everything and acquire again
 ├── CommitRefused          nothing applied; the same commit may be sent again
@@ -200,6 +201,12 @@ class AppendUnknown(Unavailable):
 
 class BacklogFull(Unavailable):
     status, type, title, reason = 429, "backlog-full", "Too much is waiting", "backlog_full"
+
+
+class Busy(Unavailable):
+    """Too many calls of one dear kind at once."""
+
+    status, type, title, reason = 503, "busy", "Too many such calls at once", "busy"
 
 
 class NoWorker(Unavailable):

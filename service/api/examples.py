@@ -112,6 +112,7 @@ DETAILS: Final[dict[str, str]] = {
     "broker-full": "nothing was appended: the broker uses 913,000,000 of 1,073,741,824 bytes, …",
     "append-unknown": "the connection to the broker was lost before it answered: the entry may be in the log or not; …",
     "no-worker": "no live worker serves model 'activity-lstm'",
+    "busy": "lists, states and quarantine: 64 wait already, and no more may",
     "backlog-full": "shard 17: 12,400 unfinished entries, 31 s of work; at most 30 s may wait",
     "unavailable": "try again later",
     "internal": "a fault of the server; its log has the details",

@@ -16,7 +16,7 @@ from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from service.api.context import Context
-from service.api.follower import Subscription, read_pattern
+from service.api.follower import Subscription
 from service.api.intake import Intake, Ready
 from service.api.many import ManyTail
 from service.api.messages import (
@@ -32,12 +32,13 @@ from service.api.messages import (
     read_hello,
     split_message,
 )
+from service.api.patterns import read_pattern
 from service.api.query import read_cursor
 from service.api.tails import Follows, Tail, deliver, watch_gaps
 from service.api.tasks import end
 from service.contracts import check_stream_id
 from service.cursors import decode_cursor
-from service.errors import BadStreamId, Malformed, RequestError, RollcastError
+from service.errors import BadStreamId, Malformed, RequestError, RollcastError, Unavailable
 
 HELLO_S: Final = 10.0  # in which the first message must come
 GOING_AWAY: Final = 1001  # close codes of RFC 6455
@@ -196,4 +197,4 @@ class Connection:
     async def _refuse(self, error: RollcastError) -> None:
         with suppress(WebSocketDisconnect, RuntimeError, OSError):
             await self._send(encode_answers([problem_of(error)], self._packed))
-            await self._socket.close(POLICY_VIOLATION)
+            await self._socket.close(TRY_AGAIN_LATER if isinstance(error, Unavailable) else POLICY_VIOLATION)

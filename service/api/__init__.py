@@ -29,6 +29,7 @@ from service.api.models import model_routes
 from service.api.monitor import Monitor
 from service.api.outermost import Outermost
 from service.api.problems import add_handlers
+from service.api.readers import Readers
 from service.api.records import record_routes
 from service.api.settings import setting_routes
 from service.api.sockets import socket_routes
@@ -36,9 +37,11 @@ from service.api.states import state_routes
 from service.api.streams import stream_routes
 from service.api.tasks import end
 from service.contracts import Limits, Manifest
+from service.errors import Busy
 from service.metrics import ApiMetrics
 from service.ports import Predictions
 from service.state import StateLayout
+from service.turns import Gate
 
 __all__ = ["Bounds", "create_app"]
 
@@ -69,6 +72,7 @@ def create_app(
     follower = Follower(predictions, metrics)
     backlog = Backlog(predictions, follower, bounds or Bounds())
     known = schemas or {}
+    busy = metrics.turned_away.labels(Busy.reason).inc
     context = Context(
         predictions=predictions,
         models={manifest.name: manifest for manifest in models},
@@ -85,6 +89,9 @@ def create_app(
         layouts={
             manifest.name: StateLayout(manifest, known[manifest.name]) for manifest in models if manifest.name in known
         },
+        readers=Readers(predictions, busy),
+        looks=Gate("lists, states, quarantine and metrics", busy, at_once=2, waiting=64, within_s=5.0),
+        bodies=Gate("bodies and messages above 64 kB", busy, at_once=2, waiting=64, within_s=5.0),
         http=httpx.AsyncClient(trust_env=False, verify=False),  # plain HTTP on this machine
     )
     app = FastAPI(
@@ -122,6 +129,7 @@ async def _running(context: Context) -> AsyncIterator[None]:
         yield
     finally:
         await end(tasks)
+        await context.readers.end()
         await context.http.aclose()
         await context.predictions.close()
 

@@ -34,10 +34,11 @@ def dead_routes(context: Context) -> APIRouter:
         after = query.text("after")
         shard, place = read_place(after, context.predictions.shards) if after else (0, "0-0")
         rows: list[DeadRow] = []
-        while shard < context.predictions.shards and len(rows) <= limit:
-            wanted = limit + 1 - len(rows)
-            rows += await context.predictions.dead(shard, place, wanted, query.text("stream"), query.text("reason"))
-            shard, place = shard + 1, "0-0"
+        async with context.looks:
+            while shard < context.predictions.shards and len(rows) <= limit:
+                wanted = limit + 1 - len(rows)
+                rows += await context.predictions.dead(shard, place, wanted, query.text("stream"), query.text("reason"))
+                shard, place = shard + 1, "0-0"
         page, more = rows[:limit], len(rows) > limit
         following = write_place(page[-1].shard, page[-1].at) if more else None
         return json_answer({"dead": [summarise_dead(row) for row in page], "next": following})
@@ -90,7 +91,8 @@ def dead_routes(context: Context) -> APIRouter:
             id_number(entry_id)
         except ValueError as error:
             raise BadCursor(str(error)) from None
-        dead = await context.predictions.dead_entry(stream, entry_id)
+        async with context.looks:
+            dead = await context.predictions.dead_entry(stream, entry_id)
         if dead is None:
             raise NotInQuarantine(f"no entry {entry_id} of stream {stream!r} in quarantine: it may have been dropped")
         return dead

@@ -48,7 +48,8 @@ def health_routes(context: Context) -> APIRouter:
             if worker.metrics and worker.host in ("", here):  # another host's 127.0.0.1 is not ours
                 workers[worker.id if worker.process in workers else worker.process or worker.id] = worker.metrics
         texts = await scrape(context.http, workers)
-        body = await asyncio.to_thread(merge, context.registry, texts)
+        async with context.looks:
+            body = await asyncio.to_thread(merge, context.registry, texts)
         return Response(body, media_type=None, headers={"Content-Type": CONTENT_TYPE})
 
     return router

@@ -139,7 +139,7 @@ class ManyTail:
                     await turn.over()
         for start in range(0, len(wanted), FETCHED):
             part = wanted[start : start + FETCHED]
-            found = await self._predictions.fetch([(stream, record_id) for stream, record_id, _ in part])
+            found = await self._predictions.fetch([(stream, record_id) for stream, record_id, _ in part], replay=True)
             yield [
                 self._outgoing(
                     Delivery(stream, record or OutRecord(record_id, "", b"", "0-0"), missing=record is None),

@@ -73,7 +73,8 @@ def state_routes(context: Context) -> APIRouter:
     async def load(stream: str) -> StateRow:
         if await context.predictions.stream(check_stream_id(stream)) is None:
             raise UnknownStream(f"stream {stream!r}: no entry of it was ever answered")
-        return await context.predictions.state(stream)
+        async with context.looks:
+            return await context.predictions.state(stream)
 
     async def check(stream: str, body: bytes) -> None:
         """The worker judges again, in the control's turn: this spares a caller's mistakes the way through the log."""

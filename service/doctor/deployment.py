@@ -65,7 +65,7 @@ def findings(reading: Reading, url: str, prefix: str, shards: int, known: Mappin
 
 async def _measure(url: str, prefix: str, shards: int) -> tuple[list[ShardStatus], list[WorkerInfo], list[DeadRow]]:
     """As the api does."""
-    predictions = RedisPredictions(url, prefix, shards, timeout_s=TIMEOUT_S, connections=4)
+    predictions = RedisPredictions(url, prefix, shards, timeout_s=TIMEOUT_S)
     try:
         dead = [row for shard in range(shards) for row in await predictions.dead(shard, "0-0", _DEAD)]
         return await predictions.shard_status(), await predictions.workers(), dead

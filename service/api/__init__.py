@@ -90,7 +90,7 @@ def create_app(
             manifest.name: StateLayout(manifest, known[manifest.name]) for manifest in models if manifest.name in known
         },
         readers=Readers(predictions, busy),
-        looks=Gate("lists, states, quarantine and metrics", busy, at_once=2, waiting=64, within_s=5.0),
+        looks=Gate("lists, states and quarantine", busy, at_once=2, waiting=64, within_s=5.0),
         bodies=Gate("bodies and messages above 64 kB", busy, at_once=2, waiting=64, within_s=5.0),
         http=httpx.AsyncClient(trust_env=False, verify=False),  # plain HTTP on this machine
     )
@@ -98,7 +98,7 @@ def create_app(
         title="rollcast",
         version=VERSION,
         description="Rolling classifications over live video, sensor and text streams.",
-        lifespan=lambda _: _running(context),
+        lifespan=lambda app: _running(app, context),
     )
     app.state.closing = context.closing
     app.state.said_bye = follower.ended
@@ -116,8 +116,9 @@ def create_app(
 
 
 @asynccontextmanager
-async def _running(context: Context) -> AsyncIterator[None]:
-    """The tasks that follow the shards live as long as the server."""
+async def _running(app: FastAPI, context: Context) -> AsyncIterator[None]:
+    """The tasks that follow the shards live as long as the server. Its description is made before the first request."""
+    _described(app)
 
     async def end_subscriptions() -> None:
         await context.closing.wait()

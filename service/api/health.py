@@ -22,6 +22,7 @@ log = logging.getLogger("rollcast.api")
 
 def health_routes(context: Context) -> APIRouter:
     router = APIRouter(tags=["operation"])
+    merging = asyncio.Lock()  # one at a time: each takes its turns with the event loop
 
     @router.get("/livez", **openapi.GET_LIVEZ)
     async def livez() -> Response:
@@ -48,7 +49,7 @@ def health_routes(context: Context) -> APIRouter:
             if worker.metrics and worker.host in ("", here):  # another host's 127.0.0.1 is not ours
                 workers[worker.id if worker.process in workers else worker.process or worker.id] = worker.metrics
         texts = await scrape(context.http, workers)
-        async with context.looks:
+        async with merging:
             body = await asyncio.to_thread(merge, context.registry, texts)
         return Response(body, media_type=None, headers={"Content-Type": CONTENT_TYPE})
 

@@ -30,6 +30,7 @@ MAX_INTERVAL_S: Final = 86_400.0
 MAX_SEQ: Final = 2**63 - 1
 MAX_MS: Final = int(MAX_TIME_S) * 1000  # of an id that is a time
 AHEAD_MS: Final = 86_400_000  # how far an id may lie beyond the clock that gave it: clocks are wrong, and put right
+_MAX_DIGITS: Final = 1024  # of a number as text
 _SEQ_BITS: Final = 64
 _LARGEST: Final = 2**64 - 1  # of either number of an id, as brokers have it
 _MAX_TRACEPARENT: Final = 512  # bytes
@@ -272,12 +273,25 @@ def _parse_float(values: dict[bytes, bytes], name: bytes, low: float, high: floa
     if not value:
         return None
     try:
-        number = float(value)
+        number = decimal_number(value.decode("latin-1"))
     except ValueError:
         number = math.nan
     if not low <= number <= high:
         raise Malformed(f"field {name.decode()} {_show(value)}: expected seconds from {low:g} to {high:g}")
     return number
+
+
+def decimal_number(text: str) -> float:
+    """A number in decimal digits, with spaces around it or not; `nan` and `inf` as well, so that they can be named.
+    What else Python takes for a number is none. Raises ValueError.
+
+    >>> decimal_number(" -1.5e3 ")
+    -1500.0
+    """
+    found = text.strip(" \t") if len(text) <= _MAX_DIGITS else ""
+    if not found or not (found.isascii() and found.isprintable()) or "_" in found:
+        raise ValueError(text[:60])
+    return float(found)
 
 
 def _parse_int(values: dict[bytes, bytes], name: bytes, low: int, high: int) -> int | None:

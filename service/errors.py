@@ -39,6 +39,7 @@ RollcastError
 │   ├── AppendUnknown          503  the reply of an append was lost
 │   ├── BacklogFull            429
 │   ├── TooManyStreams         429  a new stream, and the deployment has as many as it may
+│   ├── Busy                   503  too many such calls at once
 │   ├── NoWorker               503
 │   └── Crowded                503  too many connections, or too many bytes of unfinished bodies
 ├── Fenced                 the shard was lost, or the broker forgot: drop everything and acquire again
@@ -233,6 +234,12 @@ class BacklogFull(Unavailable):
 
 class TooManyStreams(Unavailable):
     status, type, title, reason = 429, "too-many-streams", "Too many streams", "too_many_streams"
+
+
+class Busy(Unavailable):
+    """Too many calls of one dear kind at once."""
+
+    status, type, title, reason = 503, "busy", "Too many such calls at once", "busy"
 
 
 class NoWorker(Unavailable):

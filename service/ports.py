@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Literal, NamedTuple, Protocol
 
@@ -441,9 +441,14 @@ class Predictions(Protocol):
         """One XADD each, (stream, fields), in order and in one round trip; of each its id, or as `append` raises."""
         ...
 
-    def entries(self, stream: str, after: str) -> AsyncGenerator[list[Entry]]:
-        """The entries of one stream with id > after that its log still holds, and those that come, for ever; empty
-        lists at first, when what comes will be heard, and where nothing came for a moment. Ends with BrokerAway."""
+    def heard(self, shard: int) -> AsyncGenerator[list[Entry]]:
+        """What comes into one shard's log from now on, of all streams; empty lists at first, when what comes will be
+        heard, and where nothing came for a moment. Ends with BrokerAway."""
+        ...
+
+    async def logged(self, stream: str, after: str) -> tuple[list[Entry], str | None]:
+        """Entries of one stream with id > after that its log still holds, as far as one look goes; and where the next
+        look begins, None at the log's end."""
         ...
 
     async def records(self, stream: str, after: str, limit: int) -> list[OutRecord]:
@@ -454,8 +459,9 @@ class Predictions(Protocol):
         """The newest `limit` records with id < before (`+`: of all), ascending."""
         ...
 
-    async def fetch(self, wanted: Sequence[tuple[str, str]]) -> list[OutRecord | None]:
-        """The records of (stream, id) pairs, in one round trip; None where there is none (yet, or any more)."""
+    async def fetch(self, wanted: Sequence[tuple[str, str]], replay: bool = False) -> list[OutRecord | None]:
+        """The records of (stream, id) pairs, in one round trip; None where there is none (yet, or any more). `replay`:
+        not for now, so that what is live goes before."""
         ...
 
     def follow(self) -> AsyncGenerator[list[FeedItem]]:
@@ -490,8 +496,9 @@ class Predictions(Protocol):
         """One stream, or None when no entry of it was ever answered."""
         ...
 
-    async def streams(self, after: str, limit: int) -> list[StreamRow]:
-        """Streams whose name is above `after`, ascending by name, at most `limit`."""
+    async def streams(self, after: str, limit: int, but: Container[str] = frozenset()) -> list[StreamRow]:
+        """Streams whose name is above `after` and not in `but`, ascending by name, at most `limit`. Where there are
+        very many, the names may be as they were a second ago."""
         ...
 
     async def rows(self, streams: Iterable[str]) -> list[StreamRow]:

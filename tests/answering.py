@@ -104,7 +104,7 @@ class OnBroker:
     def __init__(self, url: str, prefix: str, shards: int = 4) -> None:
         self.predictions = RedisPredictions(url, prefix, shards)
         self.redis = redis.Redis.from_url(url)
-        self.prefix, self.shards = prefix, shards
+        self.url, self.prefix, self.shards = url, prefix, shards
         self._lives = 0
 
     def answer(self, stream: str, entry_id: str, kind: str = "prediction", **more: Any) -> str:

@@ -32,6 +32,7 @@ from service.api.monitor import Monitor
 from service.api.outermost import Outermost
 from service.api.pages import page_routes
 from service.api.problems import add_handlers
+from service.api.readers import Readers
 from service.api.records import record_routes
 from service.api.server import Server, message_bytes
 from service.api.settings import setting_routes
@@ -40,9 +41,11 @@ from service.api.states import state_routes
 from service.api.streams import stream_routes
 from service.api.tasks import end
 from service.contracts import Limits, Manifest
+from service.errors import Busy
 from service.metrics import ApiMetrics
 from service.ports import Predictions
 from service.state import StateLayout
+from service.turns import Gate
 
 __all__ = ["Bounds", "DoorLimits", "Names", "Server", "create_app", "message_bytes"]
 
@@ -75,6 +78,7 @@ def create_app(
     follower = Follower(predictions, metrics)
     backlog = Backlog(predictions, follower, bounds or Bounds())
     known = schemas or {}
+    busy = metrics.turned_away.labels(Busy.reason).inc
     context = Context(
         predictions=predictions,
         models={manifest.name: manifest for manifest in models},
@@ -91,13 +95,16 @@ def create_app(
         layouts={
             manifest.name: StateLayout(manifest, known[manifest.name]) for manifest in models if manifest.name in known
         },
+        readers=Readers(predictions, busy),
+        looks=Gate("lists, states, quarantine and metrics", busy, at_once=2, waiting=64, within_s=5.0),
+        bodies=Gate("bodies and messages above 64 kB", busy, at_once=2, waiting=64, within_s=5.0),
         http=httpx.AsyncClient(trust_env=False, verify=False),  # plain HTTP on this machine
     )
     app = FastAPI(
         title="rollcast",
         version=VERSION,
         description="Rolling classifications over live video, sensor and text streams.",
-        lifespan=lambda _: _running(context),
+        lifespan=lambda app: _running(app, context),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect would go to whatever Host the client names
@@ -119,8 +126,9 @@ def create_app(
 
 
 @asynccontextmanager
-async def _running(context: Context) -> AsyncIterator[None]:
-    """The tasks that follow the shards live as long as the server."""
+async def _running(app: FastAPI, context: Context) -> AsyncIterator[None]:
+    """The tasks that follow the shards live as long as the server. Its description is made before the first request."""
+    _described(app)
 
     async def end_subscriptions() -> None:
         await context.closing.wait()
@@ -132,6 +140,7 @@ async def _running(context: Context) -> AsyncIterator[None]:
         yield
     finally:
         await end(tasks)
+        await context.readers.end()
         await context.http.aclose()
         await context.predictions.close()
 

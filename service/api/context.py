@@ -13,10 +13,14 @@ from service.api.backlog import Backlog
 from service.api.bindings import Bindings
 from service.api.follower import Follower
 from service.api.monitor import Monitor
+from service.api.readers import Readers
 from service.contracts import Limits, Manifest, ModelInfo
 from service.metrics import ApiMetrics
 from service.ports import Predictions
 from service.state import StateLayout
+from service.turns import Gate
+
+LARGE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Context:
     bindings: Bindings
     layouts: Mapping[str, StateLayout]  # model -> how its states are stored
     http: httpx.AsyncClient  # to the workers' metrics
+    readers: Readers
+    looks: Gate  # in front of what is dear to answer: lists, states, quarantine, metrics
+    bodies: Gate  # in front of what is dear to read: bodies and messages above LARGE_BYTES
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
     def infos(self) -> dict[str, ModelInfo]:

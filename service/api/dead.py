@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator, Mapping
@@ -22,7 +21,6 @@ from service.errors import BadCursor, BadStreamId, Malformed, NotInQuarantine, R
 from service.ports import DeadEntry, DeadRow, Predictions
 
 OWN_FIELDS = ("id", "stream", "kind", "reason", "detail", "bytes", "data")  # of quarantine; the others are the entry's
-AT_ONCE = 4  # looks of this process: posts wait for few of them, at the broker and for a connection to it
 LOOKED = 2048  # refused entries that are looked at in one call, about
 PLACE_FIELDS = ("time", "seq", "start", "end")  # they told where the entry stood: a new one stands elsewhere
 log = logging.getLogger("rollcast.api")
@@ -30,7 +28,6 @@ log = logging.getLogger("rollcast.api")
 
 def dead_routes(context: Context) -> APIRouter:
     router = APIRouter(tags=["quarantine"])
-    turns = asyncio.Semaphore(AT_ONCE)
 
     @router.get("/v1/dead", **openapi_control.GET_DEAD)
     async def list_dead(request: Request) -> Response:
@@ -40,7 +37,7 @@ def dead_routes(context: Context) -> APIRouter:
         """
         query = Query(request.query_params, ("stream", "reason", "after", "limit"))
         pages = Pages(context.predictions, query, query.whole("limit", 1, MAX_RECORDS) or 100)
-        async with turns:
+        async with context.looks:
             rows = [row async for page in pages for row in page]
         return json_answer({"dead": [summarise_dead(row) for row in rows], "next": pages.next})
 
@@ -55,7 +52,7 @@ def dead_routes(context: Context) -> APIRouter:
         if query.flag("all") == bool(query.text("stream") or query.text("reason")):
             raise RequestError("query: expected stream, reason, or both; or all=1, without them, for all that is kept")
         pages = Pages(context.predictions, query)
-        async with turns:
+        async with context.looks:
             dropped = sum([await context.predictions.drop_dead(page) async for page in pages])
         log.info("refused entries dropped from quarantine", extra={"entries": dropped})
         return json_answer({"dropped": dropped, "next": pages.next})
@@ -109,7 +106,7 @@ def dead_routes(context: Context) -> APIRouter:
             id_number(entry_id)
         except ValueError as error:
             raise BadCursor(str(error)) from None
-        async with turns:
+        async with context.looks:
             dead = await context.predictions.dead_entry(stream, entry_id)
         if dead is None:
             raise NotInQuarantine(f"no entry {entry_id} of stream {stream!r} in quarantine: it may have been dropped")

@@ -118,6 +118,7 @@ DETAILS: Final[dict[str, str]] = {
     "append-unknown": "the connection to the broker was lost before it answered: the entry may be in the log or not; …",
     "no-worker": "no live worker serves model 'activity-lstm'",
     "too-many-streams": "stream 'cam-9' would be a new one: there are 100,000, and at most 100,000 may be (…); …",
+    "busy": "lists, states and quarantine: 64 wait already, and no more may",
     "backlog-full": "shard 17: 12,400 unfinished entries, 31 s of work; at most 30 s may wait",
     "crowded": "too many connections: this one waited longest",
     "unavailable": "try again later",

@@ -9,49 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
-from typing import Final, Literal, NamedTuple, TypeVar
+from typing import Final, Literal, TypeVar
 
 from service.api.delivery import Delivery
-from service.contracts import STREAM_CHARACTERS
+from service.api.patterns import Catalogue, Matcher, Pattern
 from service.cursors import BEGINNING, Place, encode_place, join_places
-from service.errors import BrokerAway, Malformed, RollcastError, WaitTimeout
+from service.errors import BrokerAway, Busy, RollcastError, WaitTimeout
 from service.metrics import ApiMetrics
 from service.ports import FeedItem, OutRecord, Predictions
+from service.turns import Turn
 
 CAPACITY: Final = 1024  # records that may wait for one subscriber
 FETCHED: Final = 1024  # records fetched in one round trip
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 1.0
-_REMEMBERED: Final = 100_000  # streams of which it is known who wants them
 log = logging.getLogger("rollcast.api")
 One = TypeVar("One")
 WhenFull = Literal["catch_up", "drop_oldest", "disconnect"]
 WHEN_FULL: Final[tuple[WhenFull, ...]] = ("catch_up", "drop_oldest", "disconnect")
-
-
-class Pattern(NamedTuple):
-    """Streams by name: each glob is a name in which `*` stands for any characters and `?` for one."""
-
-    globs: tuple[str, ...]
-
-    def matcher(self) -> re.Pattern[str]:
-        parts = (re.escape(glob).replace(r"\*", ".*").replace(r"\?", ".") for glob in self.globs)
-        return re.compile("|".join(parts))
-
-
-def read_pattern(globs: Iterable[str]) -> Pattern:
-    """Raises Malformed."""
-    found = tuple(sorted(set(globs)))
-    for glob in found:
-        if not re.fullmatch(rf"[*?{STREAM_CHARACTERS}]{{1,128}}", glob):
-            raise Malformed(
-                f"stream={glob[:60]!r}: expected a stream's name, in which * stands for any characters and ? for one"
-            )
-    return Pattern(found)
 
 
 class Subscription:
@@ -61,8 +39,7 @@ class Subscription:
         self.wants = wants
         self.chosen: set[str] | None = set() if wants is None else None  # streams, one after another
         self.many = not isinstance(wants, str)  # its cursor is one over many streams
-        matcher = wants.matcher() if isinstance(wants, Pattern) else None
-        self.fits: Callable[[str], object] = self._is_wanted if matcher is None else matcher.fullmatch
+        self.fits: Callable[[str], bool] = Matcher(wants.globs).fits if isinstance(wants, Pattern) else self._is_wanted
         self.behind = True  # what it missed must be read from the broker
         self.overflowed = False  # because it read too slowly
         self.dropped = 0  # records that it lost thereby, not yet said
@@ -208,22 +185,19 @@ class Follower:
         self._counts: dict[str, int] = {}
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._choosers: set[Subscription] = set()
-        self._patterns: dict[Pattern, _Group] = {}
-        self._wanted_by: dict[str, list[set[Subscription]]] = {}  # stream -> those whose pattern it fits
+        self._patterns: Catalogue[Subscription] = Catalogue(metrics.turned_away.labels(Busy.reason).inc)
         self._waiters: dict[str, set[Waiter]] = {}
         self._closing = False
+        self._turn = Turn()
 
     def subscribe(
         self, wants: str | Pattern | None, *, transport: str = "sse", when_full: WhenFull = "catch_up"
     ) -> Subscription:
-        """To one stream, to those that fit a pattern, or (None) to those that it will choose."""
+        """To one stream, to those that fit a pattern, or (None) to those that it will choose. Raises Busy."""
         subscription = Subscription(wants, self._capacity, when_full)
         subscription.closing = self._closing
         if isinstance(wants, Pattern):
-            if wants not in self._patterns:
-                self._patterns[wants] = _Group(wants.matcher(), set())
-                self._wanted_by.clear()
-            self._patterns[wants].members.add(subscription)
+            self._patterns.add(wants, subscription)
         elif wants is not None:
             self._subscriptions.setdefault(wants, set()).add(subscription)
         else:
@@ -234,11 +208,7 @@ class Follower:
     def unsubscribe(self, subscription: Subscription, *, transport: str = "sse") -> None:
         wants = subscription.wants
         if isinstance(wants, Pattern):
-            members = self._patterns[wants].members
-            members.discard(subscription)
-            if not members:
-                del self._patterns[wants]
-                self._wanted_by.clear()
+            self._patterns.discard(wants, subscription)
         elif wants is not None:
             _discard(self._subscriptions, wants, subscription)
         else:
@@ -318,7 +288,8 @@ class Follower:
         await self._answer([waiter for waiter in _all(self._waiters) if waiter.id])
 
     async def _deliver(self, items: list[FeedItem]) -> None:
-        """Fetches what is wanted first; then hands it on without a pause, so that the places are always true."""
+        """Fetches what is wanted first, then hands it on. Others have their turns between two records, never within
+        one: whoever was given one was given all before it, and the places say so."""
         for item in items:
             self.finished[item.shard] += len(item.records)
             self.heard.update(stream for stream, _ in item.records if stream in self.unheard)
@@ -328,23 +299,27 @@ class Follower:
             for stream, record_id in item.records:
                 if stream in self._waiters:
                     awaited += [waiter for waiter in self._waiters[stream] if waiter.wants(record_id)]
-                if stream in self._subscriptions or self._fitting(stream):
+                if stream in self._subscriptions or self._patterns.fitting(stream):
                     wanted.append((stream, record_id))
+                if self._turn.due():
+                    await self._turn.over()
         await self._answer(awaited)
         found: dict[tuple[str, str], OutRecord | None] = {}
         for start in range(0, len(wanted), FETCHED):
             part = wanted[start : start + FETCHED]
             found.update(zip(part, await self._predictions.fetch(part), strict=True))
         for item in items:
-            self._hand_on(item, found)
+            await self._hand_on(item, found)
 
-    def _hand_on(self, item: FeedItem, found: Mapping[tuple[str, str], OutRecord | None]) -> None:
+    async def _hand_on(self, item: FeedItem, found: Mapping[tuple[str, str], OutRecord | None]) -> None:
         for i, (stream, record_id) in enumerate(item.records, 1):
+            if self._turn.due():
+                await self._turn.over()
             if (stream, record_id) not in found:
                 continue
             record = found[stream, record_id]
             place = Place(item.n, i, item.mark)
-            few, many = self._subscriptions.get(stream, ()), self._fitting(stream)
+            few, many = self._subscriptions.get(stream, ()), self._patterns.fitting(stream)
             shared = bool(many) or any(subscription.many for subscription in few)
             if shared:
                 self._encoded[item.shard] = encode_place(place)
@@ -365,17 +340,6 @@ class Follower:
         self.places[item.shard] = item.end
         self._encoded[item.shard] = encode_place(item.end)
 
-    def _fitting(self, stream: str) -> list[set[Subscription]]:
-        if not self._patterns:
-            return []
-        found = self._wanted_by.get(stream)
-        if found is None:
-            if len(self._wanted_by) >= _REMEMBERED:
-                self._wanted_by.clear()
-            found = [group.members for group in self._patterns.values() if group.matcher.fullmatch(stream)]
-            self._wanted_by[stream] = found
-        return found
-
     async def _answer(self, waiters: list[Waiter]) -> None:
         found = await self._predictions.fetch([(waiter.stream, waiter.id) for waiter in waiters])
         for waiter, record in zip(waiters, found, strict=True):
@@ -389,19 +353,11 @@ class Follower:
 
     def _everybody(self) -> list[Subscription]:
         alone = [one for one in _all(self._subscriptions) if one.chosen is None]
-        many = [one for group in self._patterns.values() for one in group.members]
-        return [*alone, *many, *self._choosers]
+        return [*alone, *self._patterns.members(), *self._choosers]
 
     def _count(self, transport: str, more: int) -> None:
         self._counts[transport] = self._counts.get(transport, 0) + more
         self._subscribers.labels(transport).set(self._counts[transport])
-
-
-class _Group(NamedTuple):
-    """Subscribers of one pattern."""
-
-    matcher: re.Pattern[str]
-    members: set[Subscription]
 
 
 def _discard(of_stream: dict[str, set[One]], stream: str, one: One) -> None:

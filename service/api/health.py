@@ -48,7 +48,8 @@ def health_routes(context: Context) -> APIRouter:
             if port is not None:
                 workers[worker.id if worker.process in workers else worker.process or worker.id] = port
         texts = await scraper.scrape(workers)
-        body = await asyncio.to_thread(merge, context.registry, texts)
+        async with context.looks:
+            body = await asyncio.to_thread(merge, context.registry, texts)
         return Response(body, media_type=None, headers={"Content-Type": CONTENT_TYPE})
 
     return router

@@ -8,14 +8,16 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from service.api import openapi
-from service.api.bodies import let_go, media_type, read_block, read_body, read_frame, read_lines, read_text
-from service.api.context import Context
+from service.api.bodies import let_go, media_type, read_body, read_frame, read_lines, read_text
+from service.api.context import LARGE_BYTES, Context
 from service.api.intake import Intake, More, Ready
 from service.api.messages import problem_of, read_entry
 from service.api.query import PostQuery, Query, read_ack, read_post_query
 from service.api.refusals import refusal
+from service.api.rows import read_block
 from service.contracts import check_stream_id
 from service.errors import RollcastError, TooLarge, Unavailable, UnsupportedMedia
+from service.turns import Turn
 
 MAX_LINES = 100_000  # of one request
 AT_ONCE = 256  # lines appended in one round trip
@@ -46,10 +48,12 @@ def ingest_routes(context: Context) -> APIRouter:
         """Post a block of sample rows, 1 to 4096. Each row is one step of the stream's state."""
         check_stream_id(stream)
         query = read_post_query(request.query_params, rows=True)
-        block = read_block(media_type(request), await read_body(request, context.limits.entry_bytes))
-        ready = intake.samples(stream, block, _more(query))
-        del block
-        return await append(await ready, query, request)
+        media = media_type(request)
+        body = await read_body(request, context.limits.entry_bytes)
+        async with context.bodies.above(len(body), LARGE_BYTES):
+            ready = await intake.samples(stream, await read_block(media, body), _more(query))
+        del body
+        return await append(ready, query, request)
 
     @router.post("/v1/streams/{stream}/text", **openapi.POST_TEXT)
     async def post_text(stream: str, request: Request) -> Response:
@@ -69,27 +73,35 @@ def ingest_routes(context: Context) -> APIRouter:
         fsync = read_ack(Query(request.query_params, ("ack",)))
         if media_type(request) != NDJSON:
             raise UnsupportedMedia(f"Content-Type {media_type(request) or 'is missing'}: expected {NDJSON}")
-        answers: list[bytes] = []
+        answers, count = bytearray(), 0
         held: dict[str, Unavailable] = {}
         async for lines in _in_groups(read_lines(request, 2 * context.limits.entry_bytes)):
-            if len(answers) + len(lines) > MAX_LINES:
+            count += len(lines)
+            if count > MAX_LINES:
                 error = TooLarge(f"request of more than {MAX_LINES} lines: nothing was appended from here on")
-                answers.append(msgspec.json.encode(problem_of(error)))
+                answers += msgspec.json.encode(problem_of(error)) + b"\n"
                 break
-            answers += await append_lines(lines, fsync, held)
-        return Response(b"".join(answer + b"\n" for answer in answers), media_type=NDJSON)
+            answers += b"".join(answer + b"\n" for answer in await append_lines(lines, fsync, held))
+        return Response(bytes(answers), media_type=NDJSON)
 
     async def append_lines(
         lines: list[bytes | RollcastError], fsync: bool, held: dict[str, Unavailable]
     ) -> list[bytes]:
         ready: list[Ready | RollcastError] = []
+        turn = Turn()
         for line in lines:
             try:
                 if isinstance(line, RollcastError):
                     raise line
-                ready.append(await intake.posted(read_entry(line, packed=False)))
+                async with context.bodies.above(len(line), LARGE_BYTES):
+                    entry = read_entry(line, packed=False)
+                    if turn.due():
+                        await turn.over()
+                    ready.append(await intake.posted(entry))
             except RollcastError as error:
                 ready.append(error)
+            if turn.due():
+                await turn.over()
         found = iter(await intake.append_many([one for one in ready if isinstance(one, Ready)], fsync, held))
         answers = []
         for one in ready:

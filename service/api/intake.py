@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from service.api.bodies import Block, Text, check_image, check_text, to_rows
+from service.api.bodies import Text, check_image, check_text
 from service.api.context import Context
 from service.api.posted import PostedEntry
+from service.api.rows import Block, to_rows
 from service.choosing import choose_model
 from service.codec import MAX_TIME_S, entry_fields
 from service.contracts import ModelInfo, check_stream_id, check_text_size

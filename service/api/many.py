@@ -13,6 +13,7 @@ from service.api.tails import Batch
 from service.cursors import BEGINNING, Place, decode_cursor, encode_place, join_places
 from service.errors import BrokerAway
 from service.ports import FeedItem, OutRecord, Predictions
+from service.turns import Turn
 
 COMMITS: Final = 64  # of one shard, read at once; the first of them is known already
 FETCHED: Final = 512  # records read at once
@@ -29,7 +30,7 @@ class ManyTail:
         self,
         predictions: Predictions,
         follower: Follower,
-        fits: Callable[[str], object],
+        fits: Callable[[str], bool],
         places: list[Place] | None,
     ) -> None:
         self.on_gap: Callable[[], None] = lambda: None
@@ -121,15 +122,17 @@ class ManyTail:
     async def _read(self, shard: int, commits: list[FeedItem]) -> AsyncIterator[Batch]:
         """The records of these commits that lie behind the place and fit."""
         begun = self._own()[shard]
-        wanted = [
-            (stream, record_id, Place(item.n, i, item.mark))
-            for item in commits
-            for i, (stream, record_id) in enumerate(item.records, 1)
-            if (item.n, i) > begun[:2] and self._fits(stream)
-        ]
+        wanted: list[tuple[str, str, Place]] = []
+        turn = Turn()
+        for item in commits:
+            for i, (stream, record_id) in enumerate(item.records, 1):
+                if (item.n, i) > begun[:2] and self._fits(stream):
+                    wanted.append((stream, record_id, Place(item.n, i, item.mark)))
+                if turn.due():
+                    await turn.over()
         for start in range(0, len(wanted), FETCHED):
             part = wanted[start : start + FETCHED]
-            found = await self._predictions.fetch([(stream, record_id) for stream, record_id, _ in part])
+            found = await self._predictions.fetch([(stream, record_id) for stream, record_id, _ in part], replay=True)
             yield [
                 self._outgoing(
                     Delivery(stream, record or OutRecord(record_id, "", b"", "0-0"), missing=record is None),

@@ -9,9 +9,12 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from service.api.delivery import Delivery, Outgoing
+from service.api.doors import HELLO_BYTES
 from service.api.notices import Bye, Cursor, Moved, Notice
 from service.api.posted import PostedEntry
 from service.api.problems import TYPE_PREFIX
+from service.api.rows import check_numbers, check_samples, too_many_rows
+from service.contracts import MAX_ROWS
 from service.errors import Malformed, RollcastError, Unavailable
 
 MAX_ENTRIES: Final = 1024  # of one message
@@ -65,8 +68,32 @@ _entry_packed = msgspec.msgpack.Decoder(PostedEntry)
 Message = str | bytes  # text: JSON; binary: MessagePack
 
 
+class _Map(msgspec.Struct, frozen=True):
+    """Any map; what it holds is passed over."""
+
+
+class _Sampled(msgspec.Struct, frozen=True):
+    """Of a map only whether it has samples."""
+
+    samples: msgspec.Raw = msgspec.Raw()
+
+
+_maps_json = msgspec.json.Decoder(list[_Map])
+_sampled_json = msgspec.json.Decoder(_Sampled)
+_fields_packed = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_LARGE: Final = 64 * 1024  # bytes of what is looked at before it is read
+_BRACES: Final = 8 * MAX_ENTRIES  # of a large message; an entry has one, and whatever its text has
+_ARRAY: Final = (0x90, 0xDC, 0xDD)  # first bytes: fixarray, array 16, array 32
+_MAP: Final = (0x80, 0xDE, 0xDF)
+_LONGEST_HEAD: Final = 5  # bytes of an array's head
+_LONGEST_NUMBER: Final = 9
+_FIELDS: Final = len(PostedEntry.__struct_fields__)
+
+
 def read_hello(message: Message) -> Hello:
     """Raises Malformed."""
+    if len(message) > HELLO_BYTES:
+        raise Malformed(f"first message of {len(message)} bytes: expected hello, of at most {HELLO_BYTES}")
     try:
         return _hello_json.decode(message) if isinstance(message, str) else _hello_packed.decode(message)
     except UNREADABLE as error:
@@ -74,22 +101,76 @@ def read_hello(message: Message) -> Hello:
 
 
 def split_message(message: Message) -> list[msgspec.Raw]:
-    """The maps of a message: an array of them. Raises Malformed."""
+    """The maps of a message: an array of them. Raises Malformed, before it is split into very many parts."""
     try:
-        found = _list_json.decode(message) if isinstance(message, str) else _list_packed.decode(message)
+        if isinstance(message, str):
+            if len(message) > _LARGE:
+                _check_maps(message)
+            found = _list_json.decode(message)
+        else:
+            _check_entries(packed_length(message) or 0)
+            found = _list_packed.decode(message)
     except UNREADABLE as error:
         raise Malformed(f"message: {error}; expected an array of entries") from None
-    if len(found) > MAX_ENTRIES:
-        raise Malformed(f"message of {len(found)} entries: expected at most {MAX_ENTRIES}")
+    _check_entries(len(found))
     return found
 
 
+def _check_entries(count: int) -> None:
+    if count > MAX_ENTRIES:
+        raise Malformed(f"message of {count} entries: expected at most {MAX_ENTRIES}")
+
+
+def _check_maps(message: str) -> None:
+    """What may be said of a large message before it is split: that it has maps, and not too many."""
+    if (braces := message.count("{")) > _BRACES:
+        raise Malformed(
+            f"message with {braces} braces: expected at most {MAX_ENTRIES} entries; send such text as MessagePack"
+        )
+    _maps_json.decode(message)  # ends at the first part that is no map
+
+
 def read_entry(data: msgspec.Raw | bytes, packed: bool) -> PostedEntry:
-    """Raises Malformed."""
+    """Raises Malformed, and TooLarge before very many numbers are read."""
+    body = bytes(data)
     try:
-        return _entry_packed.decode(data) if packed else _entry_json.decode(data)
+        if len(body) > _LARGE:
+            if packed:
+                _check_packed(body)
+            elif _sampled_json.decode(body).samples:
+                check_samples(body, _FIELDS)
+        return _entry_packed.decode(body) if packed else _entry_json.decode(body)
     except UNREADABLE as error:
         raise Malformed(f"entry: {error}") from None
+
+
+def _check_packed(body: bytes) -> None:
+    """The lengths that MessagePack says before what it counts. Twice the same field would hide one of them."""
+    count = packed_length(body, _MAP)
+    if count is None or count > _FIELDS:
+        raise Malformed(f"entry: expected a map of at most {_FIELDS} fields")
+    fields = _fields_packed.decode(body)
+    if len(fields) != count:
+        raise Malformed("entry: a field is given twice")
+    samples = bytes(fields.get("samples", b""))
+    if (rows := packed_length(samples)) is not None:
+        if rows > MAX_ROWS:
+            raise too_many_rows(str(rows))
+        check_numbers((len(samples) - _LONGEST_HEAD * (rows + 1)) // _LONGEST_NUMBER)
+        check_numbers(sum(packed_length(bytes(row)) or 0 for row in _list_packed.decode(samples)))
+
+
+def packed_length(data: bytes, heads: tuple[int, int, int] = _ARRAY) -> int | None:
+    """Of a MessagePack array (or map), as its head says; None of anything else.
+
+    >>> packed_length(msgspec.msgpack.encode([0] * 70_000))
+    70000
+    """
+    fixed, short, long = heads
+    head = data[0] if data else 0
+    if head & 0xF0 == fixed:
+        return head & 0x0F
+    return int.from_bytes(data[1 : 3 if head == short else 5], "big") if head in (short, long) else None
 
 
 def problem_of(error: RollcastError, index: int | UnsetType = UNSET) -> ProblemSaid:

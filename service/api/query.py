@@ -7,7 +7,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from starlette.datastructures import QueryParams
 
-from service.codec import MAX_INTERVAL_S, MAX_SEQ, MAX_TIME_S, id_number
+from service.codec import MAX_INTERVAL_S, MAX_SEQ, MAX_TIME_S, decimal_number, id_number
 from service.errors import BadCursor, Malformed, RequestError
 
 MAX_WAIT_S: Final = 60.0
@@ -55,7 +55,7 @@ class Query:
 
     def number(self, name: str, low: float, high: float) -> float | None:
         def read(text: str) -> float:
-            value = float(text)
+            value = decimal_number(text)
             if not low <= value <= high:  # NaN as well
                 raise ValueError
             return value

@@ -15,8 +15,9 @@ from starlette.types import Receive, Scope, Send
 from service.api import openapi
 from service.api.context import Context
 from service.api.delivery import as_events
-from service.api.follower import WHEN_FULL, Pattern, Subscription, read_pattern
+from service.api.follower import WHEN_FULL, Subscription
 from service.api.many import ManyTail
+from service.api.patterns import Pattern, read_pattern
 from service.api.query import MAX_RECORDS, Query, read_cursor
 from service.api.tails import PAGE, Follows, Tail, deliver, newest_record, watch_gaps
 from service.codec import id_number, number_id
@@ -54,16 +55,17 @@ def record_routes(context: Context) -> APIRouter:
         pattern = read_pattern(query.texts("stream") or ["*"])
         text, where = _cursor_text(query, request)
         places = None if text is None else decode_cursor(text, predictions.shards, where)
-        return send(pattern, ManyTail(predictions, follower, pattern.matcher().fullmatch, places), query)
+        return send(pattern, lambda fits: ManyTail(predictions, follower, fits, places), query)
 
     def subscribe(stream: str, request: Request) -> Response:
         query = Query(request.query_params, ("after", "when_full"))
         text, where = _cursor_text(query, request)
         cursor = None if text is None else read_cursor(text, where)
-        return send(stream, Tail(predictions, stream, cursor, exact=where == _LAST), query)
+        return send(stream, lambda _: Tail(predictions, stream, cursor, exact=where == _LAST), query)
 
-    def send(wants: str | Pattern, tail: Follows, query: Query) -> Response:
+    def send(wants: str | Pattern, follow: Callable[[Callable[[str], bool]], Follows], query: Query) -> Response:
         subscription = follower.subscribe(wants, when_full=query.one_of("when_full", WHEN_FULL, "catch_up"))
+        tail = follow(subscription.fits)
         watch_gaps(tail, subscription, context.metrics, "sse")
         events = send_events(subscription, tail, context.heartbeat_s)
         return EventStream(events, tail.begin, lambda: follower.unsubscribe(subscription))

@@ -15,8 +15,8 @@ import msgspec
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
-from service.api.context import Context
-from service.api.follower import Subscription, read_pattern
+from service.api.context import LARGE_BYTES, Context
+from service.api.follower import Subscription
 from service.api.intake import Intake, Ready
 from service.api.many import ManyTail
 from service.api.messages import (
@@ -32,12 +32,15 @@ from service.api.messages import (
     read_hello,
     split_message,
 )
+from service.api.patterns import read_pattern
+from service.api.posted import PostedEntry
 from service.api.query import read_cursor
 from service.api.tails import Follows, Tail, deliver, watch_gaps
 from service.api.tasks import end
 from service.contracts import check_stream_id
 from service.cursors import decode_cursor
-from service.errors import BadStreamId, BrokerAway, Malformed, RollcastError
+from service.errors import BadStreamId, BrokerAway, Busy, Malformed, RollcastError, Unavailable
+from service.turns import Turn
 
 HELLO_S: Final = 10.0  # in which the first message must come
 GOING_AWAY: Final = 1001  # close codes of RFC 6455
@@ -82,6 +85,7 @@ def socket_routes(context: Context) -> APIRouter:
     return router
 
 
+_Prepared = tuple[Ready, int | None] | RollcastError  # an entry and its seq, or what is wrong with it
 Follow = Callable[[Hello], tuple[Subscription, Follows]]
 
 
@@ -147,20 +151,30 @@ class Connection:
         while True:
             message = await self._receive()
             try:
-                parts = split_message(message)
-            except Malformed as error:
+                async with self._context.bodies.above(len(message), LARGE_BYTES):
+                    parts = split_message(message)
+                    await asyncio.sleep(0)
+                    prepared = await self._prepare_all(parts, isinstance(message, bytes))
+            except (Malformed, Busy) as error:
                 await self._send(encode_answers([problem_of(error)], self._packed))
                 continue
-            await self._send(encode_answers(await self._append(parts, isinstance(message, bytes)), self._packed))
+            await self._send(encode_answers(await self._append(prepared), self._packed))
 
-    async def _append(self, parts: list[msgspec.Raw], packed: bool) -> list[Answer]:
-        """One answer an entry, in their order."""
-        prepared: list[tuple[Ready, int | None] | RollcastError] = []
+    async def _prepare_all(self, parts: list[msgspec.Raw], packed: bool) -> list[_Prepared]:
+        prepared: list[_Prepared] = []
+        turn = Turn()
         for part in parts:
             try:
-                prepared.append(await self._prepare(part, packed))
+                entry = read_entry(part, packed)
+                if turn.due():
+                    await turn.over()
+                prepared.append(await self._prepare(entry))
             except RollcastError as error:
                 prepared.append(error)
+        return prepared
+
+    async def _append(self, prepared: list[_Prepared]) -> list[Answer]:
+        """One answer an entry, in their order."""
         ready = [one[0] for one in prepared if isinstance(one, tuple)]
         found = iter(await self._intake.append_many(ready))
         answers: list[Answer] = []
@@ -173,8 +187,7 @@ class Connection:
                 answers.append(Ack(told, one[0].stream, one[0].model, one[1]))
         return answers
 
-    async def _prepare(self, part: msgspec.Raw, packed: bool) -> tuple[Ready, int | None]:
-        entry = read_entry(part, packed)
+    async def _prepare(self, entry: PostedEntry) -> tuple[Ready, int | None]:
         if self._stream is not None:
             if entry.stream not in ("", self._stream):
                 raise BadStreamId(f"stream {entry.stream!r} on the WebSocket of stream {self._stream!r}")
@@ -215,7 +228,7 @@ class Connection:
     async def _refuse(self, error: RollcastError) -> None:
         with suppress(WebSocketDisconnect, RuntimeError, OSError):
             await self._send(encode_answers([problem_of(error)], self._packed))
-        await self._close(POLICY_VIOLATION)
+        await self._close(TRY_AGAIN_LATER if isinstance(error, Unavailable) else POLICY_VIOLATION)
 
     async def _close(self, code: int, reason: str | None = None) -> None:
         with suppress(WebSocketDisconnect, RuntimeError, OSError):

@@ -19,11 +19,13 @@ from service.portable import MEDIA_TYPE, export_state, read_state, restore_row
 from service.ports import StateRow
 
 STATE_TYPES = (MEDIA_TYPE, "application/octet-stream")
+OBJECT_BYTES = 64 * 1024  # of a state's object around its tensors
 CONTROL_BYTES = 128  # of a control around its state
 
 
 def state_routes(context: Context) -> APIRouter:
     router = APIRouter(tags=["states"])
+    largest = max((layout.record_bytes + OBJECT_BYTES for layout in context.layouts.values()), default=0)
 
     @router.get("/v1/streams/{stream}/state", **openapi_control.GET_STATE)
     async def get_state(stream: str, request: Request) -> Response:
@@ -57,7 +59,8 @@ def state_routes(context: Context) -> APIRouter:
         query = Query(request.query_params, ("wait",))
         if (media := media_type(request)) not in STATE_TYPES:
             raise UnsupportedMedia(f"Content-Type {media or 'is missing'}: expected {' or '.join(STATE_TYPES)}")
-        limit = context.limits.entry_bytes // 4 * 3 - CONTROL_BYTES  # in the log it is base64
+        # in the log it is base64; and no state that is served is larger
+        limit = min(context.limits.entry_bytes // 4 * 3 - CONTROL_BYTES, largest or context.limits.entry_bytes)
         body = await read_body(request, limit)
         await check(stream, body)
         await admit(context, stream, len(body) * 4 // 3)
@@ -74,7 +77,8 @@ def state_routes(context: Context) -> APIRouter:
     async def load(stream: str) -> StateRow:
         if await context.predictions.stream(check_stream_id(stream)) is None:
             raise UnknownStream(f"stream {stream!r}: no entry of it was ever answered")
-        return await context.predictions.state(stream)
+        async with context.looks:
+            return await context.predictions.state(stream)
 
     async def check(stream: str, body: bytes) -> None:
         """The worker judges again, in the control's turn: this spares a caller's mistakes the way through the log."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Final, Literal
 
 import msgspec
@@ -24,11 +26,13 @@ from service.codec import read_settings
 from service.contracts import STREAM_ID, check_stream_id
 from service.errors import BadCursor, RollcastError, UnknownStream
 from service.ports import Lag, StreamRow
+from service.turns import Turn
 
 Sort = Literal["name", "lag", "drops", "restarts"]
 SORTS: Final[tuple[Sort, ...]] = ("name", "lag", "drops", "restarts")
 UNRANKED: Final = 1 << 62  # the place of streams of which there is nothing to say: behind all others
 MOST: Final = 1 << 61
+_LOOKED_AT: Final = 2048  # ranks, in one go
 
 
 def stream_routes(context: Context) -> APIRouter:
@@ -42,15 +46,17 @@ def stream_routes(context: Context) -> APIRouter:
         query = Query(request.query_params, ("after", "limit", "sort"))
         limit, after = query.whole("limit", 1, MAX_RECORDS) or 100, query.text("after")
         sort = query.one_of("sort", SORTS, "name")
-        lags = await context.predictions.lags()
-        if sort == "name":
-            rows = await context.predictions.streams(after or "", limit + 1)
-            places = [row.stream for row in rows]
-        else:
-            ranks = await rank(sort, lags)
-            rows = await ranked(ranks, read_rank(after) if after else (0, ""), limit + 1)
-            places = [write_rank(ranks.get(row.stream, UNRANKED), row.stream) for row in rows]
-        summaries = await summarise(rows[:limit], lags)
+        begin = read_rank(after) if after and sort != "name" else (0, "")
+        async with context.looks:
+            lags = await context.predictions.lags()
+            if sort == "name":
+                rows = await context.predictions.streams(after or "", limit + 1)
+                places = [row.stream for row in rows]
+            else:
+                ranks = await rank(sort, lags)
+                rows = await ranked(ranks, begin, limit + 1)
+                places = [write_rank(ranks.get(row.stream, UNRANKED), row.stream) for row in rows]
+            summaries = await summarise(rows[:limit], lags)
         return _json({"streams": summaries, "next": places[limit - 1] if len(rows) > limit else None})
 
     @router.get("/v1/streams/{stream}", **openapi.GET_STREAM)
@@ -59,10 +65,11 @@ def stream_routes(context: Context) -> APIRouter:
         row = await context.predictions.stream(check_stream_id(stream))
         if row is None:
             raise UnknownStream(f"stream {stream!r}: no entry of it was ever answered")
-        (summary,) = await summarise([row], await context.predictions.lags())
-        newest = await context.predictions.newest(stream, 1)
-        waiting = await context.predictions.waiting(stream)
-        state = summarise_state(await context.predictions.state(stream), context.layouts)
+        async with context.looks:
+            (summary,) = await summarise([row], await context.predictions.lags())
+            newest = await context.predictions.newest(stream, 1)
+            waiting = await context.predictions.waiting(stream)
+            state = summarise_state(await context.predictions.state(stream), context.layouts)
         # the state knows its steps, where the last prediction's record is not kept any more
         summary = summary if state is None else msgspec.structs.replace(summary, steps=state.steps or summary.steps)
         backlog = Backlog(waiting.entries, waiting.complete, context.backlog.entries(row.shard))
@@ -80,24 +87,45 @@ def stream_routes(context: Context) -> APIRouter:
 
     async def ranked(ranks: Mapping[str, int], after: tuple[int, str], limit: int) -> list[StreamRow]:
         """Those that come first, then all others by name, as far as they lie behind `after`: rank and name."""
-        order = sorted((place, name) for name, place in ranks.items() if (place, name) > after)
         rows: list[StreamRow] = []
-        while order and len(rows) < limit:  # more than one turn only where streams were deleted
-            some, order = order[: limit - len(rows)], order[limit - len(rows) :]
+        while len(rows) < limit:  # more than one turn only where streams were deleted
+            wanted = limit - len(rows)
+            some = await lowest(ranks, after, wanted)
             rows += await context.predictions.rows(name for _, name in some)
-        name = after[1] if after[0] == UNRANKED else ""
-        while len(rows) < limit and (others := await context.predictions.streams(name, MAX_RECORDS)):
-            rows += [row for row in others if row.stream not in ranks]
-            name = others[-1].stream
-        return rows[:limit]
+            if len(some) < wanted:
+                break
+            after = some[-1]
+        if len(rows) < limit:
+            name = after[1] if after[0] == UNRANKED else ""
+            rows += await context.predictions.streams(name, limit - len(rows), but=ranks.keys())
+        return rows
 
     async def summarise(rows: Sequence[StreamRow], lags: Mapping[str, Lag]) -> list[StreamSummary]:
         """The last prediction of each is fetched, all in one round trip."""
         stepped = {row.stream: at for row in rows if (at := stepped_entry(row.position)) is not None}
-        found = dict(zip(stepped, await context.predictions.fetch(list(stepped.items())), strict=True))
-        return [summarise_stream(row, found.get(row.stream), lags.get(row.stream)) for row in rows]
+        records = await context.predictions.fetch(list(stepped.items()), replay=True)
+        found = dict(zip(stepped, records, strict=True))
+        turn, summaries = Turn(), []
+        for row in rows:
+            summaries.append(summarise_stream(row, found.get(row.stream), lags.get(row.stream)))
+            if turn.due():
+                await turn.over()
+        return summaries
 
     return router
+
+
+async def lowest(ranks: Mapping[str, int], after: tuple[int, str], count: int) -> list[tuple[int, str]]:
+    """The first `count` of (rank, name) behind `after`: nothing is sorted but what may be among them."""
+    turn = Turn()
+    found: list[tuple[int, str]] = []
+    items = iter(ranks.items())
+    while some := list(islice(items, _LOOKED_AT)):
+        behind = [(place, name) for name, place in some if (place, name) > after]
+        found = heapq.nsmallest(count, found + behind)
+        if turn.due():
+            await turn.over()
+    return found
 
 
 def write_rank(place: int, stream: str) -> str:

@@ -47,6 +47,41 @@ while entries > 0 and bytes > 0 do
 end
 return {mine, 0}
 """
+
+# KEYS in.  ARGV stream, an id, how many entries and bytes to look through.
+# Returns where the next look begins, or nothing at the log's end, and the stream's entries above the id, with their
+# bytes. The others' bytes stay where they are.
+LOGGED: Final = """
+local from, entries, bytes, found = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), {}
+while entries > 0 and bytes > 0 do
+  local some = redis.call('XRANGE', KEYS[1], '(' .. from, '+', 'COUNT', 4)
+  for _, entry in ipairs(some) do
+    local stream = ''
+    for i = 1, #entry[2], 2 do
+      bytes = bytes - #entry[2][i + 1]
+      if entry[2][i] == 'stream' then stream = entry[2][i + 1] end
+    end
+    if stream == ARGV[1] then found[#found + 1] = entry end
+  end
+  if #some < 4 then return {'', found} end
+  from, entries = some[#some][1], entries - 4
+end
+return {from, found}
+"""
+
+# KEYS streams pos settings drops restarts.  ARGV streams.
+# Of each stream what these hold of it; what somebody else wrote over a key counts as nothing there.
+ROWS: Final = """
+local commands, rows = {'ZSCORE', 'HGET', 'HGET', 'ZSCORE', 'ZSCORE'}, {}
+for at, stream in ipairs(ARGV) do
+  rows[at] = {}
+  for i, command in ipairs(commands) do
+    local value = redis.pcall(command, KEYS[i], stream)
+    rows[at][i] = type(value) == 'string' and value
+  end
+end
+return rows
+"""
 LOOK_ENTRIES: Final = 2048
 LOOK_BYTES: Final = 4 << 20
 LAG_ENTRIES: Final = 1024  # of a shard

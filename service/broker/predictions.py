@@ -1,13 +1,20 @@
 """The api's side of the broker: append, read records, follow commits, measure shards. One event loop.
 
 Nothing is ever sent twice by itself: a repeated XADD would be a second entry. Calls take a connection from a pool and
-give it back only after its whole reply was read; `follow` blocks on a connection of its own.
+give it back only after its whole reply was read; `follow` and `heard` block on connections of their own.
+
+There are three pools, so that what is needed at once never waits for what is dear: QUICK for appends, waits, following
+and health, REPLAYS for subscribers that read what they missed, LOOKS for lists, states, quarantine and logged entries.
 """
 
 from __future__ import annotations
 
+import asyncio
+import heapq
+import math
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import AsyncGenerator, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -48,13 +55,23 @@ from service.ports import (
     Waiting,
     WorkerInfo,
 )
+from service.turns import Turn
 from service.urls import safe_url, without_password
 
 _worker_decoder = msgspec.json.Decoder(WorkerInfo)
 Command = tuple[bytes | str | int, ...]
 
+QUICK: Final = 16  # connections of each pool
+REPLAYS: Final = 8
+LOOKS: Final = 2  # a look may keep the broker busy for long: the others wait here, not there
 _CHECK_S: Final = 1.0  # how often `follow` makes sure that the logs are still the same ones
+_GRACE_S: Final = 0.1  # for a reply that came while the event loop was held up
 _ENTRIES: Final = 16  # read at once, of whatever size
+_RECORDS: Final = 4096  # of commits that are handed on at once
+MANY_STREAMS: Final = 10_000  # with more of them their names are read once a second
+_LISTED_S: Final = 1.0
+_RUN: Final = 4096  # names that are sorted at once
+_REPLIES: Final = 64  # read before others have their turn
 _LISTEN_MS: Final = 250
 _COMMITS: Final = 200  # of one shard, read at once
 _WORKERS: Final = 1000  # live ones, those heard of last
@@ -81,22 +98,27 @@ class RedisPredictions(Quarantine):
         shards: int = 32,
         *,
         timeout_s: float = 5.0,
-        connections: int = 32,
     ) -> None:
         self._where = safe_url(url)
         self._url = url
         self._prefix, self._shards, self._timeout_s = prefix, shards, timeout_s
         self._keys = [ShardKeys(prefix, shard) for shard in range(shards)]
         self._ahead_ms = 0  # how far the broker's clock is ahead of this machine's
-        self.pool: Any = BlockingConnectionPool.from_url(
+        self._listed: tuple[float, list[list[str]]] | None = None  # when, and the names
+        self.pool = self._new_pool(url, QUICK)
+        self._replays = self._new_pool(url, REPLAYS)
+        self._looks = self._new_pool(url, LOOKS)
+
+    def _new_pool(self, url: str, connections: int) -> Any:
+        return BlockingConnectionPool.from_url(
             url,
             max_connections=connections,
-            timeout=timeout_s,
+            timeout=self._timeout_s,
             retry=Retry(NoBackoff(), 0),
             retry_on_timeout=False,
             retry_on_error=[],
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
+            socket_timeout=self._timeout_s,
+            socket_connect_timeout=self._timeout_s,
             protocol=2,
         )
 
@@ -138,7 +160,7 @@ class RedisPredictions(Quarantine):
         try:
             if fsync:
                 await self._check_fsync()
-            connection = await self._connect()
+            connection = await self._connect(self.pool)
         except NoFsync as error:
             return [error] * len(entries)
         except BrokerAway as error:
@@ -206,42 +228,54 @@ class RedisPredictions(Quarantine):
             if said != wanted:
                 raise NoFsync(f"the broker's {name} is {said!r}: ack=fsync needs {wanted!r} (docs/operations.md)")
 
-    async def entries(self, stream: str, after: str) -> AsyncGenerator[list[Entry]]:
-        connection = self.pool.make_connection()
-        inbox, name = self._of(stream).inbox, stream.encode()
+    async def heard(self, shard: int) -> AsyncGenerator[list[Entry]]:
+        connection, inbox = self._looks.make_connection(), self._keys[shard].inbox
         try:
             await connection.connect()
+            await connection.send_command("EVAL", looks.LAST_GENERATED, 1, inbox)
+            after = await connection.read_response()
             found: list[Entry] = []
             while True:
                 await connection.send_command("XREAD", "COUNT", _ENTRIES, "BLOCK", _LISTEN_MS, "STREAMS", inbox, after)
                 yield found  # while the next read is under way: an entry may be finished and gone at once
-                reply = await connection.read_response(timeout=self._timeout_s)
+                reply = await _next_reply(connection, _LISTEN_MS / 1000 + self._timeout_s)
                 items = reply[0][1] if reply else []
-                found = [parse_entry(*item) for item in items if name in item[1][1::2] and _stream_of(item[1]) == name]
-                after = items[-1][0].decode() if items else after
+                found = [parse_entry(*item) for item in items]
+                after = items[-1][0] if items else after
         except (redis.RedisError, OSError, ValueError) as error:
             raise self._away(error) from None
         finally:
             await connection.disconnect(nowait=True)
+
+    async def logged(self, stream: str, after: str) -> tuple[list[Entry], str | None]:
+        command = ("EVAL", looks.LOGGED, 1, self._of(stream).inbox, stream, after, looks.LOOK_ENTRIES, looks.LOOK_BYTES)
+        ((following, items),) = await self._ask(command, pool=self._looks)
+        found = [parse_entry(*item) for item in items]
+        return [entry for entry in found if entry.stream == stream], following.decode() or None
 
     # --- records -------------------------------------------------------------------------------------------------
 
     async def records(self, stream: str, after: str, limit: int) -> list[OutRecord]:
         if (first := id_number(after) + 1) >> 128:
             return []  # nothing is above the last possible id
-        (found,) = await self._ask(("XRANGE", self._of(stream).out(stream), number_id(first), "+", "COUNT", limit))
+        (found,) = await self._ask(
+            ("XRANGE", self._of(stream).out(stream), number_id(first), "+", "COUNT", limit), pool=self._replays
+        )
         return [_record(entry_id, fields) for entry_id, fields in found]
 
     async def newest(self, stream: str, limit: int, before: str = "+") -> list[OutRecord]:
         end = before if before in ("+", "0-0") else f"({before}"  # nothing is below the first, and nothing has it
-        (found,) = await self._ask(("XREVRANGE", self._of(stream).out(stream), end, "-", "COUNT", limit))
+        (found,) = await self._ask(
+            ("XREVRANGE", self._of(stream).out(stream), end, "-", "COUNT", limit), pool=self._replays
+        )
         return [_record(entry_id, fields) for entry_id, fields in reversed(found)]
 
-    async def fetch(self, wanted: Sequence[tuple[str, str]]) -> list[OutRecord | None]:
+    async def fetch(self, wanted: Sequence[tuple[str, str]], replay: bool = False) -> list[OutRecord | None]:
         if not wanted:
             return []
         commands = [("XRANGE", self._of(stream).out(stream), wanted_id, wanted_id) for stream, wanted_id in wanted]
-        return [_record(*found[0]) if found else None for found in await self._ask(*commands)]
+        pool = self._replays if replay else self.pool
+        return [_record(*found[0]) if found else None for found in await self._ask(*commands, pool=pool)]
 
     async def follow(self) -> AsyncGenerator[list[FeedItem]]:
         await self.check_deployment()
@@ -260,11 +294,18 @@ class RedisPredictions(Quarantine):
                 await connection.send_command(
                     "XREAD", "COUNT", _COMMITS, "BLOCK", block_ms, "STREAMS", *cursors, *cursors.values()
                 )
-                reply = await connection.read_response(timeout=_CHECK_S + self._timeout_s)
-                if reply:
-                    for feed, commits in reply:
-                        cursors[feed] = commits[-1][0]
-                    yield [_commit(shard_of_feed[feed], *commit) for feed, commits in reply for commit in commits]
+                reply = await _next_reply(connection, _CHECK_S + self._timeout_s)
+                items, records = [], 0
+                for feed, commits in reply or ():
+                    cursors[feed] = commits[-1][0]
+                    for commit in commits:
+                        items.append(_commit(shard_of_feed[feed], *commit))
+                        records += len(items[-1].records)
+                        if records >= _RECORDS:
+                            yield items
+                            items, records = [], 0
+                if items:
+                    yield items
                 if time.monotonic() - checked >= _CHECK_S:
                     now = await self._heads(connection)
                     self._check_same(heads, now, cursors)
@@ -280,7 +321,7 @@ class RedisPredictions(Quarantine):
         heads: dict[int, Head | None] = {}
         for keys in self._keys:
             with suppress(redis.ResponseError):
-                reply = await connection.read_response()
+                reply = await _next_reply(connection, self._timeout_s)
                 if reply is None or (head := read_head(reply)) is not None:
                     heads[keys.shard] = None if reply is None else head
         return heads
@@ -299,9 +340,15 @@ class RedisPredictions(Quarantine):
         if not since:
             return []
         found = await self._ask(
-            *(("XRANGE", self._keys[shard].feed, b"%d-0" % n, "+", "COUNT", limit) for shard, n in since.items())
+            *(("XRANGE", self._keys[shard].feed, b"%d-0" % n, "+", "COUNT", limit) for shard, n in since.items()),
+            pool=self._replays,
         )
-        return [[_commit(shard, *commit) for commit in commits] for shard, commits in zip(since, found, strict=True)]
+        turn, feeds = Turn(), []
+        for shard, commits in zip(since, found, strict=True):
+            feeds.append([_commit(shard, *commit) for commit in commits])
+            if turn.due():
+                await turn.over()
+        return feeds
 
     async def last_commits(self) -> list[FeedItem]:
         found = await self._ask(*(("XREVRANGE", keys.feed, "+", "-", "COUNT", 1) for keys in self._keys))
@@ -325,47 +372,74 @@ class RedisPredictions(Quarantine):
         return found
 
     async def stream(self, stream: str) -> StreamRow | None:
-        rows = await self.rows([stream])
+        rows = await self._rows([stream], self.pool)
         return rows[0] if rows and (rows[0].position, rows[0].settings) != (None, None) else None
 
     async def rows(self, streams: Iterable[str]) -> list[StreamRow]:
-        named = [(stream, self._of(stream)) for stream in streams]
-        commands = [
-            command
-            for stream, keys in named
-            for command in (
-                ("ZSCORE", keys.streams, stream), ("HGET", keys.pos, stream), ("HGET", keys.settings, stream),
-                ("ZSCORE", keys.drops, stream), ("ZSCORE", keys.restarts, stream),
-            )
-        ]  # fmt: skip
-        replies = iter(await self._ask(*commands, foreign=True))
-        rows = []
-        for (stream, keys), (ms, position, settings, drops, restarts) in zip(
-            named, zip(*[replies] * 5, strict=True), strict=True
-        ):
-            if not _is_deleted(position):
-                rows.append(
-                    StreamRow(stream, keys.shard, _whole(ms), position, settings, _whole(drops), _whole(restarts))
-                )
-        return rows
+        return await self._rows(list(streams), self._looks)
 
-    async def streams(self, after: str, limit: int) -> list[StreamRow]:
-        listed = await self._ask(*(("ZRANGE", keys.streams, 0, -1) for keys in self._keys), foreign=True)
-        found = [(one.decode(), keys) for keys, reply in zip(self._keys, listed, strict=True) for one in reply or ()]
-        rest = sorted(name for name, keys in found if name > after and self._is_home(name, keys))
+    async def _rows(self, streams: Sequence[str], pool: Any) -> list[StreamRow]:
+        of_shard: dict[int, list[str]] = {}
+        for stream in streams:
+            of_shard.setdefault(shard_of(stream, self._shards), []).append(stream)
+        commands: list[Command] = []
+        for shard, names in of_shard.items():
+            keys = self._keys[shard]
+            commands.append(
+                ("EVAL", looks.ROWS, 5, keys.streams, keys.pos, keys.settings, keys.drops, keys.restarts, *names)
+            )
+        found: dict[str, StreamRow] = {}
+        for (shard, names), replies in zip(of_shard.items(), await self._ask(*commands, pool=pool), strict=True):
+            for stream, (ms, position, settings, drops, restarts) in zip(names, replies, strict=True):
+                if not _is_deleted(position):
+                    found[stream] = StreamRow(
+                        stream, shard, _whole(ms), position, settings, _whole(drops), _whole(restarts)
+                    )
+        return [found[stream] for stream in streams if stream in found]
+
+    async def streams(self, after: str, limit: int, but: Container[str] = frozenset()) -> list[StreamRow]:
+        turn = Turn()
+        names = heapq.merge(*(run[bisect_right(run, after) :] for run in await self._names()))
         rows: list[StreamRow] = []
-        while rest and len(rows) < limit:  # more than one turn only where streams were deleted
-            page, rest = rest[: limit - len(rows)], rest[limit - len(rows) :]
-            rows += await self.rows(page)
-        return rows
+        page: list[str] = []
+        for name in names:
+            if name not in but:
+                page.append(name)
+            if len(rows) + len(page) == limit:  # more than one page only where streams were deleted
+                rows += await self.rows(page)
+                page.clear()
+                if len(rows) == limit:
+                    return rows
+            if turn.due():
+                await turn.over()
+        return rows + await self.rows(page)
+
+    async def _names(self) -> list[list[str]]:
+        """Of all streams, in sorted runs: what is sorted at once is little. Read anew for each call, but where they are
+        very many only once a second."""
+        kept = self._listed
+        if kept is not None and time.monotonic() - kept[0] < _LISTED_S:
+            return kept[1]
+        turn, runs, count, begun = Turn(), [], 0, time.monotonic()
+        for keys in self._keys:
+            (reply,) = await self._ask(("ZRANGE", keys.streams, 0, -1), foreign=True, pool=self._looks)
+            for start in range(0, len(reply or ()), _RUN):
+                names = (one.decode() for one in reply[start : start + _RUN])
+                runs.append(sorted(name for name in names if self._is_home(name, keys)))
+                count += len(runs[-1])
+                if turn.due():
+                    await turn.over()
+        self._listed = (begun, runs) if count > MANY_STREAMS else None
+        return runs
 
     async def lags(self) -> dict[str, Lag]:
         asked = [
             ("EVAL", looks.LAGS, 3, keys.inbox, keys.head, keys.pos, looks.LAG_ENTRIES, looks.LAG_BYTES)
             for keys in self._keys
         ]
-        (seconds, micros), *found = await self._ask(("TIME",), *asked)
+        (seconds, micros), *found = await self._ask(("TIME",), *asked, pool=self._looks)
         now_ms = int(seconds) * 1000 + int(micros) // 1000
+        turn = Turn()
         lags: dict[str, Lag] = {}
         for keys, reply in zip(self._keys, found, strict=True):
             for name, entry_id in zip(reply[::2], reply[1::2], strict=True):
@@ -373,16 +447,22 @@ class RedisPredictions(Quarantine):
                 if STREAM_ID.fullmatch(stream) and self._is_home(stream, keys):
                     ms = int(entry_id.partition(b"-")[0])
                     lags[stream] = Lag(ms, max(0, now_ms - ms) / 1000)
+            if turn.due():
+                await turn.over()
         return lags
 
     async def counted(self, what: Counted) -> dict[str, int]:
-        keys = [one.drops if what == "drops" else one.restarts for one in self._keys]
-        found = await self._ask(*(("ZRANGE", key, 0, -1, "WITHSCORES") for key in keys), foreign=True)
-        return {
-            name.decode(): _whole(score)
-            for reply in found
-            for name, score in zip((reply or ())[::2], (reply or ())[1::2], strict=True)
-        }
+        turn, counts = Turn(), dict[str, int]()
+        for keys in self._keys:
+            key = keys.drops if what == "drops" else keys.restarts
+            (reply,) = await self._ask(("ZRANGE", key, 0, -1, "WITHSCORES"), foreign=True, pool=self._looks)
+            found = reply or ()
+            for start in range(0, len(found), 2 * _RUN):
+                part = found[start : start + 2 * _RUN]
+                counts.update((name.decode(), _whole(n)) for name, n in zip(part[::2], part[1::2], strict=True))
+                if turn.due():
+                    await turn.over()
+        return counts
 
     async def state(self, stream: str) -> StateRow:
         keys = self._of(stream)
@@ -390,14 +470,14 @@ class RedisPredictions(Quarantine):
             ("MULTI",), ("GET", keys.state(stream)), ("HGET", keys.pos, stream), ("HGET", keys.settings, stream),
             ("TIME",), ("EXEC",),
         ]  # fmt: skip
-        *_, (state, position, settings, (seconds, micros)) = await self._ask(*commands)
+        *_, (state, position, settings, (seconds, micros)) = await self._ask(*commands, pool=self._looks)
         return StateRow(state, position, settings, int(seconds) * 1000 + int(micros) // 1000)
 
     async def waiting(self, stream: str) -> Waiting:
         keys, position = self._of(stream), read_position(await self.position(stream))
         last = number_id(position.last) if position else b"0-0"
         command = ("EVAL", looks.WAITING, 2, keys.inbox, keys.head, stream, last, looks.LOOK_ENTRIES, looks.LOOK_BYTES)
-        ((entries, complete),) = await self._ask(command)
+        ((entries, complete),) = await self._ask(command, pool=self._looks)
         return Waiting(entries, complete == 1)
 
     # --- shards and workers --------------------------------------------------------------------------------------
@@ -463,7 +543,8 @@ class RedisPredictions(Quarantine):
         return None if words.startswith("NOTBUSY") else words  # it has just ended by itself
 
     async def close(self) -> None:
-        await self.pool.disconnect()
+        for pool in (self.pool, self._replays, self._looks):
+            await pool.disconnect()
 
     # --- connections ---------------------------------------------------------------------------------------------
 
@@ -474,9 +555,9 @@ class RedisPredictions(Quarantine):
         """False where a shard only refused what did not belong to it, or had no legal stream id."""
         return stream != NO_STREAM and self._of(stream) is keys
 
-    async def _connect(self) -> Any:
+    async def _connect(self, pool: Any) -> Any:
         try:
-            return await self.pool.get_connection()
+            return await pool.get_connection()
         except (redis.RedisError, OSError) as error:
             raise self._away(error) from None
 
@@ -484,10 +565,11 @@ class RedisPredictions(Quarantine):
         """Whatever the broker's answer repeats of what it was sent, the password is not among it."""
         return BrokerAway(f"broker {self._where}: {without_password(str(error), self._url)}")
 
-    async def _ask(self, *commands: Command, foreign: bool = False) -> list[Any]:
+    async def _ask(self, *commands: Command, foreign: bool = False, pool: Any = None) -> list[Any]:
         """Several commands in one round trip. Only for commands that may be repeated by the caller. `foreign`: what
-        somebody else wrote over a key counts as nothing there; the next commit that needs the key repairs it."""
-        replies = await self._ask_any(*commands)
+        somebody else wrote over a key counts as nothing there; the next commit that needs the key repairs it. `pool`:
+        none is QUICK."""
+        replies = await self._ask_any(*commands, pool=pool)
         for at, reply in enumerate(replies):
             if isinstance(reply, redis.ResponseError):
                 if any(words in str(reply) for words in _NO_ID):
@@ -497,9 +579,12 @@ class RedisPredictions(Quarantine):
                 replies[at] = None
         return replies
 
-    async def _ask_any(self, *commands: Command) -> list[Any]:
+    async def _ask_any(self, *commands: Command, pool: Any = None) -> list[Any]:
         """The same, with error replies among the replies."""
-        connection = await self._connect()
+        if not commands:
+            return []
+        pool = pool or self.pool
+        connection = await self._connect(pool)
         replies: list[Any] = []
         try:
             await connection.send_packed_command(connection.pack_commands(commands))
@@ -508,6 +593,8 @@ class RedisPredictions(Quarantine):
                     replies.append(await connection.read_response())
                 except redis.ResponseError as error:
                     replies.append(error)
+                if len(replies) % _REPLIES == 0:
+                    await asyncio.sleep(0)
         except _LOST as error:
             raise BrokerAway(f"broker {self._where}: {error}") from None
         except BaseException:
@@ -516,7 +603,7 @@ class RedisPredictions(Quarantine):
         finally:
             if len(replies) < len(commands):
                 await connection.disconnect(nowait=True)
-            await self.pool.release(connection)
+            await pool.release(connection)
         return replies
 
 
@@ -529,8 +616,22 @@ def _read_worker(text: bytes) -> WorkerInfo | None:
     return msgspec.structs.replace(worker, trouble=worker.trouble[:_TROUBLE])
 
 
-def _stream_of(fields: Sequence[bytes]) -> bytes | None:
-    return dict(zip(fields[::2], fields[1::2], strict=True)).get(b"stream")
+async def _next_reply(connection: Any, within_s: float) -> Any:
+    """The next reply; None where it is none. Raises TimeoutError when none came.
+
+    redis-py answers None when its own timeout ends, as to an empty reply, and the reply that is still to come is then
+    taken for that of the next command. And where the event loop was held up for longer than `within_s`, a reply may be
+    there all the same: the clock alone does not say that the broker is silent.
+    """
+    reading = asyncio.ensure_future(connection.read_response(timeout=math.inf))
+    try:
+        for limit_s in (within_s, _GRACE_S):
+            await asyncio.wait({reading}, timeout=limit_s)
+            if reading.done():
+                return reading.result()
+        raise redis.TimeoutError(f"no answer within {within_s:g} s")
+    finally:
+        reading.cancel()
 
 
 def _ms(entry_id: str) -> int:

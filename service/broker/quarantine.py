@@ -137,9 +137,10 @@ class Quarantine(ABC):
 
     _keys: list[ShardKeys]
     _shards: int
+    _looks: Any  # the connections for such questions
 
     @abstractmethod
-    async def _ask(self, *commands: Command, foreign: bool = False) -> list[Any]: ...
+    async def _ask(self, *commands: Command, foreign: bool = False, pool: Any = None) -> list[Any]: ...
 
     async def dead(
         self, shard: int, after: str, limit: int, stream: str | None = None, reason: str | None = None
@@ -153,7 +154,7 @@ class Quarantine(ABC):
         asked: list[Command] = []
         for keys in (self._keys[shard] for shard in shards):
             asked += [("HGET", keys.dead_places, entry_id), ("HLEN", keys.dead_places), ("XLEN", keys.dead)]
-        said = iter(await self._ask(*asked))
+        said = iter(await self._ask(*asked, pool=self._looks))
         unread = []
         for shard, (place, known, kept) in zip(shards, zip(*[said] * 3, strict=True), strict=True):
             found = None if place is None else await self._dead_at(shard, place.decode(), entry_id)
@@ -165,7 +166,9 @@ class Quarantine(ABC):
 
     async def _dead_at(self, shard: int, place: str, entry_id: str) -> DeadEntry | None:
         keys = self._keys[shard]
-        items, data = await self._ask(("XRANGE", keys.dead, place, place), ("HGET", keys.dead_data, entry_id))
+        items, data = await self._ask(
+            ("XRANGE", keys.dead, place, place), ("HGET", keys.dead_data, entry_id), pool=self._looks
+        )
         if not items:
             return None
         fields = {k.decode(): v for k, v in zip(items[0][1][::2], items[0][1][1::2], strict=True)}
@@ -197,7 +200,7 @@ class Quarantine(ABC):
         bounds = LOOK_ENTRIES, LOOK_BYTES
         sought = stream, reason, entry_id[0] if entry_id else ""
         command = ("EVAL", LOOK, 1, self._keys[shard].dead, after, limit, *sought, *bounds)
-        ((found, last, looked),) = await self._ask(command)
+        ((found, last, looked),) = await self._ask(command, pool=self._looks)
         return DeadPage([_dead_row(shard, item) for item in found], last.decode() or None, looked)
 
     async def drop_dead(self, rows: Sequence[DeadRow]) -> int:
@@ -210,6 +213,7 @@ class Quarantine(ABC):
             ("HDEL", keys.dead_data, *ids),
             ("HDEL", keys.dead_places, *ids),
             ("EXEC",),
+            pool=self._looks,
         )
         return int(done[0])
 

@@ -20,8 +20,8 @@ OF_SHARD = ("shards",)
 OF_API = (
     "broker", "home", "host", "port", "models", "prefix", "shards", "max_frame_bytes", "max_pixels", "max_entry_bytes",
     "backlog_bytes", "backlog_s", "max_streams", "max_head_bytes", "head_s", "body_s", "idle_s", "answer_s",
-    "max_connections", "max_client_connections", "max_unfinished_bytes", "allowed_hosts", "allowed_origins", "default_model_frame",
-    "default_model_samples", "default_model_text", "log_format", "log_level",
+    "max_connections", "max_client_connections", "max_unfinished_bytes", "allowed_hosts", "allowed_origins",
+    "default_model_frame", "default_model_samples", "default_model_text", "log_format", "log_level",
 )  # fmt: skip
 OF_WORKER = (
     "broker", "home", "models", "prefix", "shards", "lease_s", "state_ttl_s", "input_history_s", "output_history_s",

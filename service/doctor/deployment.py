@@ -74,7 +74,7 @@ def findings(
 
 async def _live(url: str, prefix: str, shards: int) -> list[WorkerInfo]:
     """As the api does."""
-    predictions = RedisPredictions(url, prefix, shards, timeout_s=TIMEOUT_S, connections=1)
+    predictions = RedisPredictions(url, prefix, shards, timeout_s=TIMEOUT_S)
     try:
         return await predictions.workers()
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Container, Iterable, Mapping, Sequence
 
 from service.codec import Head, id_number, number_id, parse_entry, parse_head, read_position
 from service.contracts import Entry
@@ -72,15 +72,22 @@ class FakePredictions:
                 found.append(error)
         return found
 
-    async def entries(self, stream: str, after: str) -> AsyncGenerator[list[Entry]]:
-        last = id_number(after)
+    async def heard(self, shard: int) -> AsyncGenerator[list[Entry]]:
+        self._check()
+        last = self.broker.shards[shard].last
         yield []
         while True:
-            log = list(self._shard(stream).log.items())
-            found = [parse_entry(number_id(number), fields) for number, fields in log if number > last]
+            self._check()
+            log = [(n, fields) for n, fields in list(self.broker.shards[shard].log.items()) if n > last]
             last = max([last, *(number for number, _ in log)])
-            yield [entry for entry in found if entry.stream == stream]
+            yield [parse_entry(number_id(number), fields) for number, fields in log]
             await asyncio.sleep(LOOK_S)
+
+    async def logged(self, stream: str, after: str) -> tuple[list[Entry], str | None]:
+        self._check()
+        log = list(self._shard(stream).log.items())
+        found = [parse_entry(number_id(number), fields) for number, fields in log if number > id_number(after)]
+        return [entry for entry in found if entry.stream == stream], None
 
     async def records(self, stream: str, after: str, limit: int) -> list[OutRecord]:
         return [record for record in self._out(stream) if id_number(record.id) > id_number(after)][:limit]
@@ -89,7 +96,7 @@ class FakePredictions:
         end = id_number(before) if before != "+" else 1 << 200
         return [record for record in self._out(stream) if id_number(record.id) < end][-limit:]
 
-    async def fetch(self, wanted: Sequence[tuple[str, str]]) -> list[OutRecord | None]:
+    async def fetch(self, wanted: Sequence[tuple[str, str]], replay: bool = False) -> list[OutRecord | None]:
         return [
             _record(id_number(wanted_id), found) if found else None
             for stream, wanted_id in wanted
@@ -142,10 +149,10 @@ class FakePredictions:
             return None
         return self._row(stream, it)
 
-    async def streams(self, after: str, limit: int) -> list[StreamRow]:
+    async def streams(self, after: str, limit: int, but: Container[str] = frozenset()) -> list[StreamRow]:
         shards = enumerate(self.broker.shards)
         known = (name for p, it in shards for name in list(it.pos) if name != "?" and shard_of(name, self.shards) == p)
-        names = sorted(name for name in known if name > after)
+        names = sorted(name for name in known if name > after and name not in but)
         rows = [await self.stream(name) for name in names]
         return [row for row in rows if row is not None][:limit]
 

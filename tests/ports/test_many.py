@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from rollcast.events import ServerEvent, parse_events
-from service.api.follower import Follower, WhenFull, read_pattern
+from service.api.follower import Follower, WhenFull
 from service.api.many import ManyTail
+from service.api.patterns import read_pattern
 from service.api.records import send_events
 from service.api.tasks import end
 from service.codec import entry_fields, id_number

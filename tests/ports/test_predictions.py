@@ -126,6 +126,29 @@ async def test_following_ends_when_a_log_begins_anew(world: Answering) -> None:
             await read_on(commits)
 
 
+@pytest.mark.parametrize("kind", ["valkey", "redis"])
+async def test_following_goes_on_after_the_event_loop_was_held_up(
+    start_broker: Callable[[str], EmbeddedBroker], prefix: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came meanwhile is taken: a clock that ran on does not say that the broker was silent."""
+    monkeypatch.setattr("service.broker.predictions._CHECK_S", 0.1)
+    world = OnBroker(start_broker(kind).url, prefix)
+    hasty = RedisPredictions(world.url, prefix, world.shards, timeout_s=0.2)
+    world.answer("cam-1", await world.predictions.append("cam-1", rows("cam-1")))
+    async with asyncio.timeout(LIMIT_S), aclosing(hasty.follow()) as commits:
+        await anext(commits)
+        for _ in range(3):
+            following = asyncio.ensure_future(anext(commits))
+            await asyncio.sleep(0.05)  # it has asked
+            time.sleep(0.5)  # longer than the broker may be silent; it has answered that nothing came
+            entry_id = await world.predictions.append("cam-1", rows("cam-1"))
+            world.answer("cam-1", entry_id)
+            assert [pair for item in await following for pair in item.records] == [("cam-1", entry_id)]
+    await hasty.close()
+    await world.predictions.close()
+    world.close()
+
+
 async def read_on(commits: AsyncIterator[list[FeedItem]]) -> None:
     async for _ in commits:
         pass

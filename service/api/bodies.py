@@ -14,8 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.contracts import MAX_ROWS, RowInput
-from service.errors import BadImage, Malformed, NonFinite, TooLarge, UnsupportedMedia, WrongShape
-from service.images import inspect
+from service.errors import Malformed, NonFinite, TooLarge, UnsupportedMedia, WrongShape
 
 FRAME_TYPES: Final = "image/jpeg, image/png or image/webp, or multipart/form-data with one part named frame"
 ROW_TYPES: Final = "application/json, text/csv or application/octet-stream"
@@ -89,18 +88,6 @@ async def _read_part(request: Request, limit: int) -> bytes:
     if len(image) > limit:
         raise TooLarge(f"image of {len(image)} bytes: the limit is {limit} bytes")
     return image
-
-
-# --- frames ------------------------------------------------------------------------------------------------------
-
-
-def check_image(data: bytes, max_pixels: int) -> None:
-    """Signature, size and end mark; never the pixels. Raises UnsupportedMedia, BadImage, TooLarge."""
-    info = inspect(data)
-    if info.width * info.height > max_pixels:
-        raise TooLarge(f"image of {info.width}×{info.height} pixels: the limit is {max_pixels} pixels")
-    if not info.complete:
-        raise BadImage(f"truncated {info.format.upper()} image: no end mark in its {len(data)} bytes")
 
 
 # --- text --------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from service.api.bodies import Block, Text, check_image, check_text, to_rows
+from service.api.bodies import Block, Text, check_text, to_rows
 from service.api.context import Context
 from service.api.posted import PostedEntry
 from service.choosing import choose_model
@@ -22,6 +22,7 @@ from service.errors import (
     UnknownModel,
     WrongShape,
 )
+from service.images import check
 
 
 class Ready(NamedTuple):
@@ -88,7 +89,7 @@ class Intake:
         return ready
 
     async def frame(self, stream: str, image: bytes, more: More = NOTHING_MORE) -> Ready:
-        check_image(image, self._context.limits.pixels)
+        check(image, self._context.limits.pixels)
         model = await self._choose(stream, "frame", more.model)
         fields = entry_fields(
             stream, "frame", image, model=model, time=more.time, seq=more.seq, start=more.start, end=more.end

@@ -178,7 +178,13 @@ def cpus_of_one(workers: int) -> int:
 
 
 def entry_limits(settings: Settings) -> Limits:
-    return Limits(settings.max_frame_bytes, settings.max_entry_bytes, settings.max_pixels)
+    return Limits(
+        settings.max_frame_bytes,
+        settings.max_entry_bytes,
+        settings.max_pixels,
+        settings.decode_s,
+        settings.decode_memory_bytes,
+    )
 
 
 def served_packages(settings: Settings) -> dict[str, tuple[Package, ParityReport]]:

@@ -96,6 +96,12 @@ class Settings(BaseSettings):
     )
     max_frame_bytes: Positive = Field(8 * 2**20, description="largest image, bytes")
     max_pixels: Positive = Field(16_777_216, description="largest image, width × height")
+    decode_s: Annotated[float, Field(ge=1, le=600)] = Field(
+        10.0, description="CPU time to decode one picture, at most; of those that are not provably small"
+    )
+    decode_memory_bytes: Annotated[int, Field(ge=64 * 2**20)] = Field(
+        448 * 2**20, description="memory to decode such pictures, all together, at most, a worker"
+    )
     max_entry_bytes: Positive = Field(8 * 2**20, description="largest body of samples, bytes")
     default_model_frame: str | None = Field(None, description="model of a new stream of frames that names none")
     default_model_samples: str | None = Field(None, description="model of a new stream of samples that names none")

@@ -20,7 +20,7 @@ import numpy as np
 
 from service.contracts import FrameInput, TextInput
 from service.errors import BadImage, Malformed, TooLarge, WrongShape
-from service.images import ImageInfo, check, check_unpacking
+from service.images import ImageInfo, check, unpacked
 
 _INTERPOLATION: Final = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
 _REDUCED: Final = (
@@ -39,8 +39,7 @@ def decode_frame(data: bytes, spec: FrameInput, *, max_pixels: int) -> np.ndarra
     Raises UnsupportedMedia (not JPEG, PNG, WebP), TooLarge (above `max_pixels`), BadImage (truncated, damaged).
     """
     info = check(data, max_pixels)
-    check_unpacking(data, info)
-    return unpack(data, spec, info)
+    return unpack(unpacked(data, info), spec, info)
 
 
 def unpack(data: bytes, spec: FrameInput, info: ImageInfo) -> np.ndarray:

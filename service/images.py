@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -29,20 +29,24 @@ SPARE_BYTES: Final = 8 << 20  # that a PNG may unpack beyond its pixels: texts, 
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_END: Final = b"\0\0\0\0IEND\xaeB`\x82"  # the IEND chunk: no data, fixed checksum
 _PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-_PNG_LENGTHS: Final = {b"IHDR": 13, b"acTL": 8, b"fcTL": 26, b"IEND": 0}  # of chunks whose length is fixed
-_PNG_COMPRESSED: Final = frozenset((b"zTXt", b"iTXt", b"iCCP"))
+_CHUNK: Final = struct.Struct(">I4s")  # length, kind; then data and a checksum
+_PNG_COMPRESSED: Final = frozenset((b"fdAT", b"zTXt", b"iTXt", b"iCCP"))
+_PNG_LENGTHS: Final = {b"IHDR": 13, b"acTL": 8, b"fcTL": 26}  # of chunks whose length is fixed
+_PNG_CHECKED: Final = _PNG_COMPRESSED | _PNG_LENGTHS.keys()
 _ADAM7: Final = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))
+_PNG_SLACK: Final = 1 << 16  # bytes by which an encoder may make pixels larger than twice what they are
+_KEPT_BYTES: Final = 16 << 20  # of pixels that are unpacked only once
 _ROW_WORK: Final = 32  # what a row costs besides its bytes
 
 _JPEG_END: Final = b"\xff\xd9"  # cannot stand inside compressed data, where FF is followed by 00 or a restart mark
 _START_OF_FRAME: Final = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 _ARITHMETIC: Final = frozenset((0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
-_BASELINE: Final = frozenset((0xC0, 0xC1))
+_SEQUENTIAL: Final = frozenset((0xC0, 0xC1, 0xC9))
 _START_OF_SCAN: Final = 0xDA
 _SCAN_HEADS: Final = frozenset(bytes((0, 6 + 2 * n, n)) for n in range(5))  # length and number of components
 _WITHOUT_LENGTH: Final = frozenset((0x01, *range(0xD0, 0xD9)))
 _MOST_MARKS: Final = 1000  # that may be a scan's: 8 MB of random bytes have 128
-_BLOCK: Final = 1 << 16  # bytes looked at together: they stay in the cache
+_BLOCK: Final = 1 << 19  # bytes looked at together: they stay in the cache
 
 _LOSSLESS_PIXEL: Final = 1088  # bytes of tables that a pixel of lossless WebP can ask for: 17 kB for 16 pixels
 
@@ -89,28 +93,31 @@ def inspect(data: bytes) -> ImageInfo:
     raise UnsupportedMedia(f"not a JPEG, PNG or WebP image: {begins}")
 
 
-def check_unpacking(data: bytes, info: ImageInfo) -> None:
-    """Raises BadImage for a PNG whose compressed parts unpack to more than its size needs and SPARE_BYTES.
+def unpacked(data: bytes, info: ImageInfo) -> bytes:
+    """The same image, as it may be given to a decoder. Raises BadImage for a PNG whose compressed parts unpack to more
+    than its size needs and SPARE_BYTES.
 
-    It unpacks them to know, a little at a time: not for an event loop. Costs nothing where `info.unpacks` settles it.
+    They are unpacked to know, a little at a time: not for an event loop. The pixels are put back uncompressed, so that
+    the decoder need not unpack them again. Costs nothing where `info.unpacks` settles it.
     """
     if info.format != "png" or info.unpacks <= SPARE_BYTES:
-        return
+        return data
     header = _PngHeader.read(data)
-    chunks = list(_png_chunks(data, len(data)))
-    pixels = _inflated((data[at : at + size] for kind, at, size in chunks if kind == b"IDAT"), header.raw + SPARE_BYTES)
-    if pixels > header.raw + SPARE_BYTES:
+    chunks = list(_png_chunks(data))
+    keep = header.raw <= _KEPT_BYTES
+    pixels, total = _inflated((body for kind, body in chunks if kind == b"IDAT"), header.raw + SPARE_BYTES, keep)
+    if total > header.raw + SPARE_BYTES:
         raise BadImage(
             f"PNG: its IDAT chunks unpack to more than {header.raw + SPARE_BYTES:,} bytes; "
             f"{info.width}×{info.height} pixels need {header.raw:,}"
         )
     left = SPARE_BYTES
-    for kind, at, size in chunks:
-        if kind in _PNG_COMPRESSED:
-            body = data[at : at + size]
-            left -= _inflated([body[_start_of_deflate(kind, body) :]], left)
+    for kind, body in chunks:
+        if kind in _PNG_COMPRESSED and kind != b"fdAT":  # of which no more is unpacked than its picture needs
+            left -= _inflated([body[_start_of_deflate(kind, body) :]], left, False)[1]
             if left < 0:
                 raise BadImage(f"PNG: its texts and colour profile unpack to more than {SPARE_BYTES:,} bytes")
+    return data if pixels is None or total != header.raw else _stored(data, chunks, pixels)
 
 
 # --- JPEG --------------------------------------------------------------------------------------------------------
@@ -145,7 +152,7 @@ def _jpeg(data: bytes) -> ImageInfo:
             if frame is None:
                 raise BadImage("JPEG: a scan without a frame header")
             complete = data.rfind(_JPEG_END, at + 2 + length) >= 0
-            return frame.info(complete, _scans(data, at))
+            return frame.info(complete, 1 if frame.is_one_scan(data[at + 4 : at + 5]) else _scans(data, at))
         at += 2 + length
     else:
         raise BadImage(f"JPEG: more than {MOST_SEGMENTS:,} segments before the first scan")
@@ -169,6 +176,10 @@ class _JpegFrame(NamedTuple):
         across, down = (max(1, min(4, max((factor[k] for factor in factors), default=4))) for k in (0, 1))
         return cls(marker, width, height, components, (across, down))
 
+    def is_one_scan(self, components: bytes) -> bool:
+        """Whether a decoder takes no other one: unless it is progressive, a scan of all components is the whole."""
+        return self.marker in _SEQUENTIAL and components == bytes((self.components,))
+
     def info(self, complete: bool, scans: int) -> ImageInfo:
         _check_size("jpeg", self.width, self.height)
         if complete and self.components not in (1, 3, 4):
@@ -177,7 +188,7 @@ class _JpegFrame(NamedTuple):
             raise BadImage(f"JPEG: more than {MOST_SCANS} scans")
         across, down = (8 * factor for factor in self.sampling)
         pixels = -(-self.width // across) * across * (-(-self.height // down) * down)
-        kept = 0 if scans <= 1 and self.marker in _BASELINE else 2 * self.components  # coefficients of all scans
+        kept = 0 if scans <= 1 and self.marker in _SEQUENTIAL else 2 * self.components  # coefficients of all scans
         passes = max(1, scans) * (4 if self.marker in _ARITHMETIC else 1)
         return ImageInfo("jpeg", self.width, self.height, complete, pixels * passes, pixels * (12 + kept), 0)
 
@@ -226,7 +237,7 @@ class _PngHeader(NamedTuple):
         if not self.interlaced:
             return self.height * (1 + (self.width * bits + 7) // 8)
         total = 0
-        for top, down, left, across in _ADAM7:
+        for left, across, top, down in _ADAM7:
             columns, rows = -(-(self.width - left) // across), -(-(self.height - top) // down)
             if columns > 0 and rows > 0:
                 total += rows * (1 + (columns * bits + 7) // 8)
@@ -239,58 +250,68 @@ def _png(data: bytes) -> ImageInfo:
     header = _PngHeader.read(data)
     _check_size("png", header.width, header.height)
     complete = data.rfind(_PNG_END) >= 33
-    compressed, animated, ends = 0, False, False
-    for kind, at, size in _png_chunks(data, MOST_CHUNKS):
-        if at + size + 4 > len(data):
+    pixels, others, animated = 0, 0, False  # compressed bytes
+    at, whole, kind = 33, len(data) - 12, b""
+    for _ in range(MOST_CHUNKS):
+        if at > whole:
+            break
+        size, kind = _CHUNK.unpack_from(data, at)
+        if at + size > whole:
             if not complete:
                 break
-            raise BadImage(f"PNG: chunk {kind!r} at byte {at - 8} says {size:,} bytes, {len(data) - at:,} follow")
-        if kind in (b"IDAT", b"fdAT") or kind in _PNG_COMPRESSED:
-            compressed += size
-        if size != _PNG_LENGTHS.get(kind, size) or (kind == b"fdAT" and size < 4):
-            raise BadImage(f"PNG: chunk {kind!r} of {size} bytes, expected {_PNG_LENGTHS.get(kind, 'at least 4')}")
-        if kind == b"IHDR" and at != 16:
-            raise BadImage(f"PNG: a second IHDR chunk at byte {at - 8}")
-        if kind == b"fcTL":
-            _check_part(header, data[at : at + size])
-        animated = animated or kind == b"acTL"
-        ends = kind == b"IEND"
-    if complete and not ends:
+            raise BadImage(f"PNG: chunk {kind!r} at byte {at} says {size:,} bytes, {whole - at + 4:,} follow")
+        if kind == b"IDAT":
+            pixels += size
+        elif kind in _PNG_CHECKED:
+            _check_chunk(header, kind, data[at + 8 : at + 8 + size])
+            others += size if kind in _PNG_COMPRESSED else 0
+            animated = animated or kind == b"acTL"
+        elif kind == b"IEND":
+            break
+        at += 12 + size
+    else:
+        raise BadImage(f"PNG: more than {MOST_CHUNKS:,} chunks")
+    if complete and kind != b"IEND":
         raise BadImage("PNG: its chunks do not lead to the IEND chunk")
-    return _png_info(header, complete, compressed, animated)
+    if pixels > 2 * header.raw + _PNG_SLACK:
+        raise BadImage(
+            f"PNG: {pixels:,} bytes in IDAT chunks, where {header.width}×{header.height} pixels need {header.raw:,} "
+            "uncompressed"
+        )
+    return _png_info(header, complete, pixels + others, animated)
+
+
+def _check_chunk(header: _PngHeader, kind: bytes, body: bytes) -> None:
+    """One that a decoder reads without looking: its length; a picture of an animation lies within the canvas."""
+    if len(body) != _PNG_LENGTHS.get(kind, len(body)) or (kind == b"fdAT" and len(body) < 4):
+        raise BadImage(f"PNG: chunk {kind!r} of {len(body)} bytes, expected {_PNG_LENGTHS.get(kind, 'at least 4')}")
+    if kind == b"IHDR":
+        raise BadImage("PNG: a second IHDR chunk")
+    if kind == b"fcTL":
+        width, height, left, top = struct.unpack_from(">IIII", body, 4)
+        if not (0 < width <= header.width - left and 0 < height <= header.height - top):
+            raise BadImage(
+                f"PNG: a picture of {width}×{height} at {left}, {top} in an animation of {header.width}×{header.height}"
+            )
 
 
 def _png_info(header: _PngHeader, complete: bool, compressed: int, animated: bool) -> ImageInfo:
     pixels, raw = header.width * header.height, header.raw
     passes = 7 if header.interlaced else 1
     work = raw * (2 if header.interlaced else 1) + header.height * passes * _ROW_WORK
-    memory = 12 * pixels + 16 * header.height
+    memory = 12 * pixels + 16 * header.height + (3 * raw if raw <= _KEPT_BYTES else 0)
     if animated:  # three whole pictures of all channels, to compose the first
         work, memory = 3 * work, memory + 3 * pixels * (8 if header.depth == 16 else 4)
     return ImageInfo("png", header.width, header.height, complete, work, memory, compressed * INFLATION)
 
 
-def _png_chunks(data: bytes, most: int) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, where its data begins, their length as it is said) up to IEND. Raises BadImage when there are more."""
-    at = 8
-    for _ in range(most):
-        if at + 12 > len(data):
-            return
-        size, kind = struct.unpack_from(">I4s", data, at)
-        yield kind, at + 8, size
-        if kind == b"IEND":
-            return
-        at += 12 + size
-    raise BadImage(f"PNG: more than {most:,} chunks")
-
-
-def _check_part(header: _PngHeader, body: bytes) -> None:
-    """fcTL: a picture of an animation lies within the canvas."""
-    width, height, left, top = struct.unpack(">IIII", body[4:20])
-    if not (0 < width <= header.width - left and 0 < height <= header.height - top):
-        raise BadImage(
-            f"PNG: a picture of {width}×{height} at {left}, {top} in an animation of {header.width}×{header.height}"
-        )
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(kind, data) of an image that `inspect` has walked."""
+    at = 33
+    while at + 12 <= len(data):
+        size, kind = _CHUNK.unpack_from(data, at)
+        yield kind, data[at + 8 : at + 8 + size]
+        at = at + 12 + size if kind != b"IEND" else len(data)
 
 
 def _start_of_deflate(kind: bytes, body: bytes) -> int:
@@ -304,19 +325,42 @@ def _start_of_deflate(kind: bytes, body: bytes) -> int:
     return body.find(b"\0", after_language) + 1
 
 
-def _inflated(parts: Iterable[bytes], most: int) -> int:
-    """Bytes that a zlib stream unpacks to; it stops above `most`. A damaged one counts as far as it goes."""
-    stream, total = zlib.decompressobj(), 0
+def _inflated(parts: Iterable[bytes], most: int, keep: bool) -> tuple[bytes | None, int]:
+    """What a zlib stream unpacks to, where that is to be kept and the stream is whole, and its length; it stops above
+    `most`. A damaged one counts as far as it goes."""
+    stream, kept, total = zlib.decompressobj(), list[bytes](), 0
     for part in parts:
         while part and not stream.eof:
             try:
-                total += len(stream.decompress(part, 1 << 18))
+                out = stream.decompress(part, 1 << 18)
             except zlib.error:
-                return total
+                return None, total
+            total += len(out)
             if total > most:
-                return total
+                return None, total
+            if keep:
+                kept.append(out)
             part = stream.unconsumed_tail
-    return total
+    return b"".join(kept) if keep and stream.eof else None, total
+
+
+def _stored(data: bytes, chunks: Sequence[tuple[bytes, bytes]], pixels: bytes) -> bytes:
+    """The image with its pixels uncompressed in one IDAT chunk; as it is where a checksum of IDAT is wrong: that is the
+    decoder's to say."""
+    at, parts, done = 33, [data[:33]], False
+    for kind, body in chunks:
+        whole = data[at : at + 12 + len(body)]
+        at += len(whole)
+        if kind != b"IDAT":
+            parts.append(whole)
+            continue
+        if zlib.crc32(whole[4:-4]) != int.from_bytes(whole[-4:]):
+            return data
+        if not done:
+            fresh = b"IDAT" + zlib.compress(pixels, 0)
+            parts += [struct.pack(">I", len(fresh) - 4), fresh, struct.pack(">I", zlib.crc32(fresh))]
+            done = True
+    return b"".join(parts)
 
 
 # --- WebP --------------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class DecoderProcess:
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return int(self._process.pid)
 
     def decode(
         self, data: bytes, spec: FrameInput, *, max_pixels: int, limit_s: float, memory_bytes: int

@@ -73,6 +73,11 @@ class Decoders:
             raise answer
         return answer
 
+    @property
+    def pids(self) -> list[int]:
+        """Of the decoder processes that run."""
+        return self._lane.pids
+
     def shutdown(self) -> None:
         """Ends all of it, what is being decoded in the lane too."""
         self._lane.close()
@@ -126,6 +131,11 @@ class Lane:
                 self._threads.append(thread)
                 thread.start()
             self._changed.notify_all()
+
+    @property
+    def pids(self) -> list[int]:
+        with self._changed:
+            return [process.pid for process in self._processes]
 
     def close(self) -> None:
         """Ends its decoders; what waits is forgotten."""

@@ -30,7 +30,7 @@ from service.engine import OnnxEngine
 from service.errors import BrokerAway, BrokerFailed, PackageRefused, StartError, StepFailed
 from service.faults import fault_from, poison_from
 from service.homes import is_private
-from service.logs import set_up_logs
+from service.logs import catch_libraries, set_up_logs
 from service.metrics import WorkerMetrics, create_registry, serve_metrics
 from service.packages import Package, load_packages
 from service.parity import ParityReport, verify
@@ -83,6 +83,7 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
 
     A worker that comes back under the same `name` takes its shards at once; else it waits for their leases to end.
     """
+    catch_libraries()
     set_up_logs(settings.log_format, settings.log_level, f"worker {number}")
     url = broker_url(settings)
     registry = create_registry()
@@ -158,7 +159,13 @@ def cpus_of_one(workers: int) -> int:
 
 
 def entry_limits(settings: Settings) -> Limits:
-    return Limits(settings.max_frame_bytes, settings.max_entry_bytes, settings.max_pixels)
+    return Limits(
+        settings.max_frame_bytes,
+        settings.max_entry_bytes,
+        settings.max_pixels,
+        settings.decode_s,
+        settings.decode_memory_bytes,
+    )
 
 
 def door_limits(settings: Settings, files: int) -> DoorLimits:

@@ -68,11 +68,14 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 
 class Limits(NamedTuple):
-    """The largest entries that are taken: by the api, and by the worker where producers write to the log themselves."""
+    """The largest entries that are taken: by the api, and by the worker where producers write to the log themselves;
+    and what decoding them may cost."""
 
     frame_bytes: int = 8 * 2**20  # of an image
     entry_bytes: int = 8 * 2**20  # of samples or text
     pixels: int = 16_777_216  # width × height of an image
+    decode_s: float = 10.0  # of CPU time, that decoding a picture may take whose structure does not bound it closer
+    decode_memory_bytes: int = 448 * 2**20  # of such pictures together
 
 
 # --- records -----------------------------------------------------------------------------------------------------

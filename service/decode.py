@@ -2,7 +2,8 @@
 
 What is decided here, and so holds for every model:
 
-- The size is read from the header first; an image above the limit is never unpacked.
+- The structure is walked first; an image above the limit, or whose decoding would cost more than its size explains, is
+  never unpacked.
 - A truncated image is refused, although decoders would pad it with grey.
 - EXIF orientation is applied: a frame stands as a viewer would show it.
 - Alpha is dropped, not composited: colours are taken as stored. 16 bits a channel become 8 by dropping the low ones.
@@ -19,7 +20,7 @@ import numpy as np
 
 from service.contracts import FrameInput, TextInput, check_text_size
 from service.errors import BadImage, Malformed, TooLarge, WrongShape
-from service.images import ImageInfo, inspect
+from service.images import ImageInfo, check, unpacked
 
 _INTERPOLATION: Final = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
 _REDUCED: Final = (
@@ -37,11 +38,12 @@ def decode_frame(data: bytes, spec: FrameInput, *, max_pixels: int) -> np.ndarra
 
     Raises UnsupportedMedia (not JPEG, PNG, WebP), TooLarge (above `max_pixels`), BadImage (truncated, damaged).
     """
-    info = inspect(data)
-    if info.width * info.height > max_pixels:
-        raise TooLarge(f"image of {info.width}×{info.height} pixels: the limit is {max_pixels} pixels")
-    if not info.complete:
-        raise BadImage(f"truncated {info.format.upper()} image: no end mark in its {len(data)} bytes")
+    info = check(data, max_pixels)
+    return unpack(unpacked(data, info), spec, info)
+
+
+def unpack(data: bytes, spec: FrameInput, info: ImageInfo) -> np.ndarray:
+    """What `decode_frame` does with an image that was checked: `info` is what was found."""
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _flag(info, spec))
     except cv2.error as error:

@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -131,6 +133,24 @@ def set_up_logs(log_format: str, level: str, process: str) -> None:
     ours.setLevel(level.upper())
     root.setLevel(max(logging.WARNING, ours.level))
     sys.excepthook = _log_uncaught
+
+
+def catch_libraries() -> None:
+    """What libraries in C write to standard error becomes a log line, rationed like any other: a bad image makes libpng
+    write one, and child processes inherit it. Called once, before `set_up_logs`; lines go where they went."""
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    ours, theirs = os.pipe()
+    os.dup2(theirs, 2)
+    os.close(theirs)
+    threading.Thread(target=_relay, args=(ours,), name="libraries", daemon=True).start()
+
+
+def _relay(fd: int) -> None:
+    with os.fdopen(fd, "rb") as lines:
+        while line := lines.readline(LONGEST):
+            logging.getLogger("rollcast.libraries").warning(
+                "a library says", extra={"text": line.decode(errors="replace").strip()}
+            )
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -137,6 +137,12 @@ class Settings(BaseSettings):
     )
     max_frame_bytes: Positive = Field(8 * 2**20, description="largest image, bytes")
     max_pixels: Positive = Field(16_777_216, description="largest image, width × height")
+    decode_s: Annotated[float, Field(ge=1, le=600)] = Field(
+        10.0, description="CPU time to decode one picture, at most; of those that are not provably small"
+    )
+    decode_memory_bytes: Annotated[int, Field(ge=64 * 2**20)] = Field(
+        448 * 2**20, description="memory to decode such pictures, all together, at most, a worker"
+    )
     max_entry_bytes: Positive = Field(8 * 2**20, description="largest body of samples, bytes")
     max_head_bytes: Annotated[int, Field(ge=4096)] = Field(
         64 * 2**10, description="largest head of a request, bytes: its URL and headers, or the trailers of its body"

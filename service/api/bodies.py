@@ -10,8 +10,7 @@ from starlette.requests import Request
 
 from service.api.doors import LET_GO
 from service.api.forms import FORM_BYTES, read_part
-from service.errors import BadImage, Malformed, TooLarge, UnsupportedMedia, WrongShape
-from service.images import inspect
+from service.errors import Malformed, TooLarge, UnsupportedMedia, WrongShape
 from service.turns import Turn
 
 FRAME_TYPES: Final = "image/jpeg, image/png or image/webp, or multipart/form-data with one part named frame"
@@ -57,18 +56,6 @@ async def read_frame(request: Request, limit: int) -> bytes:
 
 def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-# --- frames ------------------------------------------------------------------------------------------------------
-
-
-def check_image(data: bytes, max_pixels: int) -> None:
-    """Signature, size and end mark; never the pixels. Raises UnsupportedMedia, BadImage, TooLarge."""
-    info = inspect(data)
-    if info.width * info.height > max_pixels:
-        raise TooLarge(f"image of {info.width}×{info.height} pixels: the limit is {max_pixels} pixels")
-    if not info.complete:
-        raise BadImage(f"truncated {info.format.upper()} image: no end mark in its {len(data)} bytes")
 
 
 # --- text --------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from service.api.bodies import Text, check_image, check_text
+from service.api.bodies import Text, check_text
 from service.api.context import Context
 from service.api.posted import PostedEntry
 from service.api.rows import Block, to_rows
@@ -23,6 +23,7 @@ from service.errors import (
     UnknownModel,
     WrongShape,
 )
+from service.images import check
 
 
 class Ready(NamedTuple):
@@ -89,7 +90,7 @@ class Intake:
         return ready
 
     async def frame(self, stream: str, image: bytes, more: More = NOTHING_MORE) -> Ready:
-        check_image(image, self._context.limits.pixels)
+        check(image, self._context.limits.pixels)
         model, new = await self._choose(stream, "frame", more.model)
         fields = entry_fields(
             stream, "frame", image, model=model, time=more.time, seq=more.seq, start=more.start, end=more.end

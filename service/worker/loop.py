@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Final
 
@@ -23,13 +22,14 @@ import msgspec
 from service.batching import Scheduler
 from service.codec import NOWHERE, Position, decode_settings, id_number, last_honest, parse_entry, parse_position
 from service.contracts import NO_STREAM, Entry, FrameInput, Limits, StreamSettings
-from service.decode import Tokenizer, decode_frame
+from service.decode import Tokenizer
 from service.errors import BadHead, BrokerAway, CommitRefused, EntryError, Fenced, TooLarge
 from service.keys import shard_of
 from service.metrics import WorkerMetrics
 from service.ports import Commit, Committed, Engine, Loaded, Log, WorkerInfo
 from service.state import restart_on_load
 from service.worker import careful
+from service.worker.decoding import Decoders, Unpack
 from service.worker.inbox import Inbox, room_in
 from service.worker.janitor import Janitor
 from service.worker.model import ServedModel
@@ -81,7 +81,9 @@ class Worker:
             name: ServedModel(engine, schema, (tokenizers or {}).get(name))
             for name, (engine, schema) in engines.items()
         }
-        self._stepper = Stepper(self._models, defaults or {}, state_ttl_s, (limits or Limits()).pixels)
+        self._limits = limits or Limits()
+        self._pool = Decoders(decode_threads, self._limits)
+        self._stepper = Stepper(self._models, defaults or {}, state_ttl_s, self._pool.decode)
         self._tally = Tally(metrics, self._models.values())
         self._lease_s = lease_s
         self._history_ms = int(input_history_s * 1000)
@@ -90,7 +92,6 @@ class Worker:
         self._batch_entries = min(batch_entries, share)
         self._ahead_entries = min(batch_entries * 4, share)
         self._read_entries = min(2 * share, 4 * batch_entries)
-        self._limits = limits or Limits()
         self._about = about or WorkerInfo("", {})
         self._fault, self._poison = fault, poison
         self._shards: dict[int, Shard] = {}
@@ -115,9 +116,9 @@ class Worker:
         self._renewed = 0.0  # when the leases last were
         self._share = 0  # shards this worker should own
         self._place = 0  # where it begins to look for free ones
-        self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._decoded: deque[Item] = deque()
         self._decoding = 0  # frames given to the pool and not yet collected
+        self._held_back: set[Stream] = set()  # with frames that are not decoded before it is known for which model
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -153,7 +154,7 @@ class Worker:
                     stop.wait(backoff_s)
             self._drain()
         finally:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown()
             self._broker.close()
             os.close(self._wake_read)
             os.close(self._wake_write)
@@ -171,6 +172,8 @@ class Worker:
             self._try_doubtful()
         batch = self._scheduler.take(self._affordable())
         batch, bound = self._step(batch)
+        if self._held_back:
+            self._start_held_back(batch)
         self._settle()
         with contextlib.suppress(CommitRefused):  # they lie there until the broker takes them
             self._expel()
@@ -308,6 +311,7 @@ class Worker:
         self._inbox.drop_lost()
         self._inbox.bytes += sum([item.size for item in self._doubts])
         self._residence.drop_lost()
+        self._held_back = {stream for stream in self._held_back if not stream.shard.lost}
         self.owned = len(self._shards)
 
     def _refused(self, error: CommitRefused) -> None:
@@ -445,12 +449,36 @@ class Worker:
             self._inbox.freshen(item, freshness)
         elif item.entry.kind == "control":
             item.key.newest = item  # a control before it may say `latest`, and nothing passes this one either
-        if item.entry.kind == "frame" and item.error is None and (form := self._form(item)) is not None:
-            item.ready = False
-            self._decoding += 1
-            self._pool.submit(self._decode, item, form)
+        if item.entry.kind == "frame" and item.error is None:
+            waiting = self._scheduler.waiting(item.key)
+            if waiting and (item.key.settings.model is None or any(one.entry.kind == "control" for one in waiting)):
+                item.ready = False  # its model may be another one when its turn comes
+                self._held_back.add(item.key)
+            else:
+                self._start(item)
         self._inbox.offer(item)
         return item
+
+    def _start(self, item: Item) -> None:
+        """Has a frame decoded for its model, unless it is refused in its turn."""
+        form = self._form(item)
+        item.ready = form is None
+        if form is not None:
+            self._decoding += 1
+            self._pool.submit(self._decode, item, form)
+
+    def _start_held_back(self, batch: list[Item]) -> None:
+        """Frames whose model is settled by what of their streams was stepped in this batch."""
+        for stream in self._held_back.intersection([item.key for item in batch]):
+            for place, item in enumerate(self._scheduler.waiting(stream)):
+                if item.entry.kind == "control" or (place and stream.settings.model is None):
+                    break
+                if not item.ready and not item.decoding:
+                    self._start(item)
+                    if item.ready:
+                        self._scheduler.wake(item)
+            else:
+                self._held_back.discard(stream)
 
     def _pinned(self, busy: Iterable[Stream]) -> Pinned:
         """Those that `busy` names, and all of which something waits or is in flight."""
@@ -499,13 +527,13 @@ class Worker:
         item.decoding = item.model.manifest.frames is not None
         return item.model.manifest.frames
 
-    def _decode(self, item: Item, form: FrameInput) -> None:
+    def _decode(self, item: Item, form: FrameInput, unpack: Unpack) -> None:
         """In a thread of the pool: OpenCV releases the GIL."""
-        self._decode_one(item, form)
+        self._decode_one(item, form, unpack)
         self._decoded.append(item)
         self.wake()
 
-    def _decode_one(self, item: Item, form: FrameInput) -> None:
+    def _decode_one(self, item: Item, form: FrameInput, unpack: Unpack) -> None:
         began = time.perf_counter()
         if self._poison is not None:
             self._poison(item.entry.data)
@@ -513,7 +541,7 @@ class Worker:
             item.drop = "stale"
         try:
             if item.drop is None:
-                item.x = decode_frame(item.entry.data, form, max_pixels=self._limits.pixels)
+                item.x = unpack(item.entry.data, form)
         except EntryError as error:
             item.error = error
         except Exception as error:  # whatever a decoder does to itself, it is this entry's fault alone
@@ -559,7 +587,7 @@ class Worker:
             which = {"stream": item.key.name, "cursor": item.entry.id.decode(), "shard": shard.number}
             log.error("an entry ends its worker: refused", extra=which)
         elif item.entry.kind == "frame" and item.error is None and (form := self._form(item)) is not None:
-            self._decode_one(item, form)
+            self._decode_one(item, form, self._pool.decode)
         _, bound = self._step([item], alone=True)
         self._commit([item], bound)
         self._settle_one(shard)

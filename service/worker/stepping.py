@@ -6,7 +6,7 @@ Every item has its turn here in stream order, whatever its outcome. A failed one
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,7 +19,6 @@ from service.choosing import choose_model
 from service.codec import RESTORED, encode_settings
 from service.contracts import Event, FrameInput, ModelInfo, Restart, StreamSettings
 from service.controls import decode_control
-from service.decode import decode_frame
 from service.errors import EntryError, NonFinite, WrongShard
 from service.worker import records
 from service.worker.controls import Controls
@@ -56,14 +55,14 @@ class Stepper:
         models: Mapping[str, ServedModel],
         defaults: Mapping[str, str | None],
         state_ttl_s: float,
-        max_pixels: int,
+        decode: Callable[[bytes, FrameInput], np.ndarray],  # raises EntryError
     ) -> None:
         self.models = models
         self._infos: dict[str, ModelInfo] = {name: model.info for name, model in models.items()}
         self._defaults = defaults
         self._ttl_ms = int(state_ttl_s * 1000)
         self._controls = Controls(models, state_ttl_s, self.forget)
-        self._max_pixels = max_pixels
+        self._decode_now = decode
 
     def choose(self, item: Item) -> ServedModel:
         """The model of an item: what its entry says, else its stream's, else the default. Raises EntryError."""
@@ -162,7 +161,7 @@ class Stepper:
 
     def _decode(self, data: bytes, form: FrameInput) -> np.ndarray:
         try:
-            return decode_frame(data, form, max_pixels=self._max_pixels)
+            return self._decode_now(data, form)
         except EntryError:
             raise
         except Exception as error:  # whatever a decoder does to itself, it is this entry's fault alone

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-import service.worker.loop
+import service.worker.decoding
 from service.codec import encode_settings, id_number
 from service.contracts import Freshness, StreamSettings
 from service.keys import shard_of
@@ -101,7 +101,7 @@ def test_what_is_too_old_is_dropped_even_if_it_is_the_newest(world: World) -> No
 def test_frames_that_were_superseded_are_never_decoded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     prefer(world, "cam", LATEST)
     decoded: list[bytes] = []
-    decode, last = service.worker.loop.decode_frame, 0
+    decode, last = service.worker.decoding.unpack, 0
     workers: list[Worker] = []
 
     def all_is_offered() -> bool:
@@ -114,7 +114,7 @@ def test_frames_that_were_superseded_are_never_decoded(world: World, monkeypatch
         decoded.append(data)
         return decode(data, *arguments, **options)
 
-    monkeypatch.setattr(service.worker.loop, "decode_frame", when_all_were_read)
+    monkeypatch.setattr(service.worker.decoding, "unpack", when_all_were_read)
     pictures = [cv2.imencode(".png", np.full((8, 8), n, np.uint8))[1].tobytes() for n in range(100)]
     for picture in pictures:
         last = id_number(world.append("cam", {"stream": b"cam", "kind": b"frame", "data": picture}))

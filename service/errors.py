@@ -36,6 +36,7 @@ RollcastError
 │   └── NoWorker               503
 ├── Fenced                 the shard was lost, or the broker forgot: drop everything and acquire again
 ├── CommitRefused          nothing applied; the same commit may be sent again
+├── Stuck                  what a worker works on does not end: its process has to
 └── StartError             the program cannot start; says what to change
     ├── BadSettings  ├── PackageRefused  ├── HomeInUse  ├── PortInUse  ├── BrokerFailed  └── Disagreement
 """
@@ -216,6 +217,12 @@ class CommitRefused(RollcastError):
     """The broker answers, but takes nothing at present (out of memory, disk full, …): the same may be sent again."""
 
     reason = "commit_refused"
+
+
+class Stuck(RollcastError):
+    """What a worker works on does not come to an end. A thread cannot be ended, so the process has to."""
+
+    reason = "stuck"
 
 
 class StartError(RollcastError):

@@ -59,9 +59,7 @@ def test_a_batch_of_a_slow_model_is_no_larger_than_its_lease_allows(broker_url: 
         bodies = answered(world, dict.fromkeys(streams, 3))
     assert [body["step"] for body in bodies["s0"]] == [1, 2, 3]
     largest = max(entries for entries, _ in engine.calls[measured:])
-    assert largest <= 20, (
-        "a third of the lease at 5 ms an entry, in runs of two, once that is measured"
-    )
+    assert largest <= 20, "a third of the lease at 5 ms an entry, in runs of two, once that is measured"
 
 
 class Slower(TinyEngine):

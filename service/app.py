@@ -30,13 +30,14 @@ from service.engine import OnnxEngine
 from service.errors import BrokerAway, BrokerFailed, PackageRefused, StartError, StepFailed
 from service.faults import fault_from, poison_from
 from service.homes import is_private
+from service.liveness import Pulse, Questions, pulse_into
 from service.logs import catch_libraries, set_up_logs
 from service.metrics import WorkerMetrics, create_registry, serve_metrics
 from service.packages import Package, load_packages
 from service.parity import ParityReport, verify
 from service.parts import refused_alone
 from service.ports import WorkerInfo
-from service.processes import allow_many_files, calm_collector
+from service.processes import allow_many_files, calm_collector, stop_signals
 from service.settings import Settings
 from service.supervisor import Child, Interrupts, Supervisor, listen
 from service.urls import safe_url
@@ -46,6 +47,7 @@ OTHER_FILES = 128  # that an api process may have open besides its clients' conn
 READY_S = 60.0  # how long `up --demo` waits for the api and the workers
 ON_LOOPBACK = ("127.0.0.1", "localhost", "0.0.0.0")  # metrics_host by which an api of this machine reaches a worker
 TURN_S = 0.05  # how often the supervisor looks after its children
+LAST_S = 6.0  # that a worker has to end by itself: less than its supervisor gives it
 log = logging.getLogger("rollcast.app")
 
 
@@ -53,7 +55,7 @@ log = logging.getLogger("rollcast.app")
 
 
 def run_api(settings: Settings, fd: int | None) -> None:
-    """One api process until SIGTERM or SIGINT. `fd`: an open socket to listen on, the supervisor's; else its own."""
+    """One api process until SIGTERM, SIGINT or SIGHUP. `fd`: an open socket to listen on, the supervisor's."""
     set_up_logs(settings.log_format, settings.log_level, "api")
     url = broker_url(settings)
     listener = listen(settings.host, settings.port) if fd is None else socket.socket(fileno=fd)
@@ -72,16 +74,17 @@ def run_api(settings: Settings, fd: int | None) -> None:
     calm_collector()
     server = Server(app, door_limits(settings, allow_many_files()))
     log.info("listening", extra={"url": f"http://{settings.host}:{listener.getsockname()[1]}"})
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # uvicorn raises them once more after it has stopped
+    for number in stop_signals():  # uvicorn takes the first two over, and raises them once more after it has stopped
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     server.run(sockets=[listener])
     log.info("stopped")
 
 
-def run_worker(settings: Settings, number: int, name: str | None = None) -> None:
-    """One worker until SIGTERM or SIGINT: finishes its batch, commits it, gives its shards back.
+def run_worker(settings: Settings, number: int, name: str | None = None, pulse: int | None = None) -> None:
+    """One worker until SIGTERM, SIGINT or SIGHUP: finishes its batch, commits it, gives its shards back.
 
     A worker that comes back under the same `name` takes its shards at once; else it waits for their leases to end.
+    `pulse`: an open pipe for its heartbeats, the supervisor's.
     """
     catch_libraries()
     set_up_logs(settings.log_format, settings.log_level, f"worker {number}")
@@ -103,7 +106,11 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
             return [f"the broker refuses: {worker.trouble}"]
         return [] if worker.owned or worker.idle else ["owns no shard"]
 
-    server = serve_metrics(registry, port, lambda: [], not_ready, settings.metrics_host)
+    def not_live() -> list[str]:
+        silent_s = 0.0 if worker is None else time.monotonic() - worker.beat_at
+        return [] if silent_s <= silence_of_worker_s(settings) else [f"no heartbeat for {silent_s:.0f} s"]
+
+    server = serve_metrics(registry, port, not_live, not_ready, settings.metrics_host)
     worker = Worker(
         RedisLog(
             url,
@@ -140,16 +147,26 @@ def run_worker(settings: Settings, number: int, name: str | None = None) -> None
             host=socket.gethostname(),
             rollcast=VERSION,
         ),
+        hung_s=settings.hung_s,
+        alive=pulse_into(pulse),
         fault=fault_from(os.environ),
         poison=poison_from(os.environ),
     )
     calm_collector()
     log.info("worker ready", extra={"models": ",".join(sorted(packages)), "metrics_port": server.port})
+    stop = stop_on_signals(worker)
     try:
-        worker.run(stop_on_signals(worker))
+        worker.run(stop)
     finally:
         server.close()
     log.info("stopped")
+    if worker.stuck:  # the interpreter would wait for that thread
+        os._exit(0 if stop.is_set() else 1)
+
+
+def silence_of_worker_s(settings: Settings) -> float:
+    """Without a heartbeat. A broker that does not answer is waited for, a lease long, before the next one."""
+    return settings.hung_s + max(1.0, settings.lease_s)
 
 
 def cpus_of_one(workers: int) -> int:
@@ -220,15 +237,26 @@ def _figures(report: ParityReport) -> dict[str, object]:
 
 
 def stop_on_signals(worker: Worker) -> threading.Event:
-    """An event that SIGTERM and SIGINT set. By another thread: a handler may interrupt a wait on that same event."""
+    """An event that SIGTERM, SIGINT and SIGHUP set; LAST_S later the process ends, whatever it does.
+
+    By another thread: a handler runs on the main one only, where a step may never return.
+    """
     stop = threading.Event()
+    read, write = os.pipe()
+    os.set_blocking(write, False)
 
-    def on_signal(number: int, frame: object) -> None:
-        threading.Thread(target=stop.set).start()
+    def await_signal() -> None:
+        os.read(read, 1)
+        stop.set()
         worker.wake()
+        time.sleep(LAST_S)
+        log.error("it does not stop by itself: it ends without giving its shards back")
+        os._exit(1)
 
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    for number in stop_signals():
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=await_signal, name="signals", daemon=True).start()
     return stop
 
 
@@ -257,15 +285,23 @@ def run_up(settings: Settings, *, demo: bool = False, seconds: float | None = No
         given = {"ROLLCAST_BROKER": broker_url} if broker_url else {}
         return {**os.environ, **settings.environment(), **given}
 
+    interrupts = Interrupts()
     supervisor = Supervisor(
         broker=broker,
-        api=Child("api", _command("api", "--fd", str(listener.fileno())), pass_fds=[listener.fileno()]),
-        workers=[_worker_child(n) for n in range(settings.workers)],
+        api=Child(
+            "api",
+            _command("api", "--fd", str(listener.fileno())),
+            pass_fds=[listener.fileno()],
+            sign=Questions(listener, settings.hung_s / 8),
+            silence_s=settings.hung_s,
+        ),
+        workers=[_worker_child(n, silence_of_worker_s(settings)) for n in range(settings.workers)],
         environment=environment,
         listener=listener,
+        stopping=lambda: interrupts.count > 0,
         output=output,
     )
-    with Interrupts() as interrupts:
+    with interrupts:
         try:
             supervisor.start()
             log.info("started", extra={"url": url, "broker": safe_url(broker.url if broker else settings.broker or "")})
@@ -327,10 +363,11 @@ def _await_ready(interrupts: Interrupts, url: str, supervisor: Supervisor | None
             time.sleep(TURN_S)
 
 
-def _worker_child(number: int) -> Child:
+def _worker_child(number: int, silence_s: float) -> Child:
     """One name for all its lives: started again, it takes its shards back without waiting for its own lease. It is
     started again only when it is dead."""
-    return Child(f"worker {number}", _command("worker", "--number", str(number), "--name", new_name()))
+    command = _command("worker", "--number", str(number), "--name", new_name())
+    return Child(f"worker {number}", command, sign=Pulse(), silence_s=silence_s)
 
 
 def new_name() -> str:

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Final
 from urllib.parse import quote
@@ -95,8 +96,9 @@ class EmbeddedBroker:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> str:
-        """Starts the broker and returns its URL once it answers. Raises HomeInUse or BrokerFailed.
+    def start(self, give_up: Callable[[], bool] = lambda: False) -> str:
+        """Starts the broker and returns its URL once it answers, or when `give_up` says so. Raises HomeInUse or
+        BrokerFailed.
 
         Called again after the broker died, it starts it anew at the same URL.
         """
@@ -106,7 +108,7 @@ class EmbeddedBroker:
             self._end_orphan()
             if self._socket is None:
                 self._socket = self._place_socket()
-            self._launch(binary, self._socket)
+            self._launch(binary, self._socket, give_up)
         except BaseException:
             self.stop()
             raise
@@ -179,7 +181,7 @@ class EmbeddedBroker:
             "the temporary folder is writable, safe from other users and short enough; give a shorter --home"
         )
 
-    def _launch(self, binary: str, path: Path) -> None:
+    def _launch(self, binary: str, path: Path, give_up: Callable[[], bool]) -> None:
         config = self.home / "broker.conf"
         settings = CONFIG | {
             "appendfsync": self._appendfsync,
@@ -204,28 +206,27 @@ class EmbeddedBroker:
                 cwd=self.home,
                 umask=0o077,
             )
-        self._await_ready(self._process, binary, path, log_path, log_start)
+        why = self._await_ready(self._process, path, give_up)
+        if why:
+            lines = _last_lines(log_path, log_start)
+            raise BrokerFailed(f"the embedded broker {binary} {why}. Its log, {log_path}, ends with:\n{lines}")
 
-    def _await_ready(
-        self, process: subprocess.Popen[bytes], binary: str, path: Path, log_path: Path, log_start: int
-    ) -> None:
+    def _await_ready(self, process: subprocess.Popen[bytes], path: Path, give_up: Callable[[], bool]) -> str:
+        """Returns why it is not ready; empty when it is, or when `give_up` says so."""
         started = time.monotonic()
         answer = ""
-        while True:
+        while not give_up():
             if process.poll() is not None:
-                why = f"ended at once with status {process.returncode}"
-                break
+                return f"ended at once with status {process.returncode}"
             answer = _ping(path)
             if answer.startswith("+PONG"):
-                return
+                break
             waited_s = time.monotonic() - started
             limit_s = self._loading_s if answer.startswith("-LOADING") else self._ready_s
             if waited_s > limit_s:
-                why = f"was not ready after {waited_s:.0f} s" + (f" (it says {answer.strip()!r})" if answer else "")
-                break
+                return f"was not ready after {waited_s:.0f} s" + (f" (it says {answer.strip()!r})" if answer else "")
             time.sleep(0.005 if waited_s < 1 else 0.1)
-        lines = _last_lines(log_path, log_start)
-        raise BrokerFailed(f"the embedded broker {binary} {why}. Its log, {log_path}, ends with:\n{lines}")
+        return ""
 
 
 def url_on(home: Path) -> str:

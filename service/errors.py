@@ -45,6 +45,7 @@ RollcastError
 ├── Fenced                 the shard was lost, or the broker forgot: drop everything and acquire again
 ├── CommitRefused          nothing applied; the same commit may be sent again
 ├── BadHead                a shard whose head no worker may go on from
+├── Stuck                  what a worker works on does not end: its process has to
 └── StartError             the program cannot start; says what to change
     ├── BadSettings  ├── PackageRefused  ├── HomeInUse  ├── HomeRefused  ├── PortInUse
     ├── BrokerFailed  └── Disagreement
@@ -266,6 +267,12 @@ class BadHead(RollcastError):
     """The head of a shard cannot be read, or stands at an id that no clock gives: the shard waits for its repair."""
 
     reason = "bad_head"
+
+
+class Stuck(RollcastError):
+    """What a worker works on does not come to an end. A thread cannot be ended, so the process has to."""
+
+    reason = "stuck"
 
 
 class StartError(RollcastError):

@@ -3,6 +3,7 @@
 `ROLLCAST_TEST_FAULT=POINT:N` sends SIGKILL to this very process the N-th time it passes POINT, one of before-read,
 after-decode, before-step, after-step, before-commit, after-send (inside a commit's round trip), after-commit.
 `ROLLCAST_TEST_FAULT=poison:TEXT` does when it looks into an entry whose bytes hold TEXT.
+`ROLLCAST_TEST_FAULT=slow:TEXT:SECONDS` makes that look take so long.
 Without the variable nothing is ever hit.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -17,6 +19,7 @@ from service.errors import BadSettings
 
 VARIABLE: Final = "ROLLCAST_TEST_FAULT"
 POISON: Final = "poison:"
+SLOW: Final = "slow:"
 POINTS: Final = (
     "before-read",
     "after-decode",
@@ -31,12 +34,13 @@ POINTS: Final = (
 def fault_from(environ: Mapping[str, str]) -> Callable[[str], None]:
     """What the worker calls at each point. Raises BadSettings when the variable cannot be read."""
     text = environ.get(VARIABLE, "")
-    if not text or text.startswith(POISON):
+    if not text or text.startswith((POISON, SLOW)):
         return _nothing
     point, _, count = text.partition(":")
     if point not in POINTS or not count.isdecimal() or int(count) < 1:
         raise BadSettings(
-            f"{VARIABLE}={text!r}: expected poison:TEXT or POINT:N with POINT one of {', '.join(POINTS)} and N ≥ 1"
+            f"{VARIABLE}={text!r}: expected poison:TEXT, slow:TEXT:SECONDS or POINT:N "
+            f"with POINT one of {', '.join(POINTS)} and N ≥ 1"
         )
     left = int(count)
 
@@ -52,10 +56,13 @@ def fault_from(environ: Mapping[str, str]) -> Callable[[str], None]:
 
 def poison_from(environ: Mapping[str, str]) -> Callable[[bytes], None] | None:
     """What the worker gives an entry's bytes to before it looks into them; None: nothing to fear."""
-    text = environ.get(VARIABLE, "")
-    if not text.startswith(POISON):
+    kind, _, text = environ.get(VARIABLE, "").partition(":")
+    if f"{kind}:" == SLOW:
+        slow, _, seconds = text.rpartition(":")
+        return lambda data: time.sleep(float(seconds)) if slow.encode() in data else None
+    if f"{kind}:" != POISON:
         return None
-    poison = text.removeprefix(POISON).encode()
+    poison = text.encode()
 
     def swallow(data: bytes) -> None:
         if poison in data:

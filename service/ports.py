@@ -155,7 +155,12 @@ class Log(Protocol):
         ...
 
     def renew(self, shards: Sequence[int], about: bytes) -> Renewed:
-        """Prolongs the leases and says that this worker lives (`about`: JSON)."""
+        """Prolongs the leases and says that this worker lives (`about`: JSON). A lease that ran out is this worker's
+        again when nobody took it."""
+        ...
+
+    def extend(self, shards: Sequence[int]) -> list[int]:
+        """Prolongs the leases, without a word that this worker lives. Returns the shards that are another's now."""
         ...
 
     def free(self, shards: Sequence[int]) -> tuple[list[int], float]:
@@ -246,7 +251,15 @@ class Log(Protocol):
 
     def attempt(self, shard: int, head: bytes, entry_id: bytes) -> bool:
         """Notes, before an entry is looked at in careful mode, that it is tried. False when it was tried twice before
-        and is still not finished. Raises Fenced."""
+        and is still not finished; a try that this process made and survived does not count. Raises Fenced."""
+        ...
+
+    def blame(self, shard: int) -> None:
+        """The shard's lease went to another worker during the last attempt: that counts as a try after all."""
+        ...
+
+    def forgive(self, shard: int, head: bytes, entry_id: bytes) -> None:
+        """Takes the last attempt back: this process ends in order before the entry did."""
         ...
 
     def acquit(self, shard: int, head: bytes) -> None:

@@ -46,6 +46,12 @@ def calm_collector() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
+def stop_signals() -> list[signal.Signals]:
+    """What asks a process to stop. A hang-up does not where it was ignored from the start, as under nohup."""
+    hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hang_up]
+
+
 def tied(command: Sequence[str], death_signal: signal.Signals) -> list[str]:
     """`command`, so that it gets `death_signal` when the THREAD that starts it ends: start it from the main thread."""
     if sys.platform != "linux":

@@ -171,6 +171,9 @@ class Settings(BaseSettings):
     default_model_text: str | None = Field(None, description="model of a new stream of texts that names none")
     metrics_port: Port = Field(9101, description="worker N serves its metrics on this port + N; 0: any free one")
     metrics_host: str = Field("127.0.0.1", description="address a worker serves its metrics on; 0.0.0.0: on all")
+    hung_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
+        20.0, description="how long an api or a worker may give no sign of life, and one entry take alone"
+    )
     log_format: Literal["console", "json"] = Field("console", description="log lines for people or for machines")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 

@@ -1,7 +1,8 @@
 """What `rollcast up` runs: a broker, an api and workers, as child processes of one supervisor.
 
-A dead child is started again, and that is said. Stopping goes in order: api, workers, broker. Children are tied to
-the supervisor (processes.py): even its SIGKILL leaves none behind.
+A dead child is started again, and that is said; one that gives no sign of life for too long (liveness.py) is killed
+first. Stopping goes in order: api, workers, broker. Children are tied to the supervisor (processes.py): even its
+SIGKILL leaves none behind.
 """
 
 from __future__ import annotations
@@ -20,23 +21,25 @@ from typing import Final
 from service import homes
 from service.embedded import EmbeddedBroker
 from service.errors import PortInUse, StartError
-from service.processes import tied
+from service.liveness import LOOK_S, START_S, Sign
+from service.processes import stop_signals, tied
 
 FIRST_BACKOFF_S: Final = 0.05  # doubled each time: an entry that ends its worker costs five restarts, 1.6 s of waiting
 LONGEST_BACKOFF_S: Final = 10.0
 STEADY_S: Final = 30.0  # a child that lived this long starts again without delay
+GRACE_S: Final = 8.0  # that the api has to end, and the workers after it, before they are killed
 log = logging.getLogger("rollcast.supervisor")
 
 
 class Interrupts:
-    """Counts SIGINT and SIGTERM while it is entered: the first asks to stop, the second to hurry."""
+    """Counts SIGINT, SIGTERM and SIGHUP while it is entered: the first asks to stop, the second to hurry."""
 
     def __init__(self) -> None:
         self.count = 0
         self._before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> Interrupts:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in stop_signals():
             self._before[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -51,9 +54,21 @@ class Interrupts:
 class Child:
     """One process that is kept running. Written only by the supervisor."""
 
-    def __init__(self, name: str, command: Sequence[str], pass_fds: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        pass_fds: Sequence[int] = (),
+        *,
+        sign: Sign,
+        silence_s: float,  # without a sign of life, once there was one; then it is killed
+    ) -> None:
         self.name = name
         self._command, self._pass_fds = list(command), tuple(pass_fds)
+        self._sign, self._silence_s = sign, silence_s
+        self._heard = False
+        self._silent_s = 0.0
+        self._looked_at = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._backoff_s = 0.0
@@ -66,23 +81,44 @@ class Child:
     def start(self, environment: Mapping[str, str], output: Path | None) -> None:
         """`output`: a file for what it says; None: our standard error."""
         stream = sys.stderr.buffer if output is None else homes.opened(output, "ab")
+        more, fds = self._sign.arguments()
         try:
             self._process = subprocess.Popen(
-                tied(self._command, signal.SIGKILL),  # what it held is in the broker
+                tied([*self._command, *more], signal.SIGKILL),  # what it held is in the broker
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                pass_fds=self._pass_fds,
+                pass_fds=[*self._pass_fds, *fds],
                 start_new_session=True,  # Ctrl-C in the terminal is the supervisor's to pass on
             )
         finally:
             if output is not None:
                 stream.close()
+        self._sign.started()
         self._started, self._again_at = time.monotonic(), None
+        self._looked_at, self._silent_s, self._heard = self._started, 0.0, False
 
     def ended(self) -> int | None:
         return None if self._process is None else self._process.poll()
+
+    def look(self) -> None:
+        """Kills it when it was silent for too long. By SIGKILL: what does not even answer handles no signal, and what
+        it held is in the broker."""
+        now = time.monotonic()
+        passed_s, self._looked_at = min(now - self._looked_at, LOOK_S), now
+        if self._sign.heard():
+            self._heard, self._silent_s = True, 0.0
+            return
+        self._silent_s += passed_s
+        if self._silent_s > (self._silence_s if self._heard else max(START_S, self._silence_s)):
+            log.error("%s hangs, killing it", self.name, extra={"silent_s": round(self._silent_s, 1)})
+            self.signal(signal.SIGKILL)
+            self._silent_s = 0.0
+
+    def close(self) -> None:
+        """Looks no more."""
+        self._sign.close()
 
     def due(self) -> bool:
         """Whether an ended child should start again now; the first call after its end sets when."""
@@ -114,14 +150,14 @@ class Supervisor:
         workers: Sequence[Child],
         environment: Callable[[str | None], Mapping[str, str]],
         listener: socket.socket,
+        stopping: Callable[[], bool],
         output: Path | None = None,
-        grace_s: float = 10.0,
     ) -> None:
-        """`environment`: the children's, given the embedded broker's URL; `listener`: the api's socket, passed on."""
+        """`environment`: the children's, given the embedded broker's URL; `listener`: the api's socket, passed on;
+        `stopping`: whether somebody asked to stop, so that nothing is waited for any more."""
         self._broker, self._api, self._workers = broker, api, list(workers)
         self._environment, self._listener = environment, listener
-        self._output = output
-        self._grace_s = grace_s
+        self._stopping, self._output = stopping, output
         self._variables: Mapping[str, str] = {}
 
     def start(self) -> None:
@@ -130,12 +166,15 @@ class Supervisor:
             homes.claim(self._output.parent)
             homes.opened(self._output, "wb").close()
         url = self._start_broker() if self._broker is not None else None
+        if self._stopping():
+            return
         self._variables = self._environment(url)
         for child in (*self._workers, self._api):
             child.start(self._variables, self._output)
 
     def tend(self) -> None:
-        """Starts again what has died; to be called often. Raises StartError when a child cannot start at all."""
+        """Starts again what has died, kills what hangs; to be called often. Raises StartError when a child cannot start
+        at all."""
         if self._broker is not None and not self._broker.alive():
             log.error("the embedded broker has died, starting it again on its data")
             self._start_broker()
@@ -143,7 +182,9 @@ class Supervisor:
             status = child.ended()
             if status == StartError.exit_code:
                 raise StartError(f"{child.name} cannot start. {self.last_words()}")
-            if status is not None and child.due():
+            if status is None:
+                child.look()
+            elif child.due():
                 child.start(self._variables, self._output)
 
     def last_words(self) -> str:
@@ -154,23 +195,26 @@ class Supervisor:
         return "\n".join([f"{self._output} ends with:", *lines[-5:]])
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
-        """api, then workers, then broker; as soon as `hurry` says so, api and workers are killed."""
+        """api, then workers, then broker; as soon as `hurry` says so, api and workers are killed. The api gets GRACE_S,
+        the workers as much, the broker stop_s."""
         self._listener.close()
         for group in ([self._api], self._workers):
             for child in group:
                 child.signal(signal.SIGTERM)
-            deadline = time.monotonic() + self._grace_s
+            deadline = time.monotonic() + GRACE_S
             while any(child.pid is not None and child.ended() is None for child in group):
                 if hurry() or time.monotonic() > deadline:
                     for child in group:
                         child.signal(signal.SIGKILL)
                 time.sleep(0.02)
+        for child in (self._api, *self._workers):
+            child.close()
         if self._broker is not None:
             self._broker.stop()
 
     def _start_broker(self) -> str:
         assert self._broker is not None
-        url = self._broker.start()
+        url = self._broker.start(give_up=self._stopping)
         while self._broker.notices:
             log.warning(self._broker.notices.pop(0))
         return url

@@ -33,6 +33,13 @@ def rollcast(*arguments: str, stdin: bytes = b"", limit_s: float = 60, **more: s
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
+def interruptible() -> None:
+    """`preexec_fn` of a program that a test ends by SIGINT or SIGHUP. Tests that run in the background or under nohup
+    ignore them, and what they start inherits that."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def await_true(condition: Callable[[], Any], what: str, limit_s: float = 60.0) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
@@ -60,6 +67,7 @@ class Up:
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             env=environment() | more,
+            preexec_fn=interruptible,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -82,6 +82,7 @@ class MemoryLog:
         self._fences: dict[int, bytes] = {}
         self._sent: dict[int, Commit] = {}
         self._overflow: dict[int, int] = {}
+        self._tried: dict[int, bytes] = {}
         self.dead_kept, self.dead_bytes = 1000, 64 << 20
 
     @property
@@ -115,9 +116,20 @@ class MemoryLog:
     def renew(self, shards: Sequence[int], about: bytes) -> Renewed:
         self._check()
         self.broker.workers.add(self.worker)
-        lost = [shard for shard in shards if self.broker.shards[shard].owner != self.worker]
+        lost = self.extend(shards)
         workers = self.broker.workers
         return Renewed(lost, sorted(workers).index(self.worker), len(workers), self.broker.clock_ms)
+
+    def extend(self, shards: Sequence[int]) -> list[int]:
+        self._check()
+        lost = []
+        for shard in shards:
+            it = self.broker.shards[shard]
+            if not it.owner and it.head == self._fences.get(shard):  # it ran out, and nobody took it
+                it.owner = self.worker
+            if it.owner != self.worker:
+                lost.append(shard)
+        return lost
 
     def free(self, shards: Sequence[int]) -> tuple[list[int], float]:
         return [shard for shard in shards if self.broker.shards[shard].owner in ("", self.worker)], 0.01
@@ -345,10 +357,18 @@ class MemoryLog:
         it = self.broker.shards[shard]
         if it.head != head:
             raise Fenced("head is another's")
-        before = it.suspect.get(entry_id, 0)
+        before = max(0, it.suspect.get(entry_id, 0) - (self._tried.get(shard) == entry_id))
+        self._tried[shard] = entry_id
         if before < 2:
             it.suspect = {entry_id: before + 1}
         return before < 2
+
+    def blame(self, shard: int) -> None:
+        self._tried.pop(shard, None)
+
+    def forgive(self, shard: int, head: bytes, entry_id: bytes) -> None:
+        suspect = self.broker.shards[shard].suspect
+        suspect[entry_id] = max(0, suspect.get(entry_id, 0) - 1)
 
     def acquit(self, shard: int, head: bytes) -> None:
         self.broker.shards[shard].suspect = {}

@@ -127,9 +127,7 @@ class RedisLog(Housekeeping):
         return shard in self._suspected
 
     def renew(self, shards: Sequence[int], about: bytes) -> Renewed:
-        commands = [
-            pack(("EVAL", scripts.RENEW, 1, self._keys[p].owner, self._owner[p], self._lease_ms)) for p in shards
-        ]
+        commands = self._renewals(shards)
         listed_ms = self._lease_ms * 2  # the api forgets a worker a little later than the others do
         workers, me = workers_key(self._prefix), self._worker
         commands += [
@@ -137,11 +135,23 @@ class RedisLog(Housekeeping):
             pack(("EVAL", scripts.ABOUT, 1, worker_key(self._prefix, me), about, listed_ms)),
         ]
         *leases, live, _, (seconds, micros) = self._ask_all([*commands, pack(("TIME",))])
-        lost = [p for p, reply in zip(shards, leases, strict=True) if reply != 1]
-        self._mind_a_twin([reply for reply in leases if reply != 1])
+        lost = self._lost(shards, leases)
         names = sorted(live)
         place = names.index(me.encode()) if me.encode() in names else 0
         return Renewed(lost, place, max(1, len(names)), int(seconds) * 1000 + int(micros) // 1000)
+
+    def extend(self, shards: Sequence[int]) -> list[int]:
+        return self._lost(shards, self._ask_all(self._renewals(shards))) if shards else []
+
+    def _renewals(self, shards: Sequence[int]) -> list[bytes]:
+        return [
+            pack(("EVAL", scripts.RENEW, 2, keys.owner, keys.head, owner, self._lease_ms, owner.rpartition(b" ")[2]))
+            for keys, owner in ((self._keys[p], self._owner[p]) for p in shards)
+        ]
+
+    def _lost(self, shards: Sequence[int], leases: Sequence[Any]) -> list[int]:
+        self._mind_a_twin([reply for reply in leases if reply != 1])
+        return [p for p, reply in zip(shards, leases, strict=True) if reply != 1]
 
     def free(self, shards: Sequence[int]) -> tuple[list[int], float]:
         owners = [self._keys[p].owner for p in shards]
@@ -208,10 +218,10 @@ class RedisLog(Housekeeping):
         try:
             while (reply := wire.parsed()) is False:
                 now = time.monotonic()
-                if now > self._read_by:
-                    raise BrokerAway("no answer in time")
                 readable = select.select(watched, [], [], max(0.0, deadline - now))[0]
                 if wire.fileno() not in readable:
+                    if now > self._read_by:  # an answer that came in time may be looked for late
+                        raise BrokerAway("no answer in time")
                     return None
                 if wire.feed(self._timeout_s):  # what is large may take longer than the time for an answer to begin
                     self._read_by = max(self._read_by, time.monotonic() + self._timeout_s)
@@ -327,6 +337,13 @@ class RedisLog(Housekeeping):
         if tried < 0:
             raise Fenced(f"shard {shard}: head is not what this worker wrote")
         return tried < ATTEMPTS
+
+    def blame(self, shard: int) -> None:
+        self._tried.pop(shard, None)
+
+    def forgive(self, shard: int, head: bytes, entry_id: bytes) -> None:
+        keys = self._keys[shard]
+        self._script(scripts.FORGIVE, (keys.head, keys.suspect), (head, entry_id))
 
     def acquit(self, shard: int, head: bytes) -> None:
         keys = self._keys[shard]

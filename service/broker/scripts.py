@@ -55,11 +55,16 @@ redis.pcall('XGROUP', 'CREATE', KEYS[3], 'rollcast', '0', 'MKSTREAM')
 return head
 """
 
-# KEYS owner.  ARGV owner's value, lease ms.  Returns 1 when the lease is still ours, else who has it.
+# KEYS owner head.  ARGV owner's value, lease ms, token.  A lease that ran out is ours again as long as nobody took it:
+# whoever does puts another token into the head.  Returns 1 when the lease is ours, else who has it.
 RENEW: Final = """
 local owner = redis.call('GET', KEYS[1])
-if owner ~= ARGV[1] then return owner or '' end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+if owner == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+if owner then return owner end
+redis.call('PERSIST', KEYS[1])
+if string.match(redis.call('GET', KEYS[2]) or '', '^%S+ (%S+)') ~= ARGV[3] then return '' end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
 """
 
 # KEYS workers.  ARGV worker, how long one counts as live (ms), how long one is listed (ms).  Server time, so that all
@@ -215,6 +220,16 @@ tried = id == ARGV[2] and tonumber(tried) or 0
 if ARGV[4] == '1' and tried > 0 then tried = tried - 1 end
 if tried < tonumber(ARGV[3]) then redis.call('SET', KEYS[2], ARGV[2] .. ' ' .. (tried + 1)) end
 return tried
+"""
+
+# KEYS head suspect.  ARGV the head as we know it, an entry's id.  Takes its last try back: this process ends in order
+# before the entry did.  The key stays, and so does the shard's doubt.
+FORGIVE: Final = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('PERSIST', KEYS[2])
+local id, tried = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) (%d+)$')
+if id == ARGV[2] and tonumber(tried) > 0 then redis.call('SET', KEYS[2], id .. ' ' .. (tried - 1)) end
+return 1
 """
 
 # KEYS head suspect.  ARGV the head as we know it.  Careful mode is over. Returns 0 when the shard is lost.

@@ -60,11 +60,12 @@ def worker(
     settings: Settings,
     number: Annotated[int, typer.Option("--number", help="Which worker this is, from 0.", min=0, max=9999)] = 0,
     name: Annotated[str | None, typer.Option("--name", help="Its id in the deployment.", hidden=True)] = None,
+    pulse: Annotated[int | None, typer.Option("--pulse", help="Write heartbeats into it.", hidden=True)] = None,
 ) -> None:
     """Run one worker process on a broker that runs elsewhere (--broker)."""
     from service import app
 
-    app.run_worker(settings, number, name)
+    app.run_worker(settings, number, name, pulse)
 
 
 def demo(

@@ -5,13 +5,18 @@ worked on with care.
 One entry after the other is first noted in the broker as the suspect, then decoded, stepped and committed, alone: while
 it is on trial nothing else is decoded or stepped in this process, so that no other entry is blamed for its end.
 Shards that are not in doubt have the turns between.
+
+The entry is decoded and stepped in other threads than the worker's, which renews the leases meanwhile. When a trial
+lasts longer than a second, other workers get all other shards until it is over.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
+from concurrent.futures import Future
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -21,6 +26,8 @@ from service.worker.shard import Item, Shard
 TRIES: Final = 3  # acquisitions without an end of the oldest entry between, before a shard is in doubt
 GOOD_COMMITS: Final = 100  # after so many it is in doubt no more
 SLICE_S: Final = 0.05  # of trials, before the other shards have their turn
+LONG_S: Final = 1.0  # a trial that lasts longer keeps no shard but its own from other workers
+Result = TypeVar("Result")
 
 
 class Doubts:
@@ -28,6 +35,7 @@ class Doubts:
 
     def __init__(self) -> None:
         self._shards: dict[int, Shard] = {}
+        self.since = 0.0  # when a trial could last have begun, or had something to wait for
 
     def __len__(self) -> int:
         """Entries that wait for their trial."""
@@ -38,6 +46,8 @@ class Doubts:
         return (item for shard in self._shards.values() for item in shard.trials)
 
     def add(self, shard: Shard) -> None:
+        if not self._shards:
+            self.since = time.monotonic()
         shard.careful = True
         self._shards[shard.number] = shard
 
@@ -52,9 +62,25 @@ class Doubts:
             yield min((s for s in self._shards.values() if s.trials), key=lambda shard: shard.trials[0].number)
 
 
+def in_thread(work: Callable[[], Result]) -> Future[Result]:
+    """Does it in a thread of its own. That keeps no process alive: it may never end."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # whoever waits for the result gets it
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="trial", daemon=True).start()
+    return future
+
+
 def refuse(item: Item) -> None:
     """The verdict: the entry is answered in its turn like any other that cannot be stepped."""
-    fault = Crashed(f"{item.entry.kind} of {item.size:,} bytes: whoever worked on it ended without a word, twice alone")
+    fault = Crashed(
+        f"{item.entry.kind} of {item.size:,} bytes: whoever worked on it ended, or did not come to an end, twice alone"
+    )
     item.entry, item.error = msgspec.structs.replace(item.entry, fault=fault), fault
 
 

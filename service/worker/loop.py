@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import lru_cache
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -23,7 +25,7 @@ from service.batching import Scheduler
 from service.codec import NOWHERE, Position, decode_settings, id_number, last_honest, parse_entry, parse_position
 from service.contracts import NO_STREAM, Entry, FrameInput, Limits, StreamSettings
 from service.decode import Tokenizer
-from service.errors import BadHead, BrokerAway, CommitRefused, EntryError, Fenced, TooLarge
+from service.errors import BadHead, BrokerAway, CommitRefused, EntryError, Fenced, Stuck, TooLarge
 from service.keys import shard_of
 from service.metrics import WorkerMetrics
 from service.ports import Commit, Committed, Engine, Loaded, Log, WorkerInfo
@@ -36,7 +38,7 @@ from service.worker.model import ServedModel
 from service.worker.residence import Pinned, Residence
 from service.worker.shard import Item, Shard, Stream
 from service.worker.sharing import share
-from service.worker.stepping import Stepper
+from service.worker.stepping import Call, Stepper
 from service.worker.tally import Tally
 from service.worker.told import tell
 
@@ -47,7 +49,9 @@ AHEAD_BYTES: Final = 64 << 20  # what may wait in memory
 TRIM_EVERY_S: Final = 1.0
 BEAT_S: Final = 0.25  # at most, between two heartbeats
 SOONEST_S: Final = 0.005  # at least, however soon a lease ends
+LAST_S: Final = 1.0  # that a stopping worker leaves to what it cannot end: an entry on trial, frames being decoded
 
+Result = TypeVar("Result")
 log = logging.getLogger("rollcast.worker")
 
 
@@ -73,6 +77,8 @@ class Worker:
         decode_threads: int = 2,
         limits: Limits | None = None,
         about: WorkerInfo | None = None,
+        hung_s: float = 20.0,  # that one entry may take alone, in careful mode
+        alive: Callable[[], None] = lambda: None,  # called with every heartbeat
         fault: Callable[[str], None] = lambda point: None,
         poison: Callable[[bytes], None] | None = None,  # given an entry's bytes where they are first looked into
     ) -> None:
@@ -93,6 +99,8 @@ class Worker:
         self._ahead_entries = min(batch_entries * 4, share)
         self._read_entries = min(2 * share, 4 * batch_entries)
         self._about = about or WorkerInfo("", {})
+        self._hung_s, self._alive = hung_s, alive
+        self._stop = threading.Event()
         self._fault, self._poison = fault, poison
         self._shards: dict[int, Shard] = {}
         self._doubts = careful.Doubts()
@@ -115,10 +123,13 @@ class Worker:
         self._deadline = 0.0  # of the leases, by this process's clock
         self._renewed = 0.0  # when the leases last were
         self._share = 0  # shards this worker should own
+        self._others = False  # are there other live workers?
         self._place = 0  # where it begins to look for free ones
         self._decoded: deque[Item] = deque()
         self._decoding = 0  # frames given to the pool and not yet collected
         self._held_back: set[Stream] = set()  # with frames that are not decoded before it is known for which model
+        self._progress = 0.0  # of decoding: when a frame was last collected
+        self._on_trial: Shard | None = None
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -129,12 +140,18 @@ class Worker:
         self.away = True  # is the broker?
         self.idle = False  # no shard is to be had: there are more workers than shards
         self.trouble = ""  # why the broker takes no commits at present
+        self.beat_at = time.monotonic()  # when it last had a heartbeat
+        self.stuck = ""  # why a thread of this process may never end, once `run` is over
 
     # --- life ----------------------------------------------------------------------------------------------------
 
     def run(self, stop: threading.Event) -> None:
-        """Works until `stop` is set; then finishes the batch in hand, commits it and gives the leases back."""
+        """Works until `stop` is set; then finishes the batch in hand, commits it and gives the leases back.
+
+        Ends by itself when what it works on does not come to an end. Then, and when a decoder does not return, `stuck`
+        says so: the process should end without waiting for its threads."""
         backoff_s = 0.05
+        self._stop = stop
         try:
             while not stop.is_set():
                 try:
@@ -152,12 +169,13 @@ class Worker:
                     self._refused(error)
                     self._lose(list(self._shards.values()), "the broker refuses reads", "broker")
                     stop.wait(backoff_s)
+                except Stuck as error:
+                    log.error("this worker ends", extra={"why": error.detail})
+                    self.stuck = error.detail
+                    break
             self._drain()
         finally:
-            self._pool.shutdown()
-            self._broker.close()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            self._end()
 
     def wake(self) -> None:
         """Ends a wait for entries; may be called from any thread or signal handler."""
@@ -183,6 +201,18 @@ class Worker:
         if batch:
             self._commit([item for item in batch if not item.key.shard.lost], bound)
 
+    def _end(self) -> None:
+        """Waits for the threads, but not for ever: a native decoder may never return."""
+        self._broker.close()
+        ending = threading.Thread(target=self._pool.shutdown, daemon=True)
+        ending.start()
+        ending.join(0.0 if self.stuck else LAST_S)
+        if ending.is_alive():
+            self.stuck = self.stuck or "a frame is still being decoded"
+        if not self.stuck:  # else a thread may still write to it
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
     def _drain(self) -> None:
         """Gives everything back: what others may do at once they need not wait a lease for."""
         try:
@@ -198,12 +228,11 @@ class Worker:
 
     def _beat(self) -> None:
         """Renews what is owned, takes its share of what is free. Clocks decide only when to try; head who commits."""
+        self._live()
         before = time.monotonic()
         soonest_s = BEAT_S
-        if self._shards and before > self._deadline:
-            self._lose(list(self._shards.values()), "the leases ran out", "lease")
         try:
-            self._renew()
+            self._lose(self._renew(), "the lease is another's", "lease")
             soonest_s = self._balance()
             self.away, self.trouble = False, ""
             if self._away_for:
@@ -217,18 +246,24 @@ class Worker:
         self._tally.held(self.owned)
         self._commit_idle(before)
 
-    def _renew(self) -> None:
-        """Says that this worker lives; learns which shards it lost, and how many it should have."""
+    def _live(self) -> None:
+        """Says to this process that its loop goes on."""
+        self.beat_at = time.monotonic()
+        self._alive()
+
+    def _renew(self) -> list[Shard]:
+        """Says that this worker lives; learns how many shards it should have. Returns those that are another's now."""
         before = time.monotonic()
         due = before + SOONEST_S > self._renewed + self._lease_s / 3  # a heartbeat is cheap, a lease a script each
         about = msgspec.structs.replace(self._about, trouble=self.trouble)
         renewed = self._broker.renew(list(self._shards) if due else [], msgspec.json.encode(about))
         self._set_clock(renewed.now_ms)
-        self._lose([self._shards[number] for number in renewed.lost], "the lease is another's", "lease")
         if due:
             self._renewed, self._deadline = before, before + self._lease_s
+        self._others = renewed.workers > 1
         self._share = share(self._broker.shards, renewed.workers, renewed.place)
         self._place = renewed.place * self._broker.shards // renewed.workers
+        return [self._shards[number] for number in renewed.lost]
 
     def _balance(self) -> float:
         """Gives one shard back when there are too many, or takes free ones. Returns when to look again, s."""
@@ -294,6 +329,8 @@ class Worker:
     def _lose(self, shards: Sequence[Shard], why: str, reason: str = "fenced") -> None:
         """A doubt: these shards are acquired and read again."""
         if shards:
+            if reason == "lease" and (tried := self._on_trial) in shards and tried is not None:
+                self._broker.blame(tried.number)
             self._tally.lost(len(shards), reason)
             of_one = {"shard": shards[0].number, "commit": shards[0].head.n} if len(shards) == 1 else {}
             log.warning("shards lost", extra={**of_one, "shards": [shard.number for shard in shards], "why": why})
@@ -560,6 +597,7 @@ class Worker:
             item.ready = True
             self._scheduler.wake(item)
         self._decoding -= len(spent)
+        self._progress = time.monotonic()
         self._tally.decoded(spent)
         self._fault("after-decode")
 
@@ -567,11 +605,16 @@ class Worker:
 
     def _try_doubtful(self) -> None:
         """Entries of shards in doubt, each alone (careful.py)."""
-        if not self._decoding:
-            self._settle()
+        if self._decoding:
+            if time.monotonic() > max(self._progress, self._doubts.since) + self._hung_s:
+                raise Stuck("the decoding of frames does not come to an end, and an entry on trial waits for it")
+            return
+        self._doubts.since = time.monotonic()
+        self._settle()
         for shard in self._doubts.each(lambda: self._decoding > 0):
             try:
                 may = self._broker.attempt(shard.number, shard.written, shard.trials[0].entry.id)
+                self._on_trial = shard
                 self._try(shard, shard.trials.popleft(), may)
             except Fenced as error:
                 self._tally.fenced()
@@ -580,15 +623,26 @@ class Worker:
                 self._refused(error)
                 time.sleep(0.02)
                 return
+            finally:
+                self._on_trial = None
 
     def _try(self, shard: Shard, item: Item, may: bool) -> None:
         if not may:
             careful.refuse(item)
             which = {"stream": item.key.name, "cursor": item.entry.id.decode(), "shard": shard.number}
             log.error("an entry ends its worker: refused", extra=which)
-        elif item.entry.kind == "frame" and item.error is None and (form := self._form(item)) is not None:
-            self._decode_one(item, form, self._pool.decode)
-        _, bound = self._step([item], alone=True)
+        self._inbox.bytes -= item.size
+        try:
+            bound = self._work_alone(item)
+        except Stuck:
+            which = {"stream": item.key.name, "cursor": item.entry.id.decode(), "shard": shard.number}
+            log.error("given up", extra=which)
+            if self._stop.is_set():  # an orderly end is no failed try
+                with contextlib.suppress(BrokerAway, CommitRefused):
+                    self._broker.forgive(shard.number, shard.written, item.entry.id)
+            raise
+        if shard.lost:
+            return
         self._commit([item], bound)
         self._settle_one(shard)
         if not shard.lost and careful.is_over(shard, refused=not may):
@@ -599,6 +653,75 @@ class Worker:
                 self._inbox.bytes -= item.size  # it waits in the inbox from here on
                 self._offer(item)
 
+    def _work_alone(self, item: Item) -> dict[Stream, bytes]:
+        """Decodes and steps one entry, while this thread renews the leases. Raises Stuck."""
+        shard, until = item.key.shard, time.monotonic() + self._hung_s
+        if item.entry.kind == "frame" and item.error is None and (form := self._form(item)) is not None:
+            self._wait_for(careful.in_thread(lambda: self._decode_one(item, form, self._pool.decode)), until)
+        if shard.lost:
+            return {}
+        self._fault("before-step")
+        batch, bound, calls = self._wait_for(careful.in_thread(lambda: self._step_alone(item)), until)
+        if not shard.lost:
+            self._tally.batch(time.perf_counter(), batch, calls)
+            self._fault("after-step")
+        return bound
+
+    def _step_alone(self, item: Item) -> tuple[list[Item], dict[Stream, bytes], list[Call]]:
+        if self._poison is not None and item.entry.kind != "frame" and item.error is None:
+            self._poison(item.entry.data)
+        return self._stepper.step([item], time.time() * 1000)
+
+    def _wait_for(self, work: Future[Result], until: float) -> Result:
+        """What comes of work on the entry on trial. What the work may touch stays as it is until then: shards that are
+        lost or given away meanwhile are forgotten afterwards. Raises Stuck past `until`."""
+        long_at, stopping = time.monotonic() + careful.LONG_S, False
+        lost: set[Shard] = set()
+        given: list[Shard] = []
+        away: BrokerAway | None = None
+        work.add_done_callback(lambda _: self.wake())
+        while not work.done():
+            now = time.monotonic()
+            if self._stop.is_set() and not stopping:
+                stopping, until = True, min(until, now + LAST_S)
+            if now > until:
+                self._forget(given)
+                raise Stuck("an entry on trial does not come to an end")
+            if now >= self._next_beat:
+                self._next_beat = now + min(BEAT_S, self._lease_s / 3)
+                self._live()
+                try:
+                    if away is None:
+                        lost.update(self._renew_on_trial(given, long=now > long_at))
+                except BrokerAway as error:
+                    away = error
+                except CommitRefused as error:
+                    self._refused(error)
+            select.select([self._wake_read], [], [], max(0.0, min(until, self._next_beat) - now))
+            self._collect_decoded()
+        self._forget(given)
+        self._lose(list(lost), "the lease is another's", "lease")
+        if away is not None:
+            raise away
+        return work.result()
+
+    def _renew_on_trial(self, given: list[Shard], long: bool) -> list[Shard]:
+        """Renews the leases. When the trial has become a `long` one, other workers get all shards but the entry's, and
+        this worker leaves them. Returns the shards that are another's now."""
+        if given:
+            before, mine = time.monotonic(), [shard for shard in self._shards.values() if shard not in given]
+            lost = self._broker.extend([shard.number for shard in mine])
+            self._renewed, self._deadline = before, before + self._lease_s
+            return [self._shards[number] for number in lost]
+        gone = self._renew()
+        if long and self._others:
+            given += [s for s in self._shards.values() if s is not self._on_trial and s not in gone and not s.repair]
+            for shard in given:
+                self._broker.release(shard.number)
+            self._broker.leave()
+            log.warning("an entry on trial takes long: the other shards are given away", extra={"shards": len(given)})
+        return gone
+
     # --- stepping and committing -----------------------------------------------------------------------------------
 
     def _affordable(self) -> int:
@@ -607,12 +730,12 @@ class Worker:
             return self._batch_entries
         return max(1, min(self._batch_entries, int(self._lease_s / 3 / self._entry_s)))
 
-    def _step(self, batch: list[Item], alone: bool = False) -> tuple[list[Item], dict[Stream, bytes]]:
-        """Steps a batch and, unless `alone`, more of the streams that lag where there is room. Returns all of them."""
+    def _step(self, batch: list[Item]) -> tuple[list[Item], dict[Stream, bytes]]:
+        """Steps a batch, and more of the streams that lag where there is room. Returns all of them."""
         if not batch:
             return batch, {}
         self._fault("before-step")
-        began, room = time.monotonic(), 0 if alone else self._affordable() - len(batch)
+        began, room = time.monotonic(), self._affordable() - len(batch)
         batch, bound, calls = self._stepper.step(batch, time.time() * 1000, self._scheduler, room)
         spent_s = (time.monotonic() - began) / len(batch)
         self._entry_s = max(spent_s, 0.8 * self._entry_s + 0.2 * spent_s)
@@ -628,7 +751,8 @@ class Worker:
     def _commit(self, items: list[Item], bound: dict[Stream, bytes]) -> None:
         """One transaction a shard, and more where one would be too large, the earlier entries first."""
         if time.monotonic() > self._deadline:
-            return self._lose(list(self._shards.values()), "the leases ran out", "lease")
+            self._renew_late()
+            items = [item for item in items if not item.key.shard.lost]
         by_shard: dict[Shard, list[Item]] = {}
         for item in items:
             by_shard.setdefault(item.key.shard, []).append(item)
@@ -644,7 +768,14 @@ class Worker:
             if rest:
                 self._settle()
                 by_shard = {shard: mine for shard, mine in rest.items() if not shard.lost}
-        return None
+
+    def _renew_late(self) -> None:
+        """After work that took longer than a lease: what nobody took meanwhile is this worker's still."""
+        try:
+            self._lose(self._renew(), "the lease is another's", "lease")
+        except CommitRefused as error:
+            self._refused(error)
+            self._lose(list(self._shards.values()), "the leases ran out", "broker")
 
     def _commit_idle(self, now: float) -> None:
         """A commit without entries where the log still holds finished ones, the head's count of them is old, or an
@@ -721,10 +852,11 @@ class Worker:
                 refused = error
                 self._tally.commit_error()
                 self._refused(error)
+            self._live()
             with contextlib.suppress(CommitRefused):  # what refuses a commit may refuse these as well
                 shard.kept = max(0, shard.kept - self._broker.make_room(commit))
                 if time.monotonic() > self._renewed + self._lease_s / 3:
-                    self._renew()
+                    self._lose(self._renew(), "the lease is another's", "lease")
             if shard.lost or time.monotonic() + pause_s > self._deadline:
                 raise Fenced(f"still refused when the lease ran out: {refused.detail}") from refused
             time.sleep(pause_s)  # not the hot loop: the broker takes nothing at present

@@ -30,6 +30,7 @@ from models.rnn import Cell, Recurrent
 from service.errors import PackageRefused
 from service.packages import load_packages, samples
 from service.parity import verify
+from tests.deployment import interruptible
 from tests.export.conftest import some_rows
 
 EPOCHS = 8
@@ -112,8 +113,10 @@ def test_a_kill_in_the_middle_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
-    process = subprocess.Popen(command(tmp_path, "--no-resume"), stderr=subprocess.PIPE, text=True)
-    limit = time.monotonic() + 60
+    process = subprocess.Popen(
+        command(tmp_path, "--no-resume"), stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
+    )
+    limit = time.monotonic() + 120
     while not (tmp_path / "checkpoint.pt").is_file():
         assert process.poll() is None
         assert time.monotonic() < limit

@@ -1,20 +1,28 @@
-"""Careful mode where an entry's end is not the first thing that its owner does: other commits come before it."""
+"""Careful mode: an entry whose end is not the first thing that its owner does, one that takes longer than a lease, and
+one that takes for ever."""
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
-from service.keys import shard_of
+from service.keys import ShardKeys, shard_of
+from service.metrics import WorkerMetrics
 from tests.doubles import BrightnessEngine, TinyEngine, rows_fields, tiny_manifest
-from tests.worlds import SHARDS, World, working
+from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, World, wait_until, working
 
 POISON = np.frombuffer(b"AntiLife" * 3, "<f4").reshape(2, 3)  # every value finite
-NEIGHBOUR = next(name for name in map(str, range(100)) if shard_of(name, SHARDS) == shard_of("a", SHARDS))
+SHARD = shard_of("a", SHARDS)
+NEIGHBOUR = next(name for name in map(str, range(100)) if shard_of(name, SHARDS) == SHARD)
+STRANGER = next(name for name in map(str, range(100)) if shard_of(name, SHARDS) != SHARD)
+ROW = np.ones((1, 3), np.float32)
 
 
 class DiedError(BaseException):
@@ -45,7 +53,7 @@ class Life:
     def _eat(self, data: bytes) -> None:
         if POISON.tobytes() in data:
             self._eaten.set()
-            if threading.current_thread().name == "worker":
+            if threading.current_thread().name in ("worker", "trial") or suspect(self._world):
                 self._die()
             self._over.wait(20)
 
@@ -86,3 +94,194 @@ def test_an_entry_is_found_though_its_owners_begin_with_a_commit_without_entries
     deaths = deaths_until(world, "a", 2, input_history_s=history_s)
     assert b'"crash"' in world.records("a")[1][2]
     assert 3 <= deaths <= 5
+
+
+# --- what takes long, or for ever -----------------------------------------------------------------------------------
+
+
+def suspect(world: World) -> tuple[str, int] | None:
+    """The entry under trial in SHARD, and how often it was tried."""
+    if isinstance(world, MemoryWorld):
+        return next(((entry.decode(), tried) for entry, tried in world.shards[SHARD].suspect.items()), None)
+    assert isinstance(world, BrokerWorld)
+    found: Any = world.client.get(ShardKeys(world.prefix, SHARD).suspect)
+    entry, _, tried = (found or b"").decode().partition(" ")
+    return (entry, int(tried)) if found else None
+
+
+def put_in_doubt(world: World) -> None:
+    """As three workers that die on what waits there."""
+    for _ in range(3):
+        log = world.new_log()
+        assert log.acquire(SHARD) is not None
+        log.close()
+
+
+def frame(mark: bytes = POISON.tobytes()) -> bytes:
+    """A JPEG with a comment."""
+    _, jpeg = cv2.imencode(".jpg", np.full((8, 8), 90, np.uint8))
+    good = jpeg.tobytes()
+    return good[:2] + b"\xff\xfe" + (len(mark) + 2).to_bytes(2, "big") + mark + good[2:]
+
+
+def poisonous(kind: str) -> dict[str, bytes]:
+    if kind == "frame":
+        return {"stream": b"a", "kind": b"frame", "data": frame()}
+    return rows_fields("a", POISON)
+
+
+def engines() -> tuple[TinyEngine, BrightnessEngine]:
+    return TinyEngine(tiny_manifest()), BrightnessEngine()
+
+
+class Poison:
+    """Holds whoever works on it, for a time or until it is let go."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.tasted, self.over = seconds, 0, threading.Event()
+
+    def __call__(self, data: bytes) -> None:
+        if POISON.tobytes() in data:
+            self.tasted += 1
+            self.over.wait(self.seconds)
+
+
+def bodies(world: World, stream: str) -> list[dict[str, Any]]:
+    return [json.loads(body) for _, _, body, _ in world.records(stream)]
+
+
+def short_leases(world: World, lease_s: float) -> float:
+    if isinstance(world, BrokerWorld):
+        world.lease_s = lease_s
+    return lease_s
+
+
+@pytest.mark.parametrize("kind", ["frame", "samples"])
+def test_an_entry_that_takes_longer_than_a_lease_is_stepped_and_no_shard_is_lost(world: World, kind: str) -> None:
+    lease_s = short_leases(world, 0.3)
+    world.append("a", poisonous(kind))
+    world.append(NEIGHBOUR, rows_fields(NEIGHBOUR, ROW))
+    world.append(STRANGER, rows_fields(STRANGER, ROW))
+    put_in_doubt(world)
+    poison, metrics = Poison(1.5), WorkerMetrics(CollectorRegistry())
+    with working(world.new_log(), *engines(), poison=poison, lease_s=lease_s, metrics=metrics):
+        wait_until(lambda: bool(world.records("a") and world.records(NEIGHBOUR) and world.records(STRANGER)), 60)
+    assert [body["type"] for body in bodies(world, "a")] == ["prediction"]
+    assert poison.tasted == 1
+    assert not any(child.value for child in metrics.shards_lost.children.values())
+
+
+@pytest.mark.parametrize("kind", ["frame", "samples"])
+def test_an_entry_that_never_ends_is_refused_after_two_tries_and_what_lies_behind_it_is_answered(
+    world: World, kind: str
+) -> None:
+    entry_id = world.append("a", poisonous(kind))
+    world.append(NEIGHBOUR, rows_fields(NEIGHBOUR, ROW))
+    put_in_doubt(world)
+    poison = Poison(3600)
+    try:
+        for tried in (1, 2):
+            with working(world.new_log(), *engines(), poison=poison, hung_s=0.5) as worker:
+                wait_until(lambda: worker.stuck != "", what="it ends by itself")
+            assert (suspect(world), poison.tasted) == ((entry_id, tried), tried)
+        with working(world.new_log(), *engines(), poison=poison):
+            wait_until(lambda: bool(world.records("a") and world.records(NEIGHBOUR)))
+    finally:
+        poison.over.set()
+    assert [(body["type"], body["reason"]) for body in bodies(world, "a")] == [("refused", "crash")]
+    assert [body["type"] for body in bodies(world, NEIGHBOUR)] == ["prediction"]
+    assert poison.tasted == 2
+    assert suspect(world) is None
+
+
+@pytest.mark.parametrize("kind", ["frame", "samples"])
+def test_a_worker_ends_during_a_trial_when_it_is_told_to_and_that_is_no_failed_try(world: World, kind: str) -> None:
+    entry_id = world.append("a", poisonous(kind))
+    put_in_doubt(world)
+    poison = Poison(3600)
+    try:
+        for tasted in (1, 2, 3):
+            with working(world.new_log(), *engines(), poison=poison, hung_s=3600) as worker:
+                wait_until(lambda: poison.tasted == tasted, what="it is on trial")  # noqa: B023
+            assert worker.stuck
+            assert suspect(world) == (entry_id, 0)
+            next_one = world.new_log("next")
+            assert next_one.acquire(SHARD) is not None, "its lease was given back"
+            next_one.release(SHARD)
+            next_one.close()
+    finally:
+        poison.over.set()
+    with working(world.new_log("next"), *engines(), poison=poison):
+        wait_until(lambda: bool(world.records("a")))
+    assert [body["type"] for body in bodies(world, "a")] == ["prediction"]
+
+
+def test_a_trial_during_which_the_lease_goes_to_another_counts(world: World) -> None:
+    """Else an entry that keeps its worker from renewing leases would be tried for ever, by one worker after another."""
+    lease_s = short_leases(world, 0.5)
+    world.append("a", poisonous("frame"))
+    put_in_doubt(world)
+    poison = Poison(1.5)
+    with working(world.new_log(), *engines(), poison=poison, lease_s=lease_s):
+        for tasted in (1, 2):
+            wait_until(lambda: poison.tasted == tasted, what="it is on trial")  # noqa: B023
+            rob(world)
+        wait_until(lambda: bool(world.records("a")))
+    assert poison.tasted == 2
+    assert [(body["type"], body["reason"]) for body in bodies(world, "a")] == [("refused", "crash")]
+
+
+def rob(world: World, ending_on: dict[str, bytes] | None = None) -> None:
+    """Another worker takes the shard, ends on an entry three times, and gives it back."""
+    thief = world.new_log("thief")
+    head = None
+    while head is None:
+        if isinstance(world, MemoryWorld):
+            world.shards[SHARD].owner = ""
+        else:
+            assert isinstance(world, BrokerWorld)
+            world.client.delete(ShardKeys(world.prefix, SHARD).owner)
+        head = thief.acquire(SHARD)
+    if ending_on is not None:
+        world.append("a", ending_on)
+        for _ in range(3):
+            thief.close()
+            thief = world.new_log("thief")
+            assert thief.acquire(SHARD) is not None
+    thief.release(SHARD)
+    thief.close()
+
+
+def test_while_a_trial_takes_long_another_worker_has_the_other_shards(world: World) -> None:
+    world.append("a", poisonous("frame"))
+    put_in_doubt(world)
+    poison = Poison(3600)
+    try:
+        with working(world.new_log(), *engines(), poison=poison, hung_s=3600) as tries:
+            wait_until(lambda: poison.tasted == 1, what="it is on trial")
+            for n in range(1, 4):
+                world.append(STRANGER, rows_fields(STRANGER, ROW))
+                with working(world.new_log("other"), *engines()):
+                    wait_until(lambda: len(world.records(STRANGER)) == n, what="it is answered")  # noqa: B023
+            assert not world.records("a")
+            poison.over.set()
+            wait_until(lambda: bool(world.records("a")) and tries.owned == SHARDS, what="it joins again")
+            world.append(STRANGER, rows_fields(STRANGER, ROW))
+            wait_until(lambda: len(world.records(STRANGER)) == 4)
+    finally:
+        poison.over.set()
+    assert [body["step"] for body in bodies(world, STRANGER)] == [1, 2, 3, 4]
+    assert [body["type"] for body in bodies(world, "a")] == ["prediction"]
+
+
+def test_a_trial_that_waits_for_a_decoder_that_never_ends_does_not_wait_for_ever(world: World) -> None:
+    held = {"stream": STRANGER.encode(), "kind": b"frame", "data": frame()}
+    poison = Poison(3600)
+    try:
+        with working(world.new_log(), *engines(), poison=poison, hung_s=0.5) as worker:
+            world.append(STRANGER, held)
+            wait_until(lambda: poison.tasted == 1, what="it is being decoded")
+            rob(world, ending_on=rows_fields("a", ROW))
+            wait_until(lambda: worker.stuck != "", what="it ends by itself")
+    finally:
+        poison.over.set()

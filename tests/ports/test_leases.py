@@ -6,7 +6,9 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
+from prometheus_client import CollectorRegistry
 
+from service.metrics import WorkerMetrics
 from tests.doubles import TinyEngine, rows_fields, tiny_manifest
 from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, answered, wait_until, working
 
@@ -42,12 +44,42 @@ class Slow(TinyEngine):
 
 def test_a_batch_of_a_slow_model_is_no_larger_than_its_lease_allows(broker_url: str, prefix: str) -> None:
     world, engine = BrokerWorld(broker_url, prefix, lease_s=0.3), Slow(tiny_manifest())
-    streams = {f"s{n}": 2 for n in range(50)}  # one of each: half a second
-    for _ in range(2):
-        for stream in streams:
-            world.append(stream, rows_fields(stream, ROW))
+    streams = [f"s{n}" for n in range(50)]  # one entry of each: half a second
+
+    def post(rounds: int) -> None:
+        for _ in range(rounds):
+            for stream in streams:
+                world.append(stream, rows_fields(stream, ROW))
+
+    post(1)
     with working(world.new_log(), engine, lease_s=0.3):
-        bodies = answered(world, streams)
-    assert [body["step"] for body in bodies["s0"]] == [1, 2]
-    largest = max(entries for entries, _ in engine.calls[1:])
-    assert largest <= 20, "a third of the lease at 5 ms an entry, in runs of two: only the first batch may be larger"
+        answered(world, dict.fromkeys(streams, 1))
+        measured = len(engine.calls)
+        post(2)
+        bodies = answered(world, dict.fromkeys(streams, 3))
+    assert [body["step"] for body in bodies["s0"]] == [1, 2, 3]
+    largest = max(entries for entries, _ in engine.calls[measured:])
+    assert largest <= 20, "a third of the lease at 5 ms an entry, in runs of two, once that is measured"
+
+
+class Slower(TinyEngine):
+    """Takes a second a call."""
+
+    def run(self, x: np.ndarray, states: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        time.sleep(1.0)
+        return super().run(x, states)
+
+
+def test_what_was_stepped_for_longer_than_a_lease_is_committed_when_nobody_took_its_shard(
+    broker_url: str, prefix: str
+) -> None:
+    world, engine = BrokerWorld(broker_url, prefix, lease_s=0.3), Slower(tiny_manifest())
+    metrics = WorkerMetrics(CollectorRegistry())
+    world.append("a", rows_fields("a", ROW))
+    with working(world.new_log(), engine, lease_s=0.3, metrics=metrics):
+        answered(world, {"a": 1})
+        world.append("a", rows_fields("a", ROW))
+        bodies = answered(world, {"a": 2})
+    assert [body["step"] for body in bodies["a"]] == [1, 2]
+    assert len(engine.calls) == 2, "each once"
+    assert not any(child.value for child in metrics.shards_lost.children.values())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deployment import COMMAND, await_true, environment, runs
+from tests.deployment import COMMAND, await_true, environment, interruptible, runs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 Demo = Callable[..., "subprocess.Popen[str]"]
@@ -27,8 +27,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     def start(*arguments: str) -> subprocess.Popen[str]:
         command = [*COMMAND, "up", "--demo", "--home", str(home), "--port", "0", "--metrics-port", "0", "--shards", "4"]
         process = subprocess.Popen(
-            [*command, *arguments], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+            [*command, *arguments], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            preexec_fn=interruptible,
+        )  # fmt: skip
         started.append(process)
         return process
 

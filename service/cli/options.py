@@ -26,7 +26,8 @@ OF_API = (
 OF_WORKER = (
     "broker", "home", "models", "prefix", "shards", "lease_s", "state_ttl_s", "input_history_s", "output_history_s",
     "settings_ttl_s", "records_kept", "dead_kept", "dead_share", "dead_bytes", "dead_history_s", "batch_entries",
-    "max_resident_streams", "decode_threads", "hung_s", "max_frame_bytes", "max_pixels",
+    "max_resident_streams", "decode_threads", "hung_s", "max_frame_bytes", "max_pixels", "decode_s",
+    "decode_memory_bytes",
     "default_model_frame", "default_model_samples", "default_model_text", "metrics_port", "metrics_host",
     "log_format", "log_level",
 )  # fmt: skip

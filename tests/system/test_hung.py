@@ -171,7 +171,7 @@ class Trial:
             head = self.head()
             owner: Any = self.broker.get(self.keys.owner)
             os.kill(child(self.up, owner.decode().split()[0]), signal.SIGKILL)
-            await_true(lambda: self.head().token != head.token, "the shard has another owner")
+            await_true(lambda: self.head().token != head.token, "it has another owner")  # noqa: B023
         await_true(lambda: self.broker.exists(self.keys.suspect), "it is on trial")
 
     def head(self) -> Head:

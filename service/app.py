@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import os
 import re
@@ -237,7 +238,7 @@ def _figures(report: ParityReport) -> dict[str, object]:
 
 
 def stop_on_signals(worker: Worker) -> threading.Event:
-    """An event that SIGTERM, SIGINT and SIGHUP set; LAST_S later the process ends, whatever it does.
+    """An event that SIGTERM, SIGINT and SIGHUP set; LAST_S later the process ends, and says where it was.
 
     By another thread: a handler runs on the main one only, where a step may never return.
     """
@@ -247,11 +248,9 @@ def stop_on_signals(worker: Worker) -> threading.Event:
 
     def await_signal() -> None:
         os.read(read, 1)
+        faulthandler.dump_traceback_later(LAST_S, exit=True)  # waits for no lock of the interpreter
         stop.set()
         worker.wake()
-        time.sleep(LAST_S)
-        log.error("it does not stop by itself: it ends without giving its shards back")
-        os._exit(1)
 
     for number in stop_signals():
         signal.signal(number, lambda *_: None)

@@ -170,7 +170,7 @@ class Worker:
                     self._lose(list(self._shards.values()), "the broker refuses reads", "broker")
                     stop.wait(backoff_s)
                 except Stuck as error:
-                    log.error("this worker ends", extra={"why": error.detail})
+                    log.warning("this worker ends", extra={"why": error.detail})
                     self.stuck = error.detail
                     break
             self._drain()
@@ -636,10 +636,11 @@ class Worker:
             bound = self._work_alone(item)
         except Stuck:
             which = {"stream": item.key.name, "cursor": item.entry.id.decode(), "shard": shard.number}
-            log.error("given up", extra=which)
             if self._stop.is_set():  # an orderly end is no failed try
                 with contextlib.suppress(BrokerAway, CommitRefused):
                     self._broker.forgive(shard.number, shard.written, item.entry.id)
+            else:
+                log.error("given up", extra=which)
             raise
         if shard.lost:
             return

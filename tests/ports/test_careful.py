@@ -264,6 +264,8 @@ def test_while_a_trial_takes_long_another_worker_has_the_other_shards(world: Wor
                 with working(world.new_log("other"), *engines()):
                     wait_until(lambda: len(world.records(STRANGER)) == n, what="it is answered")  # noqa: B023
             assert not world.records("a")
+            beat_at = tries.beat_at
+            wait_until(lambda: tries.beat_at > beat_at, what="who waits for a trial lives")
             poison.over.set()
             wait_until(lambda: bool(world.records("a")) and tries.owned == SHARDS, what="it joins again")
             world.append(STRANGER, rows_fields(STRANGER, ROW))

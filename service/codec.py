@@ -116,7 +116,8 @@ def parse_entry(entry_id: bytes, fields: Sequence[bytes]) -> Entry:
     data = values.get(b"data", b"")
     kind = _KINDS_BYTES.get(values.get(b"kind", b""), "")
     fault: EntryError | None = None
-    stream = _stream_of(values.get(b"stream", b""))
+    name = values.get(b"stream", b"")
+    stream = _stream_of(name) if len(name) <= 128 else ""  # what is remembered is short
     if not stream:
         stream = NO_STREAM
         fault = BadStreamId(
@@ -211,13 +212,9 @@ def kept_fields(entry: Entry) -> tuple[tuple[bytes, bytes], ...]:
     return tuple((name.encode(), value) for name, value in fields.items() if name.encode() in _KEPT_FIELDS)
 
 
+@lru_cache(maxsize=1 << 14)  # a process meets the same streams again and again
 def _stream_of(value: bytes) -> str:
     """The stream id, or nothing when it is not a legal one."""
-    return _legal_stream(value) if len(value) <= 128 else ""  # what is remembered is short
-
-
-@lru_cache(maxsize=1 << 14)  # a process meets the same streams again and again
-def _legal_stream(value: bytes) -> str:
     try:
         stream = value.decode()
     except UnicodeDecodeError:

@@ -25,7 +25,7 @@ for i = 1, #info, 2 do if info[i] == 'last-generated-id' then return info[i + 1]
 # Entries above the position are counted without sending them. Returns how many are the stream's, and 1 when it saw all.
 WAITING: Final = """
 local head = redis.pcall('GET', KEYS[2])
-local low = string.match(type(head) == 'string' and head or '', '^%S+ %S+ %S+ (%S+)') or '0-0'
+local low = string.match(type(head) == 'string' and head or '', '^%S+ %S+ %S+ (%d+%-%d+) ') or '0-0'
 local function above(one, other)
   local a, b = string.match(one, '(%d+)-(%d+)')
   local c, d = string.match(other, '(%d+)-(%d+)')
@@ -92,7 +92,7 @@ LAG_BYTES: Final = 1 << 20
 # Where somebody else wrote over the positions none is known.
 LAGS: Final = """
 local head = redis.pcall('GET', KEYS[2])
-local low = string.match(type(head) == 'string' and head or '', '^%S+ %S+ %S+ (%S+)') or '0-0'
+local low = string.match(type(head) == 'string' and head or '', '^%S+ %S+ %S+ (%d+%-%d+) ') or '0-0'
 local from, entries, bytes = low, tonumber(ARGV[1]), tonumber(ARGV[2])
 local last, seen, found = {}, {}, {}
 while entries > 0 and bytes > 0 do

@@ -80,11 +80,8 @@ _TROUBLE: Final = 500  # characters
 _REFUSED: Final = (redis.ResponseError, redis.exceptions.BusyLoadingError, redis.exceptions.MasterDownError)
 # A server configured so has written and synced its log before it answers.
 _ON_DISK: Final = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
-_NO_ID: Final = (
-    "Invalid stream ID",
-    "invalid start ID",
-    "invalid end ID",
-)  # what the broker says to an id it cannot use
+# What the broker says to an id that it cannot use.
+_NO_ID: Final = ("Invalid stream ID", "invalid start ID", "invalid end ID")
 _LOST: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
 
 

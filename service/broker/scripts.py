@@ -23,9 +23,10 @@ local head = redis.pcall('GET', KEYS[2])
 local life, n, low, kept, tries = ARGV[3], '0', '0-0', 0, 1
 if head then
   local said, token, ms = type(head) == 'string' and head or '', nil, nil
-  life, token, n, low, kept, tries = string.match(said, '^(%S+) (%S+) (%d+) (%d+%-%d+) (%d+) (%d+)$')
+  life, token, n, low, kept, tries = string.match(said, '^([!-~]+) ([!-~]+) (%d+) (%d+%-%d+) (%d+) (%d+)$')
   ms = tonumber(string.match(low or '', '^%d+'))
-  if not ms or ms > tonumber(ARGV[7]) or redis.pcall('XRANGE', KEYS[3], '(' .. low, '0-0').err then
+  local long = ms and (#low > 41 or math.max(#n, #kept, #tries) > 19)
+  if not ms or long or ms > tonumber(ARGV[7]) or redis.pcall('XRANGE', KEYS[3], '(' .. low, '0-0').err then
     return '! ' .. string.sub(said, 1, 100)
   end
   kept, tries = tonumber(kept), tonumber(tries)

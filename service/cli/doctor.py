@@ -51,8 +51,11 @@ def doctor(
             broker = url_on(home)
     steps: list[str] = []
     if mend and broker is not None:
-        with suppress(BrokerAway):  # what it is, the findings say
-            repair(broker, settings.prefix, steps.append if as_json else partial(print, flush=True))
+        tell = steps.append if as_json else partial(print, flush=True)
+        try:
+            repair(broker, settings.prefix, tell)
+        except BrokerAway as error:
+            tell(error.detail)
     findings = examine(
         broker,
         prefix=settings.prefix,

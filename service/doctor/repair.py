@@ -167,7 +167,8 @@ def repair(url: str, prefix: str, tell: Callable[[str], None]) -> None:
     reading = Reading(url)
     try:
         (there,) = reading.ask(("HGET", meta_key(prefix), "shards"))
-        harms = look(reading, prefix, int(text(there) or 0))
+        shards = text(there)
+        harms = look(reading, prefix, int(shards) if shards.isdecimal() else 0)
     finally:
         reading.close()
     if not harms:

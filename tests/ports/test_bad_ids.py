@@ -104,13 +104,13 @@ def test_a_shard_goes_on_where_its_brokers_clock_was_put_back(world: World) -> N
     assert world.dead() == []
 
 
-@pytest.mark.parametrize("low", ["no id", LAST, "10000000000000000-0", "99999999999999999999-0"])
+@pytest.mark.parametrize("low", ["no id", "x", LAST, "10000000000000000-0", "99999999999999999999-0", "1-0 0 0 0"])
 def test_a_shard_whose_head_is_none_is_left_alone_and_all_others_are_worked_on(world: World, low: str) -> None:
     head = f"life 00 7 {low} 0 0".encode()
     world.append("a", rows("a"))
     world.append(ELSEWHERE, rows(ELSEWHERE))
     world.set_head("a", head)
-    log = world.new_log()
+    log, other_log = world.new_log(), world.new_log("x")
     with pytest.raises(BadHead, match=f"shard {shard_of('a', SHARDS)}: "):
         log.acquire(shard_of("a", SHARDS))
     with working(log, TinyEngine(tiny_manifest())) as worker:
@@ -118,6 +118,11 @@ def test_a_shard_whose_head_is_none_is_left_alone_and_all_others_are_worked_on(w
         wait_until(lambda: worker.owned == SHARDS - 1, 60, "it has all others")
         assert world.head("a") == head
         assert world.records("a") == []
+        for other in (b"life 00 %b 1-0 0 0" % (b"9" * 20), b"\xff 00 7 1-0 0 0", b"life 00 7 %b1-0 0 0" % (b"0" * 50)):
+            world.set_head("a", other)
+            with pytest.raises(BadHead):
+                other_log.acquire(shard_of("a", SHARDS))
+        other_log.close()
         world.set_head("a", b"life 00 7 0-0 0 0")
         answered(world, {"a": 1})
         assert worker.owned == SHARDS

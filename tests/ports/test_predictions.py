@@ -379,7 +379,7 @@ async def test_an_id_is_believed_where_the_brokers_clock_was_put_back(either: On
 
 
 @pytest.mark.parametrize(
-    "head", ["nonsense", f"life 00 7 {LAST} 1 0", "life 00 7 99999999999999999999-0 1 0", ["list"]]
+    "head", ["nonsense", f"life 00 7 {LAST} 1 0", "life 00 7 99999999999999999999-0 1 0", "life 00 7 x 1 0", ["list"]]
 )
 async def test_a_head_that_cannot_be_read_stops_one_shard_only(
     either: OnBroker, head: str | list[str], monkeypatch: pytest.MonkeyPatch

@@ -96,7 +96,7 @@ def create_app(
             manifest.name: StateLayout(manifest, known[manifest.name]) for manifest in models if manifest.name in known
         },
         readers=Readers(predictions, busy),
-        looks=Gate("lists, states, quarantine and metrics", busy, at_once=2, waiting=64, within_s=5.0),
+        looks=Gate("lists, states and quarantine", busy, at_once=2, waiting=64, within_s=5.0),
         bodies=Gate("bodies and messages above 64 kB", busy, at_once=2, waiting=64, within_s=5.0),
         http=httpx.AsyncClient(trust_env=False, verify=False),  # plain HTTP on this machine
     )

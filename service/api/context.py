@@ -42,7 +42,7 @@ class Context:
     layouts: Mapping[str, StateLayout]  # model -> how its states are stored
     http: httpx.AsyncClient  # to the workers' metrics
     readers: Readers
-    looks: Gate  # in front of what is dear to answer: lists, states, quarantine, metrics
+    looks: Gate  # in front of what is dear to answer: lists, states, quarantine
     bodies: Gate  # in front of what is dear to read: bodies and messages above LARGE_BYTES
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -19,6 +19,7 @@ from service.metrics import CONTENT_TYPE
 def health_routes(context: Context) -> APIRouter:
     router = APIRouter(tags=["operation"])
     scraper = Scraper(context.http)
+    merging = asyncio.Lock()  # one at a time: each takes its turns with the event loop
 
     @router.get("/livez", **openapi.GET_LIVEZ)
     async def livez() -> Response:
@@ -42,13 +43,11 @@ def health_routes(context: Context) -> APIRouter:
         here = socket.gethostname()
         workers: dict[str, int] = {}
         for worker in context.monitor.workers:
-            port = (
-                port_of(worker.metrics) if worker.host in ("", here) else None
-            )  # another host's 127.0.0.1 is not ours
+            port = port_of(worker.metrics) if worker.host in ("", here) else None  # another host's are not ours
             if port is not None:
                 workers[worker.id if worker.process in workers else worker.process or worker.id] = port
         texts = await scraper.scrape(workers)
-        async with context.looks:
+        async with merging:
             body = await asyncio.to_thread(merge, context.registry, texts)
         return Response(body, media_type=None, headers={"Content-Type": CONTENT_TYPE})
 

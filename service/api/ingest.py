@@ -16,12 +16,13 @@ from service.api.query import PostQuery, Query, read_ack, read_post_query
 from service.api.refusals import refusal
 from service.api.rows import read_block
 from service.contracts import check_stream_id
-from service.errors import RollcastError, TooLarge, Unavailable, UnsupportedMedia
+from service.errors import Busy, RollcastError, TooLarge, Unavailable, UnsupportedMedia
 from service.turns import Turn
 
 MAX_LINES = 100_000  # of one request
 AT_ONCE = 256  # lines appended in one round trip
 NDJSON = "application/x-ndjson"
+_ALL = ""  # among the streams that are held: all of them
 
 
 class Appended(msgspec.Struct, frozen=True):
@@ -93,12 +94,16 @@ def ingest_routes(context: Context) -> APIRouter:
             try:
                 if isinstance(line, RollcastError):
                     raise line
+                if _ALL in held:
+                    raise held[_ALL]
                 async with context.bodies.above(len(line), LARGE_BYTES):
                     entry = read_entry(line, packed=False)
                     if turn.due():
                         await turn.over()
                     ready.append(await intake.posted(entry))
             except RollcastError as error:
+                if isinstance(error, Busy):
+                    held[_ALL] = error  # whose entry it is was not read
                 ready.append(error)
             if turn.due():
                 await turn.over()

@@ -83,7 +83,12 @@ def stream_routes(context: Context) -> APIRouter:
         if sort == "lag":
             return {stream: lag.oldest_ms for stream, lag in lags.items() if STREAM_ID.fullmatch(stream)}
         counted = await context.predictions.counted("drops" if sort == "drops" else "restarts")
-        return {stream: MOST - min(n, MOST - 1) for stream, n in counted.items()}
+        turn, ranks = Turn(), dict[str, int]()
+        for stream, n in counted.items():
+            ranks[stream] = MOST - min(n, MOST - 1)
+            if turn.due():
+                await turn.over()
+        return ranks
 
     async def ranked(ranks: Mapping[str, int], after: tuple[int, str], limit: int) -> list[StreamRow]:
         """Those that come first, then all others by name, as far as they lie behind `after`: rank and name."""

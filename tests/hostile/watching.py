@@ -81,10 +81,11 @@ class Bounds:
     def __call__(
         self, *, memory: int = MEMORY, cpu_s: float = CPU_S, innocent: bool = True, extra_pids: Mapping[int, str] = {}
     ) -> Iterator[Innocents]:
-        """Fails when a process grows by more than `memory` bytes or ends, when all of them take more than `cpu_s`, or
-        when an innocent entry fails or waits too long: above 250 ms, and above three times what this machine needs
-        while it is calm. `innocent=False`: none are posted."""
+        """Fails when a process grows by more than `memory` bytes, when a child of `up` ends, when all of them take more
+        than `cpu_s`, or when an innocent entry fails or waits too long: above 250 ms, and above three times what this
+        machine needs while it is calm. `innocent=False`: none are posted."""
         pids = [*self.up.family(), *extra_pids]
+        children = [pid for pid in pids if _parent(pid) == self.up.process.pid]  # theirs may end: a decoder, a rewrite
         before = {pid: _resident(pid) for pid in pids}
         spent_s = {pid: _cpu_s(pid) for pid in pids}
         for pid in pids:
@@ -96,9 +97,9 @@ class Bounds:
                 await_true(lambda: len(innocents.waits_s) + len(innocents.failed) >= ANSWERS, "innocents are answered")
         else:
             yield innocents
-        ended = [pid for pid in pids if not _resident(pid)]
+        ended = [pid for pid in children if not _resident(pid)]
         assert not ended, f"processes that ended: {ended}, {self.up.lines[-5:]}"
-        alive = {pid: _peak(pid) for pid in pids}
+        alive = {pid: _peak(pid) for pid in pids if _resident(pid)}
         grown = {_name(pid): peak - before[pid] for pid, peak in alive.items() if peak - before[pid] > memory}
         assert not grown, f"bytes above what they had: {grown}"
         own_s = 0.02 * len(innocents.waits_s)  # what an innocent entry may cost all processes together
@@ -140,6 +141,12 @@ def _cpu_s(pid: int) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
     return 0.0
+
+
+def _parent(pid: int) -> int:
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def _name(pid: int) -> str:

@@ -127,8 +127,9 @@ return found
 # KEYS head in settings owner streams.  Returns the number of finished entries in the log, its length and bytes, what
 # was last written when settings changed, the token under which the shard is held (empty: nobody holds it), its
 # commits, and how many streams have a position or settings.
-# A commit that trims writes the count from before: a worker that stops right after it would leave that in the head, so
-# the log is asked whether any finished entry is still there.
+# A commit that trims writes the count from before: a worker that stops right after it leaves that in the head. So
+# where nobody holds the shard, the log is asked whether any finished entry is still there. Where somebody does, the
+# count holds: finished entries may all lie behind one that takes long.
 BACKLOG: Final = """
 local length = redis.call('XLEN', KEYS[2])
 local bytes = length > 0 and redis.call('MEMORY', 'USAGE', KEYS[2]) or 0
@@ -136,7 +137,7 @@ local head = redis.pcall('GET', KEYS[1])
 local token, n, low, kept = string.match(type(head) == 'string' and head or '', '^%S+ (%S+) (%d+) (%S+) (%d+)')
 kept = tonumber(kept or '0')
 local held = redis.call('EXISTS', KEYS[4]) == 1 and token or ''
-if kept > 0 and #redis.pcall('XRANGE', KEYS[2], '-', low, 'COUNT', 1) == 0 then kept = 0 end
+if kept > 0 and held == '' and #redis.pcall('XRANGE', KEYS[2], '-', low, 'COUNT', 1) == 0 then kept = 0 end
 local known = 0
 for key, commands in pairs({[KEYS[5]] = {'ZCARD', 'ZSCORE'}, [KEYS[3]] = {'HLEN', 'HGET'}}) do
   local count, aside = redis.pcall(commands[1], key), redis.pcall(commands[2], key, '?')

@@ -21,12 +21,11 @@ import numpy as np
 from service.contracts import FrameInput, Limits
 from service.decode import unpack
 from service.errors import BadImage, EntryError
-from service.images import ImageInfo, check
+from service.images import ImageInfo, check, unpacked
 from service.unpacking import DecoderDied, DecoderProcess
 from service.worker.shard import Item
 
 SMALL_WORK: Final = 4 << 20  # a JPEG of 2,048 × 2,048 in one scan: some 20 to 40 ms
-SMALL_UNPACKS: Final = 16 << 20  # some 40 ms of inflating
 LANE_DECODERS: Final = 4  # processes of a lane, at most, and one more
 SPARE_MEMORY: Final = 32 << 20  # of a decoder, beyond what the picture says
 Unpack = Callable[[bytes, FrameInput], np.ndarray]  # raises what `decode.decode_frame` raises
@@ -36,8 +35,9 @@ log = logging.getLogger("rollcast.worker")
 
 
 def is_small(info: ImageInfo) -> bool:
-    """Whether its structure proves that no decoder can take long or much memory over it."""
-    return info.work <= SMALL_WORK and info.unpacks <= SMALL_UNPACKS
+    """Whether its structure proves that no decoder can take long or much memory over it. (What a PNG unpacks to is not
+    in its structure: `unpacked` stops it soon after what its size needs.)"""
+    return info.work <= SMALL_WORK
 
 
 class Decoders:
@@ -55,7 +55,7 @@ class Decoders:
         """Decodes one picture while the caller waits. Raises EntryError."""
         info = check(data, self._max_pixels)
         if is_small(info):
-            return unpack(data, form, info)
+            return unpack(unpacked(data, info), form, info)
         done, answers = threading.Event(), deque[np.ndarray | Exception]()
 
         def run(decode: Unpack) -> None:
@@ -90,7 +90,7 @@ class Decoders:
         except Exception as error:
             return work(item, form, partial(_fail, error))
         if is_small(info):
-            return work(item, form, lambda data, form: unpack(data, form, info))
+            return work(item, form, lambda data, form: unpack(unpacked(data, info), form, info))
         return self._lane.put(item.key, info.memory, lambda decode: work(item, form, decode))
 
 

@@ -779,12 +779,12 @@ class Worker:
             self._lose(list(self._shards.values()), "the leases ran out", "broker")
 
     def _commit_idle(self, now: float) -> None:
-        """A commit without entries where the log still holds finished ones, the head's count of them is old, or an
-        element of the last one waits for its repair."""
+        """A commit without entries where the head's count of finished ones is old, or in an idle shard whose log still
+        holds some, or of whose last commit an element waits for its repair."""
         for shard in list(self._shards.values()):
-            if shard.in_flight is None and shard.idle:
-                trimmable = shard.kept > 0 and now >= shard.next_trim
-                if trimmable or shard.repair or shard.kept != shard.head.kept:
+            if shard.in_flight is None:
+                due = shard.repair or (shard.kept > 0 and now >= shard.next_trim)
+                if shard.kept != shard.head.kept or (due and shard.idle):
                     self._send(shard, [], {})
 
     def _send(self, shard: Shard, items: list[Item], settings: dict[str, bytes]) -> None:

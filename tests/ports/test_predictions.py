@@ -293,6 +293,18 @@ async def test_a_count_of_finished_entries_that_were_trimmed_meanwhile_is_not_be
     assert found.bytes > 100
 
 
+async def test_entries_that_were_finished_behind_one_that_takes_long_do_not_wait(real: OnBroker) -> None:
+    """They stay in the log until it is finished too, and the shard's other streams have their room."""
+    shard, keys = shard_of("cam-1", 4), real.keys("cam-1")
+    for _ in range(5):
+        await real.predictions.append("cam-1", rows("cam-1"))
+    real.redis.set(keys.head, "life token 4 0-0 4 0")
+    real.redis.set(keys.owner, "worker token")
+    assert (await real.predictions.pressure()).shards[shard].entries == 1
+    real.redis.delete(keys.owner)
+    assert (await real.predictions.pressure()).shards[shard].entries == 5, "nobody says that these are finished"
+
+
 async def test_quarantine_is_looked_through_without_carrying_bytes(real: OnBroker) -> None:
     keys = real.keys("cam-1")
     words = {"stream": "cam-1", "kind": "frame", "reason": "bad_image", "detail": "no", "data": b"\xff" * 1_000_000}

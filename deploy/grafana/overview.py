@@ -126,6 +126,23 @@ OVERVIEW = Dashboard(
                     unit="reqps", stacked=True,
                 ),
                 lines(
+                    "Requests and connections refused a second",
+                    "Slow, too large, too many, or from a foreign page: a client floods the api, or a name is missing.",
+                    (f"sum by (reason) (rate(rollcast_requests_refused_total{JOB}{RATE}))", "{{reason}}"),
+                    unit="cps",
+                ),
+                lines(
+                    "Connections",
+                    "At max_connections those that wait longest make room.",
+                    (f"sum by (instance) (rollcast_connections{JOB})", "{{instance}}"),
+                ),
+                lines(
+                    "Bytes of bodies and messages that are not complete",
+                    "At max_unfinished_bytes the oldest make room. High for long: slow clients, or a flood.",
+                    (f"sum by (instance) (rollcast_unfinished_bytes{JOB})", "{{instance}}"),
+                    unit="bytes",
+                ),
+                lines(
                     "Answer time of requests",
                     "With `wait` it includes the wait for the prediction.",
                     (quantile(0.5, "rollcast_http_request_seconds"), "median"),

@@ -17,6 +17,7 @@ from rollcast import Client, Prediction, Problem
 from service.embedded import machine_memory
 from service.keys import shard_of
 from tests.deployment import Up, await_true, rollcast
+from tests.pictures import png
 
 MODEL = "activity-lstm"
 ROWS = [[39.25, 0.43, 22.75, 0.43, 33.75, 1.3], [39.0, 0.5, 22.0, 0.4, 33.0, 1.2]]
@@ -78,7 +79,7 @@ def test_the_command_line_lists_shows_retries_and_drops_what_was_refused(
     client: Client, deployment: Up, tmp_path: Path
 ) -> None:
     url = ("--url", deployment.url)
-    broken = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x08\0\0\0\x08\x08\0\0\0\0broken" + bytes(8) + b"IEND\xaeB`\x82"
+    broken = png(8, 8, pixels=b"broken")  # its structure is well
     with pytest.raises(Problem) as caught:
         client.post_frame("door-x", broken, model="digits-cnn", wait_s=10)
     entry_id = caught.value.body["id"]

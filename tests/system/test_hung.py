@@ -164,13 +164,18 @@ class Trial:
         httpx.post(f"{deployment.url}/v1/streams/{SAME}/samples?model=activity-lstm", json=ROW, trust_env=False)
 
     def begin(self, workers: int) -> None:
-        for kills in range(20):
-            if self.head().tries >= 3:
-                break
-            await_true(lambda: len(self.up.said("worker ready")) == workers + kills, "all workers live", 120)  # noqa: B023
+        kills = 0
+        while self.head().tries < 3:
+            assert kills < 20
+            ready = workers + kills
+            await_true(lambda ready=ready: len(self.up.said("worker ready")) == ready, "all workers live", 120)
             head = self.head()
+            await_true(lambda: self.broker.exists(self.keys.owner), "the shard has an owner")
             owner: Any = self.broker.get(self.keys.owner)
+            if owner is None:
+                continue
             os.kill(child(self.up, owner.decode().split()[0]), signal.SIGKILL)
+            kills += 1
             await_true(lambda was=head.token: self.head().token != was, "the shard has another owner")
         await_true(lambda: self.broker.exists(self.keys.suspect), "it is on trial")
 

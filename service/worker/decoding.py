@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from service.contracts import FrameInput, Limits
 from service.decode import unpack
 from service.errors import BadImage, EntryError
 from service.images import ImageInfo, check, unpacked
+from service.liveness import LOOK_S
 from service.unpacking import DecoderDied, DecoderProcess
 from service.worker.shard import Item
 
@@ -47,6 +49,8 @@ class Decoders:
         self._max_pixels = limits.pixels
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._lane = Lane(min(threads, LANE_DECODERS) + 1, limits)
+        self._began: dict[Item, float] = {}  # what is being decoded in the threads, and since when
+        self._looked_at, self._passed_s = time.monotonic(), 0.0
 
     def submit(self, work: Work, item: Item, form: FrameInput) -> None:
         self._threads.submit(self._sort, work, item, form)
@@ -73,6 +77,14 @@ class Decoders:
             raise answer
         return answer
 
+    def hung(self, limit_s: float) -> Item | None:
+        """One on which a thread has been working for longer than that; what the lane works on comes to an end by itself.
+        A pause between two of these looks counts as LOOK_S at most: this process may have been stopped."""
+        now = time.monotonic()
+        self._passed_s += min(now - self._looked_at, LOOK_S)
+        self._looked_at = now
+        return next((item for item, began in list(self._began.items()) if self._passed_s - began > limit_s), None)
+
     @property
     def pids(self) -> list[int]:
         """Of the decoder processes that run."""
@@ -85,6 +97,13 @@ class Decoders:
 
     def _sort(self, work: Work, item: Item, form: FrameInput) -> None:
         """In a thread: decodes it here, or hands it to the lane."""
+        self._began[item] = self._passed_s
+        try:
+            self._sorted(work, item, form)
+        finally:
+            del self._began[item]
+
+    def _sorted(self, work: Work, item: Item, form: FrameInput) -> None:
         try:
             info = check(item.entry.data, self._max_pixels)
         except Exception as error:

@@ -128,7 +128,6 @@ class Worker:
         self._decoded: deque[Item] = deque()
         self._decoding = 0  # frames given to the pool and not yet collected
         self._held_back: set[Stream] = set()  # with frames that are not decoded before it is known for which model
-        self._progress = 0.0  # of decoding: when a frame was last collected
         self._on_trial: Shard | None = None
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -227,8 +226,12 @@ class Worker:
     # --- leases --------------------------------------------------------------------------------------------------
 
     def _beat(self) -> None:
-        """Renews what is owned, takes its share of what is free. Clocks decide only when to try; head who commits."""
+        """Renews what is owned, takes its share of what is free. Clocks decide only when to try; head who commits.
+        Raises Stuck."""
         self._live()
+        if (hung := self._pool.hung(self._hung_s)) is not None:
+            self._suspect(hung)
+            raise Stuck("the decoding of a frame does not come to an end")
         before = time.monotonic()
         soonest_s = BEAT_S
         try:
@@ -597,7 +600,6 @@ class Worker:
             item.ready = True
             self._scheduler.wake(item)
         self._decoding -= len(spent)
-        self._progress = time.monotonic()
         self._tally.decoded(spent)
         self._fault("after-decode")
 
@@ -606,10 +608,7 @@ class Worker:
     def _try_doubtful(self) -> None:
         """Entries of shards in doubt, each alone (careful.py)."""
         if self._decoding:
-            if time.monotonic() > max(self._progress, self._doubts.since) + self._hung_s:
-                raise Stuck("the decoding of frames does not come to an end, and an entry on trial waits for it")
             return
-        self._doubts.since = time.monotonic()
         self._settle()
         for shard in self._doubts.each(lambda: self._decoding > 0):
             try:
@@ -626,21 +625,28 @@ class Worker:
             finally:
                 self._on_trial = None
 
+    def _suspect(self, item: Item) -> None:
+        """This process is about to end for an entry that is not on trial: that counts as its first try."""
+        shard = item.key.shard
+        log.error("given up", extra=_which(item))
+        with contextlib.suppress(Fenced, CommitRefused):
+            self._settle_one(shard)
+            if not shard.lost:
+                self._broker.attempt(shard.number, shard.written, item.entry.id)
+
     def _try(self, shard: Shard, item: Item, may: bool) -> None:
         if not may:
             careful.refuse(item)
-            which = {"stream": item.key.name, "cursor": item.entry.id.decode(), "shard": shard.number}
-            log.error("an entry ends its worker: refused", extra=which)
+            log.error("an entry ends its worker: refused", extra=_which(item))
         self._inbox.bytes -= item.size
         try:
             bound = self._work_alone(item)
         except Stuck:
-            which = {"stream": item.key.name, "cursor": item.entry.id.decode(), "shard": shard.number}
             if self._stop.is_set():  # an orderly end is no failed try
                 with contextlib.suppress(BrokerAway, CommitRefused):
                     self._broker.forgive(shard.number, shard.written, item.entry.id)
             else:
-                log.error("given up", extra=which)
+                log.error("given up", extra=_which(item))
             raise
         if shard.lost:
             return
@@ -874,6 +880,11 @@ def _read_stream(name: str, shard: int, loaded: Loaded) -> tuple[Position | None
     except (ValueError, msgspec.DecodeError):  # whose words quote the value: no line does
         log.error("foreign value among a stream's keys", extra={"stream": name, "shard": shard})
     return position, settings
+
+
+def _which(item: Item) -> dict[str, str | int]:
+    """What a line in the log says of an entry."""
+    return {"stream": item.key.name, "cursor": item.entry.id.decode(), "shard": item.key.shard.number}
 
 
 def _split(items: list[Item]) -> tuple[list[Item], list[Item]]:

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from service.contracts import FrameInput
 from service.keys import ShardKeys, shard_of
 from service.metrics import WorkerMetrics
+from service.unpacking import DecoderProcess
 from tests.doubles import BrightnessEngine, TinyEngine, rows_fields, tiny_manifest
+from tests.pictures import png
 from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, World, wait_until, working
 
 POISON = np.frombuffer(b"AntiLife" * 3, "<f4").reshape(2, 3)  # every value finite
@@ -276,14 +279,60 @@ def test_while_a_trial_takes_long_another_worker_has_the_other_shards(world: Wor
     assert [body["type"] for body in bodies(world, "a")] == ["prediction"]
 
 
-def test_a_trial_that_waits_for_a_decoder_that_never_ends_does_not_wait_for_ever(world: World) -> None:
+def test_a_frame_that_never_ends_is_refused_after_two_tries_though_it_was_not_on_trial_at_first(world: World) -> None:
+    """Its worker goes on beside the thread that decodes it."""
+    world.append("a", poisonous("frame"))
+    world.append(NEIGHBOUR, rows_fields(NEIGHBOUR, ROW))
+    poison, lives = Poison(3600), 0
+    try:
+        while not world.records("a"):
+            assert (lives := lives + 1) <= 3
+            with working(world.new_log(), *engines(), poison=poison, hung_s=0.5) as worker:
+                wait_until(lambda: worker.stuck != "" or bool(world.records("a")), what="it ends by itself")  # noqa: B023
+    finally:
+        poison.over.set()
+    assert [(body["type"], body["reason"]) for body in bodies(world, "a")] == [("refused", "crash")]
+    assert [body["type"] for body in bodies(world, NEIGHBOUR)] == ["prediction"]
+    assert poison.tasted == 2
+
+
+@pytest.mark.parametrize("doubt", [False, True])
+def test_a_decoder_that_never_ends_ends_its_worker(world: World, doubt: bool) -> None:
+    """Also where an entry on trial waits for it."""
     held = {"stream": STRANGER.encode(), "kind": b"frame", "data": frame()}
     poison = Poison(3600)
     try:
-        with working(world.new_log(), *engines(), poison=poison, hung_s=0.5) as worker:
+        with working(world.new_log(), *engines(), poison=poison, hung_s=1.0) as worker:
             world.append(STRANGER, held)
             wait_until(lambda: poison.tasted == 1, what="it is being decoded")
-            rob(world, ending_on=rows_fields("a", ROW))
+            if doubt:
+                rob(world, ending_on=rows_fields("a", ROW))
             wait_until(lambda: worker.stuck != "", what="it ends by itself")
     finally:
         poison.over.set()
+
+
+def test_a_trial_waits_for_heavy_pictures_of_other_streams(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lane bounds them by itself: they are no reason for a worker to end."""
+    large = {"stream": STRANGER.encode(), "kind": b"frame", "data": png(2100, 2100)}
+    begun, over = threading.Event(), threading.Event()
+
+    def decode(self: DecoderProcess, data: bytes, form: FrameInput, **limits: Any) -> np.ndarray:
+        begun.set()
+        over.wait(60)
+        return np.zeros((form.height, form.width, form.channels), np.uint8)
+
+    monkeypatch.setattr(DecoderProcess, "decode", decode)
+    metrics = WorkerMetrics(CollectorRegistry())
+    try:
+        with working(world.new_log(), *engines(), hung_s=0.5, metrics=metrics) as worker:
+            world.append(STRANGER, large)
+            assert begun.wait(60)
+            rob(world, ending_on=rows_fields("a", ROW))
+            beats = worker.beat_at + 1.0
+            wait_until(lambda: worker.beat_at > beats or worker.stuck != "", what="it waits for longer than hung_s")
+            over.set()
+            wait_until(lambda: worker.stuck != "" or bool(world.records("a") and world.records(STRANGER)))
+            assert not worker.stuck
+    finally:
+        over.set()

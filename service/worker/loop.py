@@ -129,6 +129,7 @@ class Worker:
         self._decoding = 0  # frames given to the pool and not yet collected
         self._held_back: set[Stream] = set()  # with frames that are not decoded before it is known for which model
         self._on_trial: Shard | None = None
+        self._left = False  # the workers, until the trial is over
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -376,19 +377,23 @@ class Worker:
             self._admit(answer, asked)
             self._tally.stage("read", time.perf_counter() - began if busy else 0.0)
             self._ask()
-        for stream, entries in self._inbox.fetch(self._broker):
+        for stream, entries in [] if self._trial_waits else self._inbox.fetch(self._broker):
             now = time.perf_counter()
             for entry_id, fields in entries:
                 item = self._item(parse_entry(entry_id, fields), stream, now)
                 stream.shard.holding[stream].fetched.append(self._offer(item))
         self._collect_decoded()
 
+    @property
+    def _trial_waits(self) -> bool:
+        """Until nobody decodes: nothing more is read meanwhile."""
+        return self._decoding > 0 and len(self._doubts) > 0
+
     def _ask(self) -> None:
         """Has one read under way whenever there is room for what it brings."""
-        doubtful = len(self._doubts)
-        full = len(self._scheduler) + doubtful >= self._ahead_entries or self._inbox.bytes >= AHEAD_BYTES
-        waits = doubtful and self._decoding  # a trial waits until nobody decodes
-        if full or waits or (self._reading is not None and self._reading == self._shards):
+        ahead = len(self._scheduler) + len(self._doubts)
+        full = ahead >= self._ahead_entries or self._inbox.bytes >= AHEAD_BYTES
+        if full or self._trial_waits or (self._reading is not None and self._reading == self._shards):
             return
         wanted = {number: shard for number, shard in self._shards.items() if room_in(shard)}
         current = self._reading is not None and wanted.items() <= self._reading.items()
@@ -682,7 +687,7 @@ class Worker:
     def _wait_for(self, work: Future[Result], until: float) -> Result:
         """What comes of work on the entry on trial. What the work may touch stays as it is until then: shards that are
         lost or given away meanwhile are forgotten afterwards. Raises Stuck past `until`."""
-        long_at, stopping = time.monotonic() + careful.LONG_S, False
+        long_at, stopping, self._left = time.monotonic() + careful.LONG_S, False, False
         lost: set[Shard] = set()
         given: list[Shard] = []
         away: BrokerAway | None = None
@@ -715,7 +720,7 @@ class Worker:
     def _renew_on_trial(self, given: list[Shard], long: bool) -> list[Shard]:
         """Renews the leases. When the trial has become a `long` one, other workers get all shards but the entry's, and
         this worker leaves them. Returns the shards that are another's now."""
-        if given:
+        if self._left:
             before, mine = time.monotonic(), [shard for shard in self._shards.values() if shard not in given]
             lost = self._broker.extend([shard.number for shard in mine])
             self._renewed, self._deadline = before, before + self._lease_s
@@ -726,6 +731,7 @@ class Worker:
             for shard in given:
                 self._broker.release(shard.number)
             self._broker.leave()
+            self._left = True
             log.warning("an entry on trial takes long: the other shards are given away", extra={"shards": len(given)})
         return gone
 

@@ -17,6 +17,7 @@ from service.contracts import FrameInput
 from service.keys import ShardKeys, shard_of
 from service.metrics import WorkerMetrics
 from service.unpacking import DecoderProcess
+from service.worker.inbox import STREAM_ENTRIES
 from tests.doubles import BrightnessEngine, TinyEngine, rows_fields, tiny_manifest
 from tests.pictures import png
 from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, World, wait_until, working
@@ -336,3 +337,57 @@ def test_a_trial_waits_for_heavy_pictures_of_other_streams(world: World, monkeyp
             assert not worker.stuck
     finally:
         over.set()
+
+
+def test_a_trial_does_not_wait_for_what_a_hot_stream_has_in_the_log_only(world: World) -> None:
+    """Else one frame after the other would be decoded meanwhile, and the trial would wait for all of them."""
+    gates = {mark: threading.Event() for mark in (b"first", b"last in memory", b"in the log")}
+    marks = [b"first", *[b""] * 58, b"last in memory", *[b""] * 4, *[b"in the log"] * STREAM_ENTRIES]
+
+    def wait(data: bytes) -> None:
+        for mark, gate in gates.items():
+            if mark in data:
+                gate.wait(3600)
+
+    try:
+        with working(world.new_log(), *engines(), poison=wait, hung_s=3600) as worker:
+            world.append(STRANGER, {"stream": STRANGER.encode(), "kind": b"frame", "data": frame(b"")})
+            wait_until(lambda: bool(world.records(STRANGER)), what="its model is known")
+            for mark in marks:
+                world.append(STRANGER, {"stream": STRANGER.encode(), "kind": b"frame", "data": frame(mark)})
+            hot = worker._shards[shard_of(STRANGER, SHARDS)]
+            wait_until(lambda: hot.held == STREAM_ENTRIES, what="the rest lies in the log only")
+            rob(world, ending_on=rows_fields("a", ROW))
+            wait_until(lambda: len(worker._doubts) == 1, what="an entry waits for its trial")
+            gates[b"first"].set()
+            wait_until(lambda: len(world.records(STRANGER)) == 60, what="few wait in memory")
+            beats = worker.beat_at + 0.5
+            wait_until(lambda: worker.beat_at > beats, what="it has had the time to fetch more")
+            gates[b"last in memory"].set()
+            wait_until(lambda: bool(world.records("a")), 20, "it had its trial")
+            gates[b"in the log"].set()
+            wait_until(lambda: len(world.records(STRANGER)) == 1 + len(marks))
+    finally:
+        for gate in gates.values():
+            gate.set()
+
+
+def test_a_worker_that_has_no_other_shard_leaves_the_workers_once_in_a_trial(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.append("a", poisonous("frame"))
+    put_in_doubt(world)
+    other = world.new_log("other")
+    assert all(other.acquire(shard) for shard in range(SHARDS) if shard != SHARD)
+    log, left = world.new_log(), []
+    leave = log.leave
+    monkeypatch.setattr(log, "leave", lambda: (left.append(worker.beat_at), leave()))
+    poison = Poison(3600)
+    try:
+        with working(log, *engines(), poison=poison, hung_s=3600) as worker:
+            wait_until(lambda: bool(other.renew([n for n in range(SHARDS) if n != SHARD], b"{}") and left))
+            wait_until(lambda: worker.beat_at > left[0] + 1.0, what="it goes on")
+            assert len(left) == 1
+    finally:
+        poison.over.set()
+        other.close()

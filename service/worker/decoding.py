@@ -78,8 +78,8 @@ class Decoders:
         return answer
 
     def hung(self, limit_s: float) -> Item | None:
-        """One on which a thread has been working for longer than that; what the lane works on comes to an end by itself.
-        A pause between two of these looks counts as LOOK_S at most: this process may have been stopped."""
+        """What a thread has been working on for longer than that; the lane's work comes to an end by itself.
+        A pause between two looks counts as LOOK_S at most: this process may have been stopped."""
         now = time.monotonic()
         self._passed_s += min(now - self._looked_at, LOOK_S)
         self._looked_at = now
@@ -101,7 +101,7 @@ class Decoders:
         try:
             self._sorted(work, item, form)
         finally:
-            del self._began[item]
+            self._began.pop(item, None)
 
     def _sorted(self, work: Work, item: Item, form: FrameInput) -> None:
         try:
@@ -223,21 +223,29 @@ class Lane:
         limit_s, most = self._limits.decode_s, self._limits.decode_memory_bytes
         if memory > most:
             raise BadImage(f"decoding may take {memory:,} bytes of memory: the limit is {most:,} (decode_memory_bytes)")
+        if own and not own[0].lives():  # somebody ended it between two pictures: this one has no part in that
+            self._forget(own)
         try:
             if not own:
                 own.append(self._start())
             return own[0].decode(data, form, max_pixels=self._limits.pixels, limit_s=limit_s, memory_bytes=memory)
         except DecoderDied as error:
-            with self._changed:
-                self._processes.difference_update(own)
-            own.clear()
+            self._forget(own)
             if not self.closed:
                 log.warning("a decoder ended", extra={"why": str(error), "bytes": len(data)})
             raise BadImage(
                 f"decoding was ended: {error}; it may take {limit_s:g} s of CPU (decode_s), {memory:,} bytes of memory"
             ) from None
 
+    def _forget(self, own: list[DecoderProcess]) -> None:
+        with self._changed:
+            self._processes.difference_update(own)
+        for process in own:
+            process.close()
+        own.clear()
+
     def _start(self) -> DecoderProcess:
+        """Raises OSError or DecoderDied."""
         process = DecoderProcess()
         with self._changed:
             self._processes.add(process)

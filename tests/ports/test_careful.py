@@ -289,7 +289,7 @@ def test_a_frame_that_never_ends_is_refused_after_two_tries_though_it_was_not_on
         while not world.records("a"):
             assert (lives := lives + 1) <= 3
             with working(world.new_log(), *engines(), poison=poison, hung_s=0.5) as worker:
-                wait_until(lambda: worker.stuck != "" or bool(world.records("a")), what="it ends by itself")  # noqa: B023
+                wait_until(lambda: worker.stuck != "" or bool(world.records("a")), what="it ends by itself")
     finally:
         poison.over.set()
     assert [(body["type"], body["reason"]) for body in bodies(world, "a")] == [("refused", "crash")]

@@ -114,6 +114,15 @@ def test_one_that_dies_costs_its_picture_only(decoders: Decoders) -> None:
     assert heavy(decoders).max() == 0
 
 
+def test_one_that_died_between_two_pictures_costs_none(decoders: Decoders) -> None:
+    heavy(decoders)
+    (pid,) = decoders.pids
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert heavy(decoders).max() == 0
+    assert decoders.pids not in ([], [pid])
+
+
 def test_small_pictures_need_no_process(decoders: Decoders) -> None:
     data = cv2.imencode(".jpg", scene(480, 640))[1].tobytes()
     assert decoders.decode(data, RGB).shape == (24, 32, 3)

@@ -29,6 +29,7 @@ from service.worker.shard import Item
 
 SMALL_WORK: Final = 4 << 20  # a JPEG of 2,048 × 2,048 in one scan: some 20 to 40 ms
 LANE_DECODERS: Final = 4  # processes of a lane, at most, and one more
+START_PAUSES_S: Final = (0.1, 1.0, 5.0)  # after each failed start of a decoder, before the picture is refused
 SPARE_MEMORY: Final = 32 << 20  # of a decoder, beyond what the picture says
 Unpack = Callable[[bytes, FrameInput], np.ndarray]  # raises what `decode.decode_frame` raises
 Work = Callable[[Item, FrameInput, Unpack], None]
@@ -245,8 +246,17 @@ class Lane:
         own.clear()
 
     def _start(self) -> DecoderProcess:
-        """Raises OSError or DecoderDied."""
-        process = DecoderProcess()
+        """Tries again for a while: the picture has no part in it. Raises OSError or DecoderDied."""
+        for pause_s in START_PAUSES_S:
+            try:
+                process = DecoderProcess()
+                break
+            except (OSError, DecoderDied) as error:
+                log.warning("a decoder cannot be started", extra={"why": str(error), "again_in_s": pause_s})
+                with self._changed:
+                    self._changed.wait_for(lambda: self.closed, pause_s)
+        else:
+            process = DecoderProcess()
         with self._changed:
             self._processes.add(process)
             if self.closed:

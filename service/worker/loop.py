@@ -129,7 +129,7 @@ class Worker:
         self._decoding = 0  # frames given to the pool and not yet collected
         self._held_back: set[Stream] = set()  # with frames that are not decoded before it is known for which model
         self._on_trial: Shard | None = None
-        self._left = False  # the workers, until the trial is over
+        self._left = False  # in this trial it gave its other shards away, and left `workers`
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -727,11 +727,11 @@ class Worker:
             return [self._shards[number] for number in lost]
         gone = self._renew()
         if long and self._others:
+            self._left = True
             given += [s for s in self._shards.values() if s is not self._on_trial and s not in gone and not s.repair]
             for shard in given:
                 self._broker.release(shard.number)
             self._broker.leave()
-            self._left = True
             log.warning("an entry on trial takes long: the other shards are given away", extra={"shards": len(given)})
         return gone
 

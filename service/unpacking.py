@@ -93,6 +93,9 @@ class DecoderProcess:
         reason, detail = msgspec.json.decode(body)
         raise _ERRORS.get(reason, EntryError)(detail)
 
+    def lives(self) -> bool:
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """May be called by another thread than the one that waits for an answer, which then raises DecoderDied."""
         self._process.kill()

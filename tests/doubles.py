@@ -218,6 +218,7 @@ class MemoryLog:
             values = dict(zip(*[iter(it.log[n])] * 2, strict=True))
             more = tuple((name, value) for name, value in values.items() if name not in (b"stream", b"kind", b"data"))
             stream, kind = values.get(b"stream", b"?").decode(), values.get(b"kind", b"").decode()
+            it.dead = {place: fields for place, fields in it.dead.items() if fields["id"] != number_id(n)}
             self._bury(it, DeadWrite(number_id(n), stream, kind, "bad_id", "", values.get(b"data", b""), more))
         moved = [it.log[n] for n in beyond if n not in refused]
         it.log, it.last = {}, low

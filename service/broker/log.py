@@ -155,7 +155,7 @@ class RedisLog(Housekeeping):
 
     def free(self, shards: Sequence[int]) -> tuple[list[int], float]:
         owners = [self._keys[p].owner for p in shards]
-        replies = self._ask_all([pack((name, key)) for key in owners for name in ("GET", "PTTL")])
+        replies = self._ask_all([pack((name, key)) for key in owners for name in ("GET", "PTTL")], foreign=True)
         mine = self._worker.encode() + b" "
         free, soonest_ms = [], math.inf
         for p, owner, left_ms in zip(shards, replies[::2], replies[1::2], strict=True):

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final
 
+from service.broker.scripts import OWN
 from service.codec import id_number
 from service.keys import ShardKeys, shard_of
 from service.ports import DeadEntry, DeadPage, DeadRow
@@ -19,8 +20,13 @@ from service.ports import DeadEntry, DeadPage, DeadRow
 Command = tuple[bytes | str | int, ...]
 
 # KEYS dead dead-data dead-places.
-_KEEPING: Final = """
+_KEEPING: Final = (
+    OWN
+    + """
 local dead, data, places = KEYS[1], KEYS[2], KEYS[3]
+own(dead, 'stream')
+own(data, 'hash')
+own(places, 'hash')
 local function shed(n)
   local gone, length = 0, redis.call('XLEN', dead)
   local unread = length - redis.call('HLEN', places)
@@ -55,6 +61,7 @@ local function bound(most, limit)
   end
 end
 """
+)
 
 # KEYS dead dead-data dead-places.  ARGV entries, bytes, how many this commit put there.
 # Notes their places and keeps quarantine within both bounds, the newest ones. Returns how many left it. Runs inside a

@@ -6,6 +6,14 @@ from typing import Final
 # needs none. So every script here begins with such a write: leases and heartbeats must outlast a full broker, or nobody
 # could commit, trim, and so make room.
 
+# Somebody else may have written over a key that is ours: it goes.
+OWN: Final = """
+local function own(key, kind)
+  local found = redis.call('TYPE', key).ok
+  if found ~= 'none' and found ~= kind then redis.call('DEL', key) end
+end
+"""
+
 # KEYS owner head in feed.  ARGV 1 owner's value  2 lease ms  3 new life  4 token  5 trim finished entries: 1 or 0
 # 6 token of this process's last acquisition  7 the last ms that is a time.
 # Takes the lease, if no other worker holds it, and rewrites the head, so that every older WATCH on it is dead: whoever
@@ -17,8 +25,8 @@ from typing import Final
 # A head that cannot be read, or that stands beyond 7, is left as it is, with its shard.
 # Returns the head, or nothing, or `! ` and the head that nobody goes on from.
 ACQUIRE: Final = """
-local owner = redis.call('GET', KEYS[1])
-if owner and string.match(owner, '^%S+') ~= string.match(ARGV[1], '^%S+') then return false end
+local owner = redis.pcall('GET', KEYS[1])
+if type(owner) == 'string' and string.match(owner, '^%S+') ~= string.match(ARGV[1], '^%S+') then return false end
 local head = redis.pcall('GET', KEYS[2])
 local life, n, low, kept, tries = ARGV[3], '0', '0-0', 0, 1
 if head then
@@ -59,11 +67,11 @@ return head
 # KEYS owner head.  ARGV owner's value, lease ms, token.  A lease that ran out is ours again as long as nobody took it:
 # whoever does puts another token into the head.  Returns 1 when the lease is ours, else who has it.
 RENEW: Final = """
-local owner = redis.call('GET', KEYS[1])
+local owner, head = redis.pcall('GET', KEYS[1]), redis.pcall('GET', KEYS[2])
 if owner == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-if owner then return owner end
+if type(owner) == 'string' then return owner end
 redis.call('PERSIST', KEYS[1])
-if string.match(redis.call('GET', KEYS[2]) or '', '^%S+ (%S+)') ~= ARGV[3] then return '' end
+if type(head) ~= 'string' or string.match(head, '^%S+ (%S+)') ~= ARGV[3] then return '' end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
@@ -71,7 +79,10 @@ return 1
 # KEYS workers.  ARGV worker, how long one counts as live (ms), how long one is listed (ms).  Server time, so that all
 # clocks agree. Who seems to have spoken later than now did so before that clock was put back: if it lives, it speaks
 # again soon.  Returns the live workers.
-HEARTBEAT: Final = """
+HEARTBEAT: Final = (
+    OWN
+    + """
+own(KEYS[1], 'zset')
 local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ms - ARGV[3])
@@ -79,6 +90,7 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], '(' .. ms, '+inf')
 redis.call('ZADD', KEYS[1], ms, ARGV[1])
 return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. (ms - ARGV[2]), '+inf')
 """
+)
 
 # KEYS worker:ID.  ARGV what it says of itself, for how long (ms).
 ABOUT: Final = """
@@ -90,10 +102,11 @@ return redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 # acquisitions before it count no more as tries that ended badly (but a shard in doubt stays in doubt).
 # Returns 1 when it was ours.
 RELEASE: Final = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[1])
-local head = redis.call('GET', KEYS[2])
-if head and string.match(head, '^%S+ (%S+)') == ARGV[2] and tonumber(string.match(head, '%d+$')) < 3 then
+local head = redis.pcall('GET', KEYS[2])
+local token = type(head) == 'string' and string.match(head, '^%S+ (%S+)')
+if token == ARGV[2] and tonumber(string.match(head, '%d+$')) < 3 then
   redis.call('SET', KEYS[2], (string.gsub(head, '%d+$', '0')))
 end
 return 1
@@ -102,7 +115,7 @@ return 1
 # KEYS head in.  ARGV the head as we know it, our low.  Frees memory when a commit does not fit.
 # Returns how many entries left the log.
 TRIM: Final = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('XTRIM', KEYS[2], 'MINID', ARGV[2])
 """
 
@@ -115,8 +128,10 @@ return redis.call('XTRIM', KEYS[2], 'MINID', ARGV[2])
 # id of a log cannot be set below one that was deleted.
 # Returns the clock (ms), how many went into quarantine, how many were moved, the id of the first, and 1 where there are
 # more; nothing when the shard is lost; none where what comes before them is not finished yet.
-EXPEL: Final = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
+EXPEL: Final = (
+    OWN
+    + """
+if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return false end
 local low, carry = ARGV[2], ARGV[6] == '1'
 redis.call('XTRIM', KEYS[2], 'MINID', low)
 local time = redis.call('TIME')
@@ -143,10 +158,7 @@ local function known(words)
   end
   return said, fields
 end
-for at, good in pairs({[3] = 'stream', [4] = 'hash', [5] = 'hash'}) do
-  local kind = redis.call('TYPE', KEYS[at]).ok
-  if kind ~= 'none' and kind ~= good then redis.call('DEL', KEYS[at]) end
-end
+for at, kind in pairs({[3] = 'stream', [4] = 'hash', [5] = 'hash'}) do own(KEYS[at], kind) end
 local function refuse(item)
   local said, fields = known(item[2])
   local stream = said.stream or ''
@@ -154,6 +166,8 @@ local function refuse(item)
   local clock = string.format('%.0f', now)
   local detail = 'id ' .. item[1] .. ': expected one that the broker gave; its clock stood at ' .. clock
   local data = said.data or ''
+  local before = redis.call('HGET', KEYS[5], item[1])
+  if before then redis.pcall('XDEL', KEYS[3], before) end
   local place = redis.call('XADD', KEYS[3], '*', 'id', item[1], 'stream', stream,
     'kind', string.sub(said.kind or '', 1, 60), 'reason', 'bad_id', 'detail', detail, 'bytes', #data, unpack(fields))
   redis.call('HSET', KEYS[5], item[1], place)
@@ -209,33 +223,39 @@ else
 end
 return {now, refused, #moved, found[1] and found[1][1] or '', more and 1 or 0}
 """
+)
 
 # KEYS head suspect.  ARGV the head as we know it, an entry's id, how often it may be tried, 1 when this living process
 # tried it last.  Before an entry is looked at in careful mode. Returns how often it was tried before, not counting what
 # did not end its process, or -1 when the shard is lost.
-TRY: Final = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end
+TRY: Final = (
+    OWN
+    + """
+if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return -1 end
 redis.call('PERSIST', KEYS[2])
+own(KEYS[2], 'string')
 local id, tried = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) (%d+)$')
 tried = id == ARGV[2] and tonumber(tried) or 0
 if ARGV[4] == '1' and tried > 0 then tried = tried - 1 end
 if tried < tonumber(ARGV[3]) then redis.call('SET', KEYS[2], ARGV[2] .. ' ' .. (tried + 1)) end
 return tried
 """
+)
 
 # KEYS head suspect.  ARGV the head as we know it, an entry's id.  Takes its last try back: this process ends in order
 # before the entry did.  The key stays, and so does the shard's doubt.
 FORGIVE: Final = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('PERSIST', KEYS[2])
-local id, tried = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) (%d+)$')
+local suspect = redis.pcall('GET', KEYS[2])
+local id, tried = string.match(type(suspect) == 'string' and suspect or '', '^(%S+) (%d+)$')
 if id == ARGV[2] and tonumber(tried) > 0 then redis.call('SET', KEYS[2], id .. ' ' .. (tried - 1)) end
 return 1
 """
 
 # KEYS head suspect.  ARGV the head as we know it.  Careful mode is over. Returns 0 when the shard is lost.
 ACQUIT: Final = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[2])
 return 1
 """

@@ -35,7 +35,6 @@ class Doubts:
 
     def __init__(self) -> None:
         self._shards: dict[int, Shard] = {}
-        self.since = 0.0  # when a trial could last have begun, or had something to wait for
 
     def __len__(self) -> int:
         """Entries that wait for their trial."""
@@ -46,8 +45,6 @@ class Doubts:
         return (item for shard in self._shards.values() for item in shard.trials)
 
     def add(self, shard: Shard) -> None:
-        if not self._shards:
-            self.since = time.monotonic()
         shard.careful = True
         self._shards[shard.number] = shard
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +23,13 @@ from service.contracts import FrameInput, Limits
 from service.decode import unpack
 from service.errors import BadImage, EntryError
 from service.images import ImageInfo, check, unpacked
+from service.liveness import LOOK_S
 from service.unpacking import DecoderDied, DecoderProcess
 from service.worker.shard import Item
 
 SMALL_WORK: Final = 4 << 20  # a JPEG of 2,048 × 2,048 in one scan: some 20 to 40 ms
 LANE_DECODERS: Final = 4  # processes of a lane, at most, and one more
+START_PAUSES_S: Final = (0.1, 1.0, 5.0)  # after each failed start of a decoder, before the picture is refused
 SPARE_MEMORY: Final = 32 << 20  # of a decoder, beyond what the picture says
 Unpack = Callable[[bytes, FrameInput], np.ndarray]  # raises what `decode.decode_frame` raises
 Work = Callable[[Item, FrameInput, Unpack], None]
@@ -47,6 +50,8 @@ class Decoders:
         self._max_pixels = limits.pixels
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._lane = Lane(min(threads, LANE_DECODERS) + 1, limits)
+        self._began: dict[Item, float] = {}  # what is being decoded in the threads, and since when
+        self._looked_at, self._passed_s = time.monotonic(), 0.0
 
     def submit(self, work: Work, item: Item, form: FrameInput) -> None:
         self._threads.submit(self._sort, work, item, form)
@@ -73,6 +78,14 @@ class Decoders:
             raise answer
         return answer
 
+    def hung(self, limit_s: float) -> Item | None:
+        """What a thread has been working on for longer than that; the lane's work comes to an end by itself.
+        A pause between two looks counts as LOOK_S at most: this process may have been stopped."""
+        now = time.monotonic()
+        self._passed_s += min(now - self._looked_at, LOOK_S)
+        self._looked_at = now
+        return next((item for item, began in list(self._began.items()) if self._passed_s - began > limit_s), None)
+
     @property
     def pids(self) -> list[int]:
         """Of the decoder processes that run."""
@@ -85,6 +98,13 @@ class Decoders:
 
     def _sort(self, work: Work, item: Item, form: FrameInput) -> None:
         """In a thread: decodes it here, or hands it to the lane."""
+        self._began[item] = self._passed_s
+        try:
+            self._sorted(work, item, form)
+        finally:
+            self._began.pop(item, None)
+
+    def _sorted(self, work: Work, item: Item, form: FrameInput) -> None:
         try:
             info = check(item.entry.data, self._max_pixels)
         except Exception as error:
@@ -204,22 +224,39 @@ class Lane:
         limit_s, most = self._limits.decode_s, self._limits.decode_memory_bytes
         if memory > most:
             raise BadImage(f"decoding may take {memory:,} bytes of memory: the limit is {most:,} (decode_memory_bytes)")
+        if own and not own[0].lives():  # somebody ended it between two pictures: this one has no part in that
+            self._forget(own)
         try:
             if not own:
                 own.append(self._start())
             return own[0].decode(data, form, max_pixels=self._limits.pixels, limit_s=limit_s, memory_bytes=memory)
         except DecoderDied as error:
-            with self._changed:
-                self._processes.difference_update(own)
-            own.clear()
+            self._forget(own)
             if not self.closed:
                 log.warning("a decoder ended", extra={"why": str(error), "bytes": len(data)})
             raise BadImage(
                 f"decoding was ended: {error}; it may take {limit_s:g} s of CPU (decode_s), {memory:,} bytes of memory"
             ) from None
 
+    def _forget(self, own: list[DecoderProcess]) -> None:
+        with self._changed:
+            self._processes.difference_update(own)
+        for process in own:
+            process.close()
+        own.clear()
+
     def _start(self) -> DecoderProcess:
-        process = DecoderProcess()
+        """Tries again for a while: the picture has no part in it. Raises OSError or DecoderDied."""
+        for pause_s in START_PAUSES_S:
+            try:
+                process = DecoderProcess()
+                break
+            except (OSError, DecoderDied) as error:
+                log.warning("a decoder cannot be started", extra={"why": str(error), "again_in_s": pause_s})
+                with self._changed:
+                    self._changed.wait_for(lambda: self.closed, pause_s)
+        else:
+            process = DecoderProcess()
         with self._changed:
             self._processes.add(process)
             if self.closed:

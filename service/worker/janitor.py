@@ -59,7 +59,8 @@ class Janitor:
         if due:
             shard = min(due, key=lambda one: one.sweep.next_at)
             shard.sweep.next_at = now + self._every_s  # also where the broker refuses what comes now
-            parts = self._streams(shard, pinned), self._settings(shard, pinned), self._quarantine(shard)
+            # settings last: to date them needs memory, which a full broker refuses, and the others free some
+            parts = self._streams(shard, pinned), self._quarantine(shard), self._settings(shard, pinned)
             if any(parts):
                 shard.sweep.next_at = now + min(AGAIN_S, self._every_s)
         self.next_at = max(now + PAUSE_S, min([self._count_at, *(shard.sweep.next_at for shard in shards)]))
@@ -91,6 +92,12 @@ class Janitor:
                 sweep.score_ms = last_ms
         return len(idle) == PORTION or len(silent) == PORTION
 
+    def _quarantine(self, shard: Shard) -> bool:
+        tidied = self._broker.tidy_dead(shard.number, shard.written, self._dead_ms)
+        self._swept["quarantine"].inc(tidied.aged)
+        self._metrics.dead_overflow.inc(tidied.overflow)
+        return tidied.more
+
     def _settings(self, shard: Shard, pinned: Callable[[Stream], bool]) -> bool:
         """Those that were set, of streams that are gone for long. What is in memory of such a stream goes as well, or
         it would count on settings that the broker does not have."""
@@ -106,12 +113,6 @@ class Janitor:
             self._forget(shard, names)
             self._swept["settings"].inc(len(names))
         return more or (len(found) == PORTION and bool(names))
-
-    def _quarantine(self, shard: Shard) -> bool:
-        tidied = self._broker.tidy_dead(shard.number, shard.written, self._dead_ms)
-        self._swept["quarantine"].inc(tidied.aged)
-        self._metrics.dead_overflow.inc(tidied.overflow)
-        return tidied.more
 
     def _forget(self, shard: Shard, names: Iterable[str]) -> None:
         for name in names:

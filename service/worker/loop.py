@@ -128,8 +128,8 @@ class Worker:
         self._decoded: deque[Item] = deque()
         self._decoding = 0  # frames given to the pool and not yet collected
         self._held_back: set[Stream] = set()  # with frames that are not decoded before it is known for which model
-        self._progress = 0.0  # of decoding: when a frame was last collected
         self._on_trial: Shard | None = None
+        self._left = False  # in this trial it gave its other shards away, and left `workers`
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -227,8 +227,12 @@ class Worker:
     # --- leases --------------------------------------------------------------------------------------------------
 
     def _beat(self) -> None:
-        """Renews what is owned, takes its share of what is free. Clocks decide only when to try; head who commits."""
+        """Renews what is owned, takes its share of what is free. Clocks decide only when to try; head who commits.
+        Raises Stuck."""
         self._live()
+        if (hung := self._pool.hung(self._hung_s)) is not None:
+            self._suspect(hung)
+            raise Stuck("the decoding of a frame does not come to an end")
         before = time.monotonic()
         soonest_s = BEAT_S
         try:
@@ -373,19 +377,23 @@ class Worker:
             self._admit(answer, asked)
             self._tally.stage("read", time.perf_counter() - began if busy else 0.0)
             self._ask()
-        for stream, entries in self._inbox.fetch(self._broker):
+        for stream, entries in [] if self._trial_waits else self._inbox.fetch(self._broker):
             now = time.perf_counter()
             for entry_id, fields in entries:
                 item = self._item(parse_entry(entry_id, fields), stream, now)
                 stream.shard.holding[stream].fetched.append(self._offer(item))
         self._collect_decoded()
 
+    @property
+    def _trial_waits(self) -> bool:
+        """Until nobody decodes: nothing more is read meanwhile."""
+        return self._decoding > 0 and len(self._doubts) > 0
+
     def _ask(self) -> None:
         """Has one read under way whenever there is room for what it brings."""
-        doubtful = len(self._doubts)
-        full = len(self._scheduler) + doubtful >= self._ahead_entries or self._inbox.bytes >= AHEAD_BYTES
-        waits = doubtful and self._decoding  # a trial waits until nobody decodes
-        if full or waits or (self._reading is not None and self._reading == self._shards):
+        ahead = len(self._scheduler) + len(self._doubts)
+        full = ahead >= self._ahead_entries or self._inbox.bytes >= AHEAD_BYTES
+        if full or self._trial_waits or (self._reading is not None and self._reading == self._shards):
             return
         wanted = {number: shard for number, shard in self._shards.items() if room_in(shard)}
         current = self._reading is not None and wanted.items() <= self._reading.items()
@@ -597,7 +605,6 @@ class Worker:
             item.ready = True
             self._scheduler.wake(item)
         self._decoding -= len(spent)
-        self._progress = time.monotonic()
         self._tally.decoded(spent)
         self._fault("after-decode")
 
@@ -606,10 +613,7 @@ class Worker:
     def _try_doubtful(self) -> None:
         """Entries of shards in doubt, each alone (careful.py)."""
         if self._decoding:
-            if time.monotonic() > max(self._progress, self._doubts.since) + self._hung_s:
-                raise Stuck("the decoding of frames does not come to an end, and an entry on trial waits for it")
             return
-        self._doubts.since = time.monotonic()
         self._settle()
         for shard in self._doubts.each(lambda: self._decoding > 0):
             try:
@@ -626,21 +630,28 @@ class Worker:
             finally:
                 self._on_trial = None
 
+    def _suspect(self, item: Item) -> None:
+        """This process is about to end for an entry that is not on trial: that counts as its first try."""
+        shard = item.key.shard
+        log.error("given up", extra=_which(item))
+        with contextlib.suppress(Fenced, CommitRefused):
+            self._settle_one(shard)
+            if not shard.lost:
+                self._broker.attempt(shard.number, shard.written, item.entry.id)
+
     def _try(self, shard: Shard, item: Item, may: bool) -> None:
         if not may:
             careful.refuse(item)
-            which = {"stream": item.key.name, "cursor": item.entry.id.decode(), "shard": shard.number}
-            log.error("an entry ends its worker: refused", extra=which)
+            log.error("an entry ends its worker: refused", extra=_which(item))
         self._inbox.bytes -= item.size
         try:
             bound = self._work_alone(item)
         except Stuck:
-            which = {"stream": item.key.name, "cursor": item.entry.id.decode(), "shard": shard.number}
             if self._stop.is_set():  # an orderly end is no failed try
                 with contextlib.suppress(BrokerAway, CommitRefused):
                     self._broker.forgive(shard.number, shard.written, item.entry.id)
             else:
-                log.error("given up", extra=which)
+                log.error("given up", extra=_which(item))
             raise
         if shard.lost:
             return
@@ -676,7 +687,7 @@ class Worker:
     def _wait_for(self, work: Future[Result], until: float) -> Result:
         """What comes of work on the entry on trial. What the work may touch stays as it is until then: shards that are
         lost or given away meanwhile are forgotten afterwards. Raises Stuck past `until`."""
-        long_at, stopping = time.monotonic() + careful.LONG_S, False
+        long_at, stopping, self._left = time.monotonic() + careful.LONG_S, False, False
         lost: set[Shard] = set()
         given: list[Shard] = []
         away: BrokerAway | None = None
@@ -709,13 +720,14 @@ class Worker:
     def _renew_on_trial(self, given: list[Shard], long: bool) -> list[Shard]:
         """Renews the leases. When the trial has become a `long` one, other workers get all shards but the entry's, and
         this worker leaves them. Returns the shards that are another's now."""
-        if given:
+        if self._left:
             before, mine = time.monotonic(), [shard for shard in self._shards.values() if shard not in given]
             lost = self._broker.extend([shard.number for shard in mine])
             self._renewed, self._deadline = before, before + self._lease_s
             return [self._shards[number] for number in lost]
         gone = self._renew()
         if long and self._others:
+            self._left = True
             given += [s for s in self._shards.values() if s is not self._on_trial and s not in gone and not s.repair]
             for shard in given:
                 self._broker.release(shard.number)
@@ -874,6 +886,11 @@ def _read_stream(name: str, shard: int, loaded: Loaded) -> tuple[Position | None
     except (ValueError, msgspec.DecodeError):  # whose words quote the value: no line does
         log.error("foreign value among a stream's keys", extra={"stream": name, "shard": shard})
     return position, settings
+
+
+def _which(item: Item) -> dict[str, str | int]:
+    """What a line in the log says of an entry."""
+    return {"stream": item.key.name, "cursor": item.entry.id.decode(), "shard": item.key.shard.number}
 
 
 def _split(items: list[Item]) -> tuple[list[Item], list[Item]]:

@@ -92,6 +92,15 @@ def test_an_id_within_a_day_is_taken(world: World) -> None:
     assert world.dead() == []
 
 
+def test_an_id_that_is_made_up_again_and_again_is_kept_once(world: World) -> None:
+    """What is kept of an entry goes by its id: else what is kept of others would stay when they have left."""
+    with working(world.new_log(dead_kept=3), TinyEngine(tiny_manifest())):
+        for n in range(6):
+            world.append("a", rows("a", float(n)), entry_id="18446744073709551615-7")
+            wait_until(lambda: world.dead()[-1:] == [("bad_id", "a", rows("a", float(n))["data"])], 60)  # noqa: B023
+    assert len(world.dead()) == 1
+
+
 def test_a_shard_goes_on_where_its_brokers_clock_was_put_back(world: World) -> None:
     """By more than a day: the broker counts on from its last id."""
     low = (world.now_ms() + 72 * HOUR_MS) << 64 | 5

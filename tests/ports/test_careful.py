@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from service.contracts import FrameInput
 from service.keys import ShardKeys, shard_of
 from service.metrics import WorkerMetrics
+from service.unpacking import DecoderProcess
+from service.worker.inbox import STREAM_ENTRIES
 from tests.doubles import BrightnessEngine, TinyEngine, rows_fields, tiny_manifest
+from tests.pictures import png
 from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, World, wait_until, working
 
 POISON = np.frombuffer(b"AntiLife" * 3, "<f4").reshape(2, 3)  # every value finite
@@ -276,14 +280,114 @@ def test_while_a_trial_takes_long_another_worker_has_the_other_shards(world: Wor
     assert [body["type"] for body in bodies(world, "a")] == ["prediction"]
 
 
-def test_a_trial_that_waits_for_a_decoder_that_never_ends_does_not_wait_for_ever(world: World) -> None:
+def test_a_frame_that_never_ends_is_refused_after_two_tries_though_it_was_not_on_trial_at_first(world: World) -> None:
+    """Its worker goes on beside the thread that decodes it."""
+    world.append("a", poisonous("frame"))
+    world.append(NEIGHBOUR, rows_fields(NEIGHBOUR, ROW))
+    poison, lives = Poison(3600), 0
+    try:
+        while not world.records("a"):
+            assert (lives := lives + 1) <= 3
+            with working(world.new_log(), *engines(), poison=poison, hung_s=0.5) as worker:
+                wait_until(lambda: worker.stuck != "" or bool(world.records("a")), what="it ends by itself")
+    finally:
+        poison.over.set()
+    assert [(body["type"], body["reason"]) for body in bodies(world, "a")] == [("refused", "crash")]
+    assert [body["type"] for body in bodies(world, NEIGHBOUR)] == ["prediction"]
+    assert poison.tasted == 2
+
+
+@pytest.mark.parametrize("doubt", [False, True])
+def test_a_decoder_that_never_ends_ends_its_worker(world: World, doubt: bool) -> None:
+    """Also where an entry on trial waits for it."""
     held = {"stream": STRANGER.encode(), "kind": b"frame", "data": frame()}
     poison = Poison(3600)
     try:
-        with working(world.new_log(), *engines(), poison=poison, hung_s=0.5) as worker:
+        with working(world.new_log(), *engines(), poison=poison, hung_s=1.0) as worker:
             world.append(STRANGER, held)
             wait_until(lambda: poison.tasted == 1, what="it is being decoded")
-            rob(world, ending_on=rows_fields("a", ROW))
+            if doubt:
+                rob(world, ending_on=rows_fields("a", ROW))
             wait_until(lambda: worker.stuck != "", what="it ends by itself")
     finally:
         poison.over.set()
+
+
+def test_a_trial_waits_for_heavy_pictures_of_other_streams(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lane bounds them by itself: they are no reason for a worker to end."""
+    large = {"stream": STRANGER.encode(), "kind": b"frame", "data": png(2100, 2100)}
+    begun, over = threading.Event(), threading.Event()
+
+    def decode(self: DecoderProcess, data: bytes, form: FrameInput, **limits: Any) -> np.ndarray:
+        begun.set()
+        over.wait(60)
+        return np.zeros((form.height, form.width, form.channels), np.uint8)
+
+    monkeypatch.setattr(DecoderProcess, "decode", decode)
+    metrics = WorkerMetrics(CollectorRegistry())
+    try:
+        with working(world.new_log(), *engines(), hung_s=0.5, metrics=metrics) as worker:
+            world.append(STRANGER, large)
+            assert begun.wait(60)
+            rob(world, ending_on=rows_fields("a", ROW))
+            beats = worker.beat_at + 1.0
+            wait_until(lambda: worker.beat_at > beats or worker.stuck != "", what="it waits for longer than hung_s")
+            over.set()
+            wait_until(lambda: worker.stuck != "" or bool(world.records("a") and world.records(STRANGER)))
+            assert not worker.stuck
+    finally:
+        over.set()
+
+
+def test_a_trial_does_not_wait_for_what_a_hot_stream_has_in_the_log_only(world: World) -> None:
+    """Else one frame after the other would be decoded meanwhile, and the trial would wait for all of them."""
+    gates = {mark: threading.Event() for mark in (b"first", b"last in memory", b"in the log")}
+    marks = [b"first", *[b""] * 58, b"last in memory", *[b""] * 4, *[b"in the log"] * STREAM_ENTRIES]
+
+    def wait(data: bytes) -> None:
+        for mark, gate in gates.items():
+            if mark in data:
+                gate.wait(3600)
+
+    try:
+        with working(world.new_log(), *engines(), poison=wait, hung_s=3600) as worker:
+            world.append(STRANGER, {"stream": STRANGER.encode(), "kind": b"frame", "data": frame(b"")})
+            wait_until(lambda: bool(world.records(STRANGER)), what="its model is known")
+            for mark in marks:
+                world.append(STRANGER, {"stream": STRANGER.encode(), "kind": b"frame", "data": frame(mark)})
+            hot = worker._shards[shard_of(STRANGER, SHARDS)]
+            wait_until(lambda: hot.held == STREAM_ENTRIES, what="the rest lies in the log only")
+            rob(world, ending_on=rows_fields("a", ROW))
+            wait_until(lambda: len(worker._doubts) == 1, what="an entry waits for its trial")
+            gates[b"first"].set()
+            wait_until(lambda: len(world.records(STRANGER)) == 60, what="few wait in memory")
+            beats = worker.beat_at + 0.5
+            wait_until(lambda: worker.beat_at > beats, what="it has had the time to fetch more")
+            gates[b"last in memory"].set()
+            wait_until(lambda: bool(world.records("a")), 20, "it had its trial")
+            gates[b"in the log"].set()
+            wait_until(lambda: len(world.records(STRANGER)) == 1 + len(marks))
+    finally:
+        for gate in gates.values():
+            gate.set()
+
+
+def test_a_worker_that_has_no_other_shard_leaves_the_workers_once_in_a_trial(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.append("a", poisonous("frame"))
+    put_in_doubt(world)
+    other = world.new_log("other")
+    assert all(other.acquire(shard) for shard in range(SHARDS) if shard != SHARD)
+    log, left = world.new_log(), []
+    leave = log.leave
+    monkeypatch.setattr(log, "leave", lambda: (left.append(worker.beat_at), leave()))
+    poison = Poison(3600)
+    try:
+        with working(log, *engines(), poison=poison, hung_s=3600) as worker:
+            wait_until(lambda: bool(other.renew([n for n in range(SHARDS) if n != SHARD], b"{}") and left))
+            wait_until(lambda: worker.beat_at > left[0] + 1.0, what="it goes on")
+            assert len(left) == 1
+    finally:
+        poison.over.set()
+        other.close()

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from service.codec import Head, Position, id_number
 from service.controls import Control, NewSettings, encode_control
+from service.errors import CommitRefused
 from service.keys import shard_of
 from service.metrics import WorkerMetrics
 from service.worker.janitor import PORTION, Janitor
@@ -268,6 +269,28 @@ def test_records_of_more_streams_of_one_millisecond_than_a_portion_all_go(world:
     log.close()
     assert [name for name in names if world.records(name, 0)] == []
     assert metrics.swept.labels("records").value == len(names)
+
+
+def test_quarantine_is_looked_after_where_a_full_broker_refuses_to_date_settings() -> None:
+    class Full(MemoryLog):
+        def adopt(self, shard: int, head: bytes, cursor: bytes) -> bytes | None:
+            raise CommitRefused("OOM")
+
+    world = MemoryWorld(1)
+    it = world.shards[0]
+    it.dead = {number << 64: {"id": b"1-%d" % number} for number in range(1, 4)}
+    world.clock_ms += 10_000
+    shard = Shard(0, Head("life", "token", 1, 5, 0, 0).encode())
+    it.head = shard.written
+    metrics = WorkerMetrics(CollectorRegistry())
+    janitor = Janitor(
+        Full(world), Residence(10, lambda stream: None), metrics,
+        state_ttl_s=1.0, output_history_s=1.0, dead_history_s=1.0,
+    )  # fmt: skip
+    with pytest.raises(CommitRefused):
+        janitor.sweep([shard], 0.0, lambda stream: False)
+    assert it.dead == {}
+    assert metrics.swept.labels("quarantine").value == 3
 
 
 def test_a_stream_whose_last_entry_lies_above_low_is_left_alone() -> None:

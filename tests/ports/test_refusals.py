@@ -291,6 +291,48 @@ def test_a_foreign_value_where_streams_are_looked_up_stops_no_shard(
     assert metrics.fenced.value == 0
 
 
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("name", ["owner", "suspect", "workers"])
+def test_a_foreign_value_over_leases_suspects_or_workers_stops_nothing(
+    broker_url: str, prefix: str, client: redis.Redis, name: str, held: bool
+) -> None:
+    world = BrokerWorld(broker_url, prefix, lease_s=0.6)
+    key = workers_key(prefix) if name == "workers" else getattr(world.keys[shard_of("a", SHARDS)], name)
+
+    def overwrite() -> None:
+        with client.pipeline() as pipe:
+            pipe.delete(key)
+            pipe.rpush(key, "mine")
+            pipe.execute()
+
+    elsewhere = next(name for name in map(str, range(100)) if shard_of(name, SHARDS) != shard_of("a", SHARDS))
+    if not held:
+        overwrite()
+    with working(world.new_log(), TinyEngine(tiny_manifest()), lease_s=0.6) as worker:
+        wait_until(lambda: worker.owned == SHARDS, 20, "it has all shards")
+        if held:
+            overwrite()
+            wait_until(lambda: name == "suspect" or client.type(key) != b"list", 20, "repaired")
+        for stream in ("a", elsewhere):
+            world.append(stream, rows_fields(stream, ROW))
+        answered(world, {"a": 1, elsewhere: 1}, 20)
+
+
+@pytest.mark.parametrize("name", ["dead", "dead_data", "dead_places"])
+def test_a_foreign_value_over_quarantine_leaves_it_bounded(
+    broker_url: str, prefix: str, client: redis.Redis, name: str
+) -> None:
+    world = BrokerWorld(broker_url, prefix)
+    keys = world.keys[shard_of("a", SHARDS)]
+    client.set(getattr(keys, name), "mine")
+    with working(world.new_log(dead_kept=3), TinyEngine(tiny_manifest())):
+        for n in range(1, 8):
+            world.append("a", {"stream": b"a", "kind": b"none of ours", "data": b"x"})
+            answered(world, {"a": n})
+    assert client.xlen(keys.dead) == 3
+    assert client.hlen(keys.dead_data) == client.hlen(keys.dead_places) == 3
+
+
 def test_a_foreign_value_is_told_by_its_place_and_never_quoted(
     broker_url: str, prefix: str, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import service.unpacking
+import service.worker.decoding
 from service.contracts import Entry, FrameInput, Limits
 from service.decode import decode_frame
 from service.errors import BadImage, EntryError
@@ -112,6 +113,31 @@ def test_one_that_dies_costs_its_picture_only(decoders: Decoders) -> None:
         heavy(decoders)
     killer.join()
     assert heavy(decoders).max() == 0
+
+
+def test_one_that_died_between_two_pictures_costs_none(decoders: Decoders) -> None:
+    heavy(decoders)
+    (pid,) = decoders.pids
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert heavy(decoders).max() == 0
+    assert decoders.pids not in ([], [pid])
+
+
+def test_a_decoder_that_does_not_start_at_once_costs_no_picture(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, failures = DecoderProcess.__init__, [OSError("no process is left"), DecoderDied("it did not start")]
+
+    def started(self: DecoderProcess) -> None:
+        if failures:
+            raise failures.pop()
+        start(self)
+
+    monkeypatch.setattr(DecoderProcess, "__init__", started)
+    monkeypatch.setattr(service.worker.decoding, "START_PAUSES_S", (0.01, 0.01))
+    assert heavy(decoders).max() == 0
+    assert failures == []
 
 
 def test_small_pictures_need_no_process(decoders: Decoders) -> None:

@@ -95,8 +95,7 @@ class HttpDoor(HttpToolsProtocol):
     def _let_go(self, size: int | None) -> None:
         """For routes: so many bytes of the body, or all, are done."""
         self._body_bytes = 0 if size is None else max(0, self._body_bytes - size)
-        if not self._ended:
-            self._doors.holds(self, self._body_bytes + len(self._ahead), whole=not self._in_body)
+        self._doors.holds(self, self._body_bytes + len(self._ahead), whole=not self._in_body)
 
     # --- what the parser finds -----------------------------------------------------------------------------------
 
@@ -134,8 +133,7 @@ class HttpDoor(HttpToolsProtocol):
         super().on_response_complete()
         if self._ended:
             return
-        if not self._in_body:
-            self._body_bytes = 0
+        self._body_bytes = 0  # what still comes of its body is thrown away
         self._doors.answered(self)
         if self.transport.is_closing():
             self._ahead = b""  # nothing is done for a client that cannot be answered

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from typing import ClassVar
 
 import msgspec
 import pytest
 
 from service.api import DoorLimits, create_app
 from service.api.doors import HELLO_BYTES
+from service.api.intake import Ready
+from service.contracts import FrameInput, TextInput
 from service.metrics import create_registry
 from service.ports import Appended
+from tests.answering import InMemory
 from tests.doubles import MemoryBroker, tiny_manifest
 from tests.ports.fake_predictions import FakePredictions
 from tests.raw import BINARY, CONT, HELLO, HOST, PING, TEXT, Raw, frame
 from tests.serving import Serving, await_true
+from tests.system.test_api_posting import image
 
 LIMITS = DoorLimits(
     head_s=0.5, body_s=0.5, idle_s=0.5, answer_s=0.5, connections=60, client_connections=40, unfinished_bytes=32 << 20
@@ -255,6 +261,40 @@ def test_nothing_is_counted_of_a_client_that_went_away_within_its_body() -> None
         predictions.go_on.set()
         assert predictions.done.wait(30)
         assert value(api, "rollcast_unfinished_bytes") == 0
+
+
+def test_the_bytes_of_an_entry_are_let_go_while_its_record_is_waited_for() -> None:
+    """Each of three calls waits; the log alone has what it posted."""
+
+    class Log(FakePredictions):
+        given: ClassVar[list[Mapping[str, bytes]]] = []
+
+        async def append(self, stream: str, fields: Mapping[str, bytes], fsync: bool = False) -> str:
+            self.given.append(fields)
+            return await super().append(stream, fields, fsync)
+
+    world = InMemory()
+    world.predictions = Log(world.broker)
+    world.serve("tiny", "bright", "reader")
+    models = [
+        tiny_manifest("tiny"),
+        tiny_manifest("bright", kind="frame", states=[], rows=None, frames=FrameInput(8, 8, 1, "gray")),
+        tiny_manifest("reader", kind="text", rows=None, text=TextInput()),
+    ]
+    posts: list[tuple[str, str, bytes]] = [
+        ("samples", "application/octet-stream", bytes(12 * 4000)),
+        ("frames", "image/png", image()),
+        ("text", "text/plain", b"word " * 4000),
+    ]
+    with Serving(create_app(world.predictions, models, create_registry())) as api, ExitStack() as opened:
+        for kind_, media, body in posts:
+            head = f"POST /v1/streams/{kind_}/{kind_}?wait=30 HTTP/1.1\r\nContent-Type: {media}\r\n".encode() + HOST
+            client = opened.enter_context(Raw(api.port))
+            client.send(head + b"Content-Length: %d\r\n\r\n" % len(body), body)
+        await_true(lambda: len(Log.given) == 3, "all are in the log")
+        assert value(api, "rollcast_unfinished_bytes") < 1000
+        for fields in Log.given:
+            assert [one for one in gc.get_referrers(fields) if isinstance(one, Ready)] == [], fields["kind"]
 
 
 def test_many_requests_ahead_are_answered_in_order(api: Serving) -> None:

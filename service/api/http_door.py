@@ -89,6 +89,10 @@ class HttpDoor(HttpToolsProtocol):
             self._doors.waits(self, None)
         else:
             self._doors.waits(self, "head" if self._silent else "idle")
+            if not self._silent and self.timeout_keep_alive_task is None:  # the rest of an answered body has come
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
         held = self._body_bytes + len(self._ahead) + self._silent
         self._doors.holds(self, held, whole=not self._in_body and not self._ahead and not self._silent)
 

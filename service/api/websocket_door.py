@@ -199,7 +199,7 @@ class WebSocketDoor(WebSocketsSansIOProtocol):
 
     def _refuse_handshake(self) -> None:
         self._doors.refused("head_bytes")
-        self._end(HeadTooLarge("a WebSocket's request of too many headers, or of too long ones"))
+        self._end(HeadTooLarge("a WebSocket's request of too many headers, of too long ones, or with a body"))
 
     def _end(self, error: RollcastError) -> None:
         self.handshake_complete = self.close_sent = True

@@ -150,6 +150,17 @@ def test_silence_is_bounded(api: Serving, sent: bytes, status: tuple[int, str] |
     assert counted(api, reason) >= before + 1
 
 
+def test_a_connection_is_not_kept_longer_where_the_body_came_after_the_answer(api: Serving) -> None:
+    with Raw(api.port) as client:
+        client.send(POST.replace(b"/a/", b"/no%20name/") + b"Content-Length: 2\r\n\r\n")
+        client.socket.settimeout(10)
+        said = b""
+        while b"bad-stream-id" not in said:
+            said += client.socket.recv(4096)
+        client.send(b"{}")
+        client.rest()  # ends, long before the socket's time-out
+
+
 def test_a_slow_head_is_too_slow_however_steadily_it_comes(api: Serving) -> None:
     with Raw(api.port) as client:
         client.send(b"GET /livez HTTP/1.1\r\n")

@@ -84,7 +84,7 @@ class AsyncGateway:
             try:
                 socket = await self._connected()
                 sent = True
-                await socket.send(batch.message())
+                await socket.send(self._talk.sending(batch))
                 await self._answered(socket, len(batch))
             except LOST as error:
                 await self._lose()

@@ -239,4 +239,7 @@ def settings_of(url: str, api_key: str | None) -> dict[str, Any]:
 
 
 def reasons_in(response: httpx.Response) -> list[str]:
-    return [] if response.status_code == 200 else msgspec.convert(response.json()["reasons"], list[str])
+    if response.status_code == 200:
+        return []
+    problem = to_problem(response)  # before it was a call: by a name that is not the server's, or without room
+    return [str(problem)] if problem.is_ours else msgspec.convert(response.json()["reasons"], list[str])

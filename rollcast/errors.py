@@ -45,8 +45,13 @@ class Problem(RollcastError):
         return self.is_a("append-unknown") or self._is_a_proxys
 
     @property
+    def is_ours(self) -> bool:
+        """Whether a server of rollcast said it."""
+        return self.type.startswith(_OURS)
+
+    @property
     def _is_a_proxys(self) -> bool:
-        return self.status in (502, 504) and not self.type.startswith(_OURS)
+        return self.status in (502, 504) and not self.is_ours
 
 
 class ServerAway(RollcastError):

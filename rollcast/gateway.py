@@ -88,7 +88,7 @@ class Gateway:
             try:
                 socket = self._connected()
                 sent = True
-                socket.send(batch.message())
+                socket.send(self._talk.sending(batch))
                 while len(self._talk.said) < len(batch):
                     self._talk.check()
                     self._hear(socket, ANSWER_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time as clock
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,8 @@ from rollcast.results import Accepted, Bye, Done, Dropped, Duplicate, Gap, Predi
 
 MAX_ENTRIES: Final = 1024  # of one message
 MESSAGE_BYTES: Final = 4 * 2**20  # of one message of several entries; the server takes four times as much
+HELLO_BYTES: Final = 64 * 2**10  # of the first message, at most; the server takes no more
+_STREAM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")  # any other name was refused, and would be here
 _NAMES_BYTES: Final = 512  # of an entry besides its content, at most
 KEPT: Final = 65_536  # records that wait to be read
 _FIRST_PAUSE_S: Final = 0.1
@@ -32,6 +35,7 @@ class _Problem(msgspec.Struct, tag="problem", tag_field="type"):
     title: str
     status: int
     detail: str
+    index: int | None = None  # of the entry; None: of the whole message
     retry_after_s: float | None = None
 
 
@@ -70,14 +74,20 @@ class Talk:
         self._streams, self._when_full = streams, when_full or "catch_up"
         self._cursor = after
         self._posted: dict[str, None] = {}
+        self._sifts = False  # all records come, and those of streams that were not posted to are left out here
+        self._awaited = 1  # answers to the last message
 
     def hello(self) -> bytes:
         """The first message of a connection; a later one goes on where the one before it was lost."""
-        self.over = False
+        self.over, self._awaited = False, 1
         self.said.clear()
         streams = None if self._streams is None else list(self._streams)
         posted = list(self._posted) if streams is None and self._cursor is not None else []
-        return msgspec.msgpack.encode(_Hello(self.key, self._cursor, streams, posted, self._when_full))
+        hello = msgspec.msgpack.encode(_Hello(self.key, self._cursor, streams, posted, self._when_full))
+        self._sifts = bool(posted) and len(hello) > HELLO_BYTES
+        if self._sifts:
+            return msgspec.msgpack.encode(_Hello(self.key, self._cursor, ["*"], [], self._when_full))
+        return hello
 
     def check_welcome(self) -> None:
         """After the answer to hello. Raises Problem, and ConnectionError where it is worth coming back."""
@@ -97,7 +107,12 @@ class Talk:
 
     def posting(self, entries: Sequence[Entry]) -> None:
         """The records of their streams are wanted, also after a lost connection."""
-        self._posted.update(dict.fromkeys(entry.stream for entry in entries))
+        self._posted.update(dict.fromkeys(entry.stream for entry in entries if _STREAM.fullmatch(entry.stream)))
+
+    def sending(self, batch: Batch) -> bytes:
+        """The message of what is left of it."""
+        self._awaited = len(batch)
+        return batch.message()
 
     def take(self, message: bytes) -> None:
         """One message of the server."""
@@ -108,14 +123,16 @@ class Talk:
                 self.said.append(Accepted(one.id, one.stream, one.model))
             elif isinstance(one, _Problem):
                 body = {"type": one.problem, "title": one.title, "status": one.status, "detail": one.detail}
-                self.said.append(Problem(one.status, body, one.retry_after_s))
+                self.said += [Problem(one.status, body, one.retry_after_s)] * (
+                    1 if one.index is not None else self._awaited
+                )
             elif isinstance(one, _Cursor):
                 self._cursor, self.placed = one.cursor, True
             elif isinstance(one, Bye):
                 self.over = True
             elif isinstance(one, _Wait):
                 self.placed = True  # the broker is away: nothing can be posted that might be missed
-            elif not isinstance(one, _Hello):
+            elif not isinstance(one, _Hello) and not (self._sifts and one.stream and one.stream not in self._posted):
                 records.append(msgspec.structs.replace(one, cursor=before))
         if records:  # who goes on after one but the last of a message gets the others of it again
             records[-1] = msgspec.structs.replace(records[-1], cursor=self._cursor or "")

@@ -42,6 +42,11 @@ class Raw:
             pass
         return found
 
+    def reset(self) -> None:
+        """Goes away at once, as a process that is killed does."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
     def upgrade(self, *lines: bytes) -> bytes:
         key = b"Sec-WebSocket-Key: " + base64.b64encode(os.urandom(16)) + b"\r\nSec-WebSocket-Version: 13\r\n"
         wanted = b"Connection: Upgrade\r\nUpgrade: websocket\r\n" + key + b"".join(line + b"\r\n" for line in lines)

@@ -37,7 +37,8 @@ class Names:
         if len(given) != 1 or not given[0]:
             if not given and scope.get("http_version") == "1.0":
                 return ""
-            raise RequestError(f"{len(given)} headers Host with a value: expected one" if given else "no header Host")
+            found = "an empty one" if given == [""] else len(given) or "none"
+            raise RequestError(f"expected one header Host, found {found}")
         host = given[0].lower()
         if not self._any and host not in self._hosts and (name := _name(host)) not in self._hosts:
             server = scope.get("server")  # an address cannot be given to another site's name

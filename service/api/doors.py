@@ -155,7 +155,7 @@ class Doors:
         """`door` waits for its client: for a "head", for another request ("idle"), for more of a "body"; None: the
         client waits for us. `again`: something came, its time begins anew."""
         before = self._waits.get(door)
-        if before == what and not again:
+        if door not in self._doors or (before == what and not again):
             return
         if before is not None:
             del self._waiting[before][door]
@@ -211,7 +211,10 @@ class Doors:
 
     def holds(self, door: Door, size: int, *, whole: bool = False) -> None:
         """How many bytes of the client's are in memory for `door`. `whole`: nothing more of them is to come, they are
-        being answered. Unfinished ones that began first are turned away where the sum is above its bound."""
+        being answered. Unfinished ones that began first are turned away where the sum is above its bound. What is said
+        late of a connection that has left is not counted: nothing would take it back."""
+        if door not in self._doors:
+            return
         before = self._held.get(door, 0)
         self._bytes += size - before
         if size:

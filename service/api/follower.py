@@ -1,8 +1,8 @@
 """What the shards commit, brought to those who wait for it: once a process, however many subscribers.
 
 One task follows every feed, fetches the records that somebody here wants, encodes each once and hands it on. It never
-waits for a subscriber: who reads too slowly reads again from the broker, loses the oldest, or is sent away, as it
-chose. After a doubt (broker away, log begun anew) everybody reads again; nothing is remembered across it.
+waits for a subscriber: a slow one reads again from the broker, loses the oldest records, or is disconnected, as its
+`when_full` says. After a doubt (broker away, log begun anew) everybody reads again; nothing is remembered across it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Subscription:
         self.overflowed = False  # because it read too slowly
         self.dropped = 0  # records that it lost thereby, not yet said
         self.closing = False
-        self.too_slow = False  # it is sent away
+        self.too_slow = False  # it is disconnected for that
         self._reading = False  # from the broker
         self._when_full = when_full
         self._capacity = capacity

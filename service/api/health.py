@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from service.api import openapi
 from service.api.context import Context
-from service.api.scraping import Scraper, label_value, port_of
+from service.api.scraping import Scraper, label_value, lines_of, port_of
 from service.metrics import CONTENT_TYPE
 
 
@@ -62,7 +62,7 @@ def merge(own: CollectorRegistry, texts: Mapping[str, str]) -> bytes:
         label = f'process="{label_value(process)}"' if process else ""
         lines: list[str] = []
         new = False
-        for line in text.split("\n"):
+        for line in lines_of(text):
             if line.startswith("# HELP "):
                 name = line.split(" ", 3)[2]
                 new = name not in families

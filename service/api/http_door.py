@@ -89,14 +89,17 @@ class HttpDoor(HttpToolsProtocol):
             self._doors.waits(self, None)
         else:
             self._doors.waits(self, "head" if self._silent else "idle")
+            if not self._silent and self.timeout_keep_alive_task is None:  # the rest of an answered body has come
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
         held = self._body_bytes + len(self._ahead) + self._silent
         self._doors.holds(self, held, whole=not self._in_body and not self._ahead and not self._silent)
 
     def _let_go(self, size: int | None) -> None:
         """For routes: so many bytes of the body, or all, are done."""
         self._body_bytes = 0 if size is None else max(0, self._body_bytes - size)
-        if not self._ended:
-            self._doors.holds(self, self._body_bytes + len(self._ahead), whole=not self._in_body)
+        self._doors.holds(self, self._body_bytes + len(self._ahead), whole=not self._in_body)
 
     # --- what the parser finds -----------------------------------------------------------------------------------
 
@@ -134,8 +137,7 @@ class HttpDoor(HttpToolsProtocol):
         super().on_response_complete()
         if self._ended:
             return
-        if not self._in_body:
-            self._body_bytes = 0
+        self._body_bytes = 0  # what still comes of its body is thrown away
         self._doors.answered(self)
         if self.transport.is_closing():
             self._ahead = b""  # nothing is done for a client that cannot be answered

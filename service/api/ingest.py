@@ -49,12 +49,12 @@ def ingest_routes(context: Context) -> APIRouter:
         """Post a block of sample rows, 1 to 4096. Each row is one step of the stream's state."""
         check_stream_id(stream)
         query = read_post_query(request.query_params, rows=True)
-        media = media_type(request)
+        return await append(await read_samples(stream, query, request), query, request)
+
+    async def read_samples(stream: str, query: PostQuery, request: Request) -> Ready:
         body = await read_body(request, context.limits.entry_bytes)
         async with context.bodies.above(len(body), LARGE_BYTES):
-            ready = await intake.samples(stream, await read_block(media, body), _more(query))
-        del body
-        return await append(ready, query, request)
+            return await intake.samples(stream, await read_block(media_type(request), body), _more(query))
 
     @router.post("/v1/streams/{stream}/text", **openapi.POST_TEXT)
     async def post_text(stream: str, request: Request) -> Response:

@@ -9,14 +9,13 @@ from typing import Final
 from service.api.delivery import Delivery, Outgoing
 from service.api.follower import Follower
 from service.api.notices import Bye, ByeReason, Gap, GapReason, Moved
-from service.api.tails import Batch
+from service.api.tails import READ, Batch
 from service.cursors import BEGINNING, Place, decode_cursor, encode_place, join_places
 from service.errors import BrokerAway
 from service.ports import FeedItem, OutRecord, Predictions
 from service.turns import Turn
 
 COMMITS: Final = 64  # of one shard, read at once; the first of them is known already
-FETCHED: Final = 512  # records read at once
 
 
 class ManyTail:
@@ -130,8 +129,8 @@ class ManyTail:
                     wanted.append((stream, record_id, Place(item.n, i, item.mark)))
                 if turn.due():
                     await turn.over()
-        for start in range(0, len(wanted), FETCHED):
-            part = wanted[start : start + FETCHED]
+        for start in range(0, len(wanted), READ):
+            part = wanted[start : start + READ]
             found = await self._predictions.fetch([(stream, record_id) for stream, record_id, _ in part], replay=True)
             yield [
                 self._outgoing(

@@ -140,7 +140,7 @@ class Readers:
             ear.listening.set()
 
     def _push(self, reader: Reader, entry: Entry) -> None:
-        """Where too much waits, who reads too slowly reads the log again."""
+        """Where too much waits, a slow reader reads the log again."""
         size = len(entry.data)
         reader.wake.set()
         if self._held + size > HELD_BYTES:

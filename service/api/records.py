@@ -19,7 +19,7 @@ from service.api.follower import WHEN_FULL, Subscription
 from service.api.many import ManyTail
 from service.api.patterns import Pattern, read_pattern
 from service.api.query import MAX_RECORDS, Query, read_cursor
-from service.api.tails import PAGE, Follows, Tail, deliver, newest_record, watch_gaps
+from service.api.tails import Follows, Tail, deliver, newest_record, watch_gaps
 from service.codec import id_number, number_id
 from service.contracts import RECORD_TYPES, check_stream_id
 from service.cursors import decode_cursor
@@ -27,6 +27,7 @@ from service.errors import BrokerAway
 from service.ports import OutRecord
 
 RECONNECT_MS: Final = 1000  # told to EventSource
+PAGE: Final = 256  # records read from the broker at once
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 

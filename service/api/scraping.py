@@ -7,9 +7,10 @@ taken from it, the answer has a largest size and an end, and what is no expositi
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ SCRAPE_ALL_S: Final = 4.0  # so are those that are not through by then
 AT_ONCE: Final = 8  # asked, over all calls
 ASKED: Final = 64  # workers, a call
 MAX_BYTES: Final = 8 << 20  # of one answer
+MAX_LINE: Final = 16 << 10  # characters; what looks at a line lets no other thread run
 MAX_ALL_BYTES: Final = 32 << 20  # of all answers to one call
 _LABEL: Final = r'[a-zA-Z_]\w*="(?:[^"\\]|\\.)*"'
 _LABELS: Final = rf"\{{(?:{_LABEL}(?:,{_LABEL})*,?)?\}}"
@@ -94,10 +96,15 @@ def read_exposition(data: bytes) -> str:
     '# HELP a b\\n# TYPE a gauge\\na{l="x"} 1\\n'
     """
     text = data.decode()
-    for number, line in enumerate(text.split("\n"), start=1):
-        if _LINE.fullmatch(line) is None:
+    for number, line in enumerate(lines_of(text), start=1):
+        if len(line) > MAX_LINE or _LINE.fullmatch(line) is None:
             raise ValueError(f"line {number} is none of Prometheus's text format")
     return text
+
+
+def lines_of(text: str) -> Iterator[str]:
+    """One after the other: to split all of it at once would let no other thread run."""
+    return (line.removesuffix("\n") for line in io.StringIO(text, newline="\n"))
 
 
 def label_value(text: str) -> str:

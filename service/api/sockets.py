@@ -176,7 +176,7 @@ class Connection:
     async def _append(self, prepared: list[_Prepared]) -> list[Answer]:
         """One answer an entry, in their order."""
         ready = [one[0] for one in prepared if isinstance(one, tuple)]
-        found = iter(await self._intake.append_many(ready))
+        found = iter(await self._appended(ready)) if ready else iter(())
         answers: list[Answer] = []
         for index, one in enumerate(prepared):
             told = next(found) if isinstance(one, tuple) else one
@@ -187,13 +187,20 @@ class Connection:
                 answers.append(Ack(told, one[0].stream, one[0].model, one[1]))
         return answers
 
+    async def _appended(self, ready: list[Ready]) -> list[str | RollcastError]:
+        """Behind the gate of bodies: the place may be waited for as long as the broker and the client take."""
+        try:
+            await self._place()
+        except BrokerAway as error:
+            return [error] * len(ready)
+        return await self._intake.append_many(ready)
+
     async def _prepare(self, entry: PostedEntry) -> tuple[Ready, int | None]:
         if self._stream is not None:
             if entry.stream not in ("", self._stream):
                 raise BadStreamId(f"stream {entry.stream!r} on the WebSocket of stream {self._stream!r}")
             entry = msgspec.structs.replace(entry, stream=self._stream)
         ready = await self._intake.posted(entry)
-        await self._place()
         if self._subscription is not None and self._subscription.chosen is not None:
             self._context.follower.choose(self._subscription, ready.stream)
         return ready, entry.seq

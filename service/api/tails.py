@@ -15,7 +15,7 @@ from service.errors import BrokerAway
 from service.metrics import ApiMetrics
 from service.ports import Predictions
 
-PAGE: Final = 256  # records read from the broker at once
+READ: Final = 64  # records read from the broker, and sent, at once: each slow subscriber has so many in memory
 RETRY_S: Final = 1.0  # after the broker did not answer
 Batch = list[Outgoing]
 log = logging.getLogger("rollcast.api")
@@ -84,7 +84,9 @@ async def deliver(subscription: Subscription, tail: Follows, heartbeat_s: float)
             more, complete = tail.advance(waiting)
             if not complete:
                 subscription.read_again()
-            yield batch + more
+            batch += more
+            for start in range(0, len(batch), READ):
+                yield batch[start : start + READ]
         elif not await subscription.wait(heartbeat_s):
             yield [Outgoing(Moved(), tail.standing())]
     yield [tail.bye("too_slow" if subscription.too_slow else "closing")]
@@ -115,9 +117,9 @@ class Tail:
         last = id_number(await self._predictions.last_generated(self._stream))
         if (self._cursor or 0) > last:  # the log lost its tail: what it gives ids to from now on is new
             yield [self._gap(newest, None, "lost")]
-        while records := await self._predictions.records(self._stream, self._id(), PAGE):
+        while records := await self._predictions.records(self._stream, self._id(), READ):
             yield list(self._deliver(Delivery(self._stream, record) for record in records))
-            if len(records) < PAGE:
+            if len(records) < READ:
                 break
         if newest > (self._cursor or 0):
             yield [self._gap(newest, None, "trimmed")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncio.transports import BaseTransport
+from collections import deque
 from typing import Any, Final
 
 from uvicorn.protocols.utils import ClientDisconnected
@@ -33,7 +34,8 @@ class WebSocketDoor(WebSocketsSansIOProtocol):
         self._limit = HELLO_BYTES  # of the next message
         self._size = self._fragments = 0  # of the message that is under way
         self._queued = 0  # bytes of messages that the route has not done with
-        self._taken = False  # it is at one of them
+        self._sizes: deque[int] = deque()  # of those that it has not taken
+        self._taken: int | None = None  # bytes of the one that it is at
         self._controls, self._second = 0, 0.0  # in the current second
         self._ended = False
         self._counted = ""  # why it ended
@@ -88,16 +90,16 @@ class WebSocketDoor(WebSocketsSansIOProtocol):
         else:
             self._doors.waits(self, None)
         held = under_way + len(self._ahead) + self._queued
-        self._doors.holds(self, held if held > HELD else 0, whole=self._taken and self.writable.is_set())
+        self._doors.holds(self, held if held > HELD else 0, whole=self._taken is not None and self.writable.is_set())
 
     async def receive(self) -> Any:
-        if self._taken:
-            self._taken = False
-            if self.queue.empty():
-                self._queued = 0
+        if self._taken is not None:
+            self._queued -= self._taken
+            self._taken = None
             self._say()
         message = await super().receive()
-        self._taken = message["type"] == "websocket.receive"
+        if message["type"] == "websocket.receive":
+            self._taken = self._sizes.popleft()
         self._go_on()
         return message
 
@@ -145,9 +147,11 @@ class WebSocketDoor(WebSocketsSansIOProtocol):
 
     def send_receive_event_to_app(self) -> None:
         size, self._size, self._fragments = self._size, 0, 0
+        thrown_away = self.close_sent
         super().send_receive_event_to_app()
-        if not self._ended:
+        if not self._ended and not thrown_away:
             self._limit = self._doors.limits.message_bytes
+            self._sizes.append(size)
             self._queued += size
 
     def handle_ping(self) -> None:
@@ -195,7 +199,7 @@ class WebSocketDoor(WebSocketsSansIOProtocol):
 
     def _refuse_handshake(self) -> None:
         self._doors.refused("head_bytes")
-        self._end(HeadTooLarge("a WebSocket's request of too many headers, or of too long ones"))
+        self._end(HeadTooLarge("a WebSocket's request of too many headers, of too long ones, or with a body"))
 
     def _end(self, error: RollcastError) -> None:
         self.handshake_complete = self.close_sent = True

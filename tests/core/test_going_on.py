@@ -18,8 +18,11 @@ from service.api.problems import TYPE_PREFIX
 
 ENDS, TRIED, GOES_ON = "ends it", "tried again with a seq", "tried again"
 OURS = [
-    (408, "request-timeout", GOES_ON),
+    (408, "too-slow", GOES_ON),
     (429, "backlog-full", GOES_ON),
+    (429, "too-many-streams", GOES_ON),
+    (503, "busy", GOES_ON),
+    (503, "crowded", GOES_ON),
     (503, "broker-away", GOES_ON),
     (503, "broker-full", GOES_ON),
     (503, "no-worker", GOES_ON),

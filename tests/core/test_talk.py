@@ -9,7 +9,9 @@ import pytest
 
 from rollcast import Accepted, Entry, Gap, Prediction, Problem, ServerAway, frame, samples, text
 from rollcast import talk as module
-from rollcast.talk import MESSAGE_BYTES, Batch, Talk, messages
+from rollcast.talk import HELLO_BYTES, MESSAGE_BYTES, Batch, Talk, messages
+from service.api import messages as api_messages
+from service.contracts import check_stream_id
 
 HALF = {
     "type": "prediction", "stream": "a", "model": "m", "version": 1, "time": 1.0, "step": 1, "label": "x", "score": 1.0,
@@ -101,6 +103,44 @@ def test_another_connection_goes_on_after_the_last_whole_message() -> None:
     assert msgspec.msgpack.decode(talk.hello()) == {"type": "hello", "after": "C1", "posted": ["a", "b"]}
     talk.posting(entries("b", "c"))
     assert msgspec.msgpack.decode(talk.hello())["posted"] == ["a", "b", "c"]
+
+
+def test_a_connection_goes_on_with_more_streams_than_hello_may_name() -> None:
+    """All records come then; what was not posted here is left out."""
+    talk = Talk(None, None, None, "drop_oldest")
+    talk.posting(entries("a", *[f"{n}-" + 100 * "x" for n in range(700)]))
+    talk.take(said({"type": "cursor", "cursor": "C1"}))
+    wanted = {"type": "hello", "after": "C1", "streams": ["*"], "when_full": "drop_oldest"}
+    assert msgspec.msgpack.decode(talk.hello()) == wanted
+    gap = {"type": "gap", "reason": "trimmed"}
+    talk.take(said(HALF | {"id": "1-0"}, HALF | {"id": "2-0", "stream": "b"}, gap | {"shard": 1}, gap | {"stream": "b"},
+                   {"type": "cursor", "cursor": "C2"}))  # fmt: skip
+    assert [type(record) for record in talk.records] == [Prediction, Gap]
+    assert talk.records[-1].cursor == "C2"
+    assert len(talk.hello()) < HELLO_BYTES == api_messages.HELLO_BYTES
+
+
+def test_hello_names_no_stream_that_would_be_refused() -> None:
+    talk = Talk(None, None, "C1", None)
+    talk.posting(entries("a", "b c", "", "x" * 129, ".d", "ä"))
+    hello = api_messages.read_hello(talk.hello())
+    assert [check_stream_id(name) for name in hello.posted] == ["a"]
+
+
+def test_a_problem_of_a_whole_message_answers_each_of_its_entries() -> None:
+    """The server had no time for it."""
+    busy = {"type": "problem", "problem": "urn:rollcast:problem:busy", "title": "Busy", "status": 503, "detail": "",
+            "retry_after_s": 5.0}  # fmt: skip
+    talk, batch = Talk(None, None, None, None), Batch("http://x", entries("a", "b", "a"), 30.0)
+    talk.hello()
+    talk.sending(batch)
+    talk.take(said(busy))
+    assert len(talk.said) == len(batch)
+    assert batch.settle(talk.answers()) == 5.0
+    assert sent(batch) == ["a", "b", "a"]
+    talk.sending(batch)
+    talk.take(said({"type": "ack", "id": "1-0", "stream": "a", "model": "m"}, busy | {"index": 1}, busy | {"index": 2}))
+    assert len(talk.said) == len(batch)
 
 
 def test_records_that_nobody_reads_become_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,17 @@ def test_only_the_api_and_grafana_can_be_reached_and_on_this_machine(services: d
     assert published(everywhere["services"]["api"]) == [("0.0.0.0", 80, 8000)]
 
 
+@pytest.mark.parametrize("given", ["", "rollcast.example.org, other:8443"])
+def test_the_name_api_is_allowed_whatever_other_names_are(given: str) -> None:
+    """The demo calls the api by it, and others on the network do."""
+    environ = dict.fromkeys(_needed(), "x") | {"ALLOWED_HOSTS": given, "MAX_CLIENT_CONNECTIONS": "0"}
+    said = load(COMPOSE, environ=environ)["services"]["api"]["environment"]
+    fields = ("allowed_hosts", "allowed_origins", "max_client_connections")
+    settings = Settings(**{name: said[variable(name)] for name in fields})
+    assert settings.names("allowed_hosts") == ["api", *(["rollcast.example.org", "other:8443"] if given else [])]
+    assert (settings.names("allowed_origins"), settings.max_client_connections) == ([], 0)
+
+
 def test_networks_part_those_who_need_not_know_each_other(environ: dict[str, str], services: dict[str, Any]) -> None:
     networks = load(COMPOSE, environ=environ)["networks"]
     assert [name for name, network in networks.items() if not network.get("internal")] == ["front"]
@@ -120,7 +131,7 @@ def test_the_page_lists_every_variable_with_its_default_and_every_user() -> None
     files = COMPOSE.read_text() + DEMO.read_text()
     rows = re.findall(r"^\| ((?:`[A-Z_]+`(?:, )?)+) \| (\S+) \|", page, re.MULTILINE)
     documented = {name: default.strip("`") for names, default in rows for name in re.findall("[A-Z_]+", names)}
-    defaults = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", files))
+    defaults = {name: default or "none" for name, default in re.findall(r"\$\{(\w+):-([^}]*)\}", files)}
     assert documented == defaults | dict.fromkeys(_needed(), "drawn") | {
         "REDIS_PASSWORD_PRODUCER": "drawn", "REDIS_PASSWORD_SUBSCRIBER": "drawn", "REDIS_PASSWORD_MONITOR": "drawn",
         "COMPOSE_PROFILES": "monitoring",

@@ -11,11 +11,14 @@ import pytest
 from rollcast.events import ServerEvent, parse_events
 from service.api.delivery import Delivery
 from service.api.follower import Follower
+from service.api.many import ManyTail
+from service.api.patterns import read_pattern
 from service.api.records import send_events
-from service.api.tails import Tail
+from service.api.tails import READ, Tail
 from service.api.tasks import end
 from service.codec import entry_fields
 from service.errors import WaitTimeout
+from service.keys import shard_of
 from service.metrics import ApiMetrics, create_registry
 from service.ports import FeedItem, OutRecord
 from tests.answering import InMemory
@@ -34,10 +37,10 @@ def anyio_backend() -> str:
 class Scene:
     """A follower on a world in memory, whose subscribers hold `CAPACITY` records."""
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int = CAPACITY) -> None:
         self.world = InMemory()
         self.predictions: FakePredictions = self.world.predictions
-        self.follower = Follower(self.predictions, ApiMetrics(create_registry()), CAPACITY)
+        self.follower = Follower(self.predictions, ApiMetrics(create_registry()), capacity)
 
     async def record(self, count: int) -> list[str]:
         fields = entry_fields("cam-1", "samples", bytes(4), shape=(1, 1))
@@ -86,6 +89,35 @@ async def test_who_reads_too_slowly_reads_again_and_misses_nothing(scene: Scene)
         new = await scene.record(1)
         assert [event.id for event in await take(events, 1)] == new
     assert not subscription.overflowed
+
+
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("many", [True, False])
+async def test_a_slow_subscriber_has_few_records_in_memory_that_are_its_own(live: bool, many: bool) -> None:
+    """Of all that wait for it a part is encoded, and the next one when that was sent."""
+    scene = Scene(1024)
+    task = asyncio.create_task(scene.follower.run())
+    await until(lambda: scene.follower.away is None)
+    wants = read_pattern(["cam-*"]) if many else "cam-1"
+    subscription = scene.follower.subscribe(wants)
+    tail = ManyTail(scene.predictions, scene.follower, subscription.fits, None) if many else None
+    async with aclosing(send_events(subscription, tail or Tail(scene.predictions, "cam-1", 0), LIMIT_S)) as events:
+        await anext(events)  # the reconnection time
+        expected: list[str] = []
+        if live:
+            expected = await scene.record(1)
+            assert len(await take(events, 1)) == 1
+        elif tail is not None:
+            await tail.begin()
+        expected += await scene.record(200)
+        await until(lambda: scene.follower.finished[shard_of("cam-1", 4)] == len(expected))
+        found: list[ServerEvent] = []
+        while len(found) < 200:
+            part = [one for one in parse_events((await anext(events)).decode().splitlines()) if one.data]
+            assert len(part) <= READ
+            found += part
+    assert [one.body["id"] for one in found] == expected[-200:]
+    await end([task])
 
 
 async def test_who_reads_so_slowly_that_records_are_gone_is_told_so(scene: Scene) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import ClassVar
 
 import httpx
 import msgspec
@@ -13,13 +16,16 @@ from websockets.sync.client import connect
 
 from service.api import create_app
 from service.broker.predictions import MANY_STREAMS
+from service.errors import BrokerAway
 from service.keys import ShardKeys, shard_of
 from service.metrics import create_registry
+from service.ports import OutRecord
 from tests.answering import PATIENT, InMemory, OnBroker
 from tests.doubles import tiny_manifest
 from tests.holding import watching_callbacks
 from tests.hostile.test_loop import posts
-from tests.serving import Serving
+from tests.ports.fake_predictions import FakePredictions
+from tests.serving import Serving, await_true
 from tests.turns import BUSY, LONGEST_S
 
 MOST_S = BUSY * LONGEST_S
@@ -64,6 +70,40 @@ def test_no_message_holds_up_the_loop(api: Serving) -> None:
                 while '"type":"problem"' not in str(gateway.recv(60)):
                     pass
             assert held.longest_s < MOST_S, held.longest
+
+
+def test_a_message_that_waits_for_its_place_keeps_no_body_waiting() -> None:
+    """Two WebSockets whose first record is asked for again, and does not come; as many may be read at once."""
+
+    class Slow(FakePredictions):
+        asked: ClassVar[list[str]] = []
+
+        async def newest(self, stream: str, limit: int, before: str = "+") -> list[OutRecord]:
+            self.asked.append(stream)
+            if self.asked.count(stream) == 1:
+                raise BrokerAway("for a moment")
+            await asyncio.sleep(60)
+            return []
+
+    world = InMemory()
+    world.predictions = Slow(world.broker)
+    world.serve("tiny")
+    rows = bytes(12 * 8192)
+    message = [{"kind": "samples", "model": "tiny", "data": rows[: 12 * 4096]}] * 2
+    with (
+        Serving(create_app(world.predictions, [tiny_manifest()], create_registry()), grace_s=1) as api,
+        ExitStack() as opened,
+    ):
+        for stream in ("a", "b"):
+            url = f"{api.url.replace('http', 'ws')}/v1/streams/{stream}/ws"
+            socket = opened.enter_context(connect(url))
+            socket.send(msgspec.msgpack.encode({"type": "hello"}))
+            socket.send(msgspec.msgpack.encode(message))
+        await_true(lambda: min(map(Slow.asked.count, "ab")) >= 3, "both wait for their places")
+        answer = api.http.post(
+            "/v1/streams/c/samples", content=rows, headers={"Content-Type": "application/octet-stream"}
+        )
+        assert answer.status_code == 422, answer.text  # too many rows; busy, if the gate were shut
 
 
 @pytest.fixture(scope="module")

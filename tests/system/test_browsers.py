@@ -12,6 +12,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from rollcast import Client, Problem
 from service.api import Names, create_app
 from service.errors import ForeignHost, ForeignOrigin, RequestError
 from service.metrics import create_registry
@@ -54,6 +55,14 @@ def ask(api: Serving, *lines: str, version: str = "1.1", method: str = "GET", pa
 def test_a_call_must_name_the_api(api: Serving, host: str, status: int) -> None:
     assert ask(api, f"Host: {host}") == status
     assert ask(api, f"Host: {host}", method="DELETE", path="/v1/streams/x") in (status, 404)
+
+
+def test_a_client_that_names_it_wrong_is_told_so(api: Serving) -> None:
+    with Client(api.url) as client:
+        client._http.headers["Host"] = "evil.example:8000"
+        with pytest.raises(Problem, match=r"evil.example:8000.*allowed_hosts"):
+            client.models()
+        assert re.match(r"421 .*evil.example:8000.*allowed_hosts", client.reasons_not_ready()[0])
 
 
 def test_a_call_names_it_once(api: Serving) -> None:

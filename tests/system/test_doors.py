@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import re
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from typing import ClassVar
 
 import msgspec
 import pytest
 
 from service.api import DoorLimits, create_app
 from service.api.doors import HELLO_BYTES
+from service.api.intake import Ready
+from service.contracts import FrameInput, TextInput
 from service.metrics import create_registry
+from service.ports import Appended
+from tests.answering import InMemory
 from tests.doubles import MemoryBroker, tiny_manifest
 from tests.ports.fake_predictions import FakePredictions
 from tests.raw import BINARY, CONT, HELLO, HOST, PING, TEXT, Raw, frame
 from tests.serving import Serving, await_true
+from tests.system.test_api_posting import image
 
 LIMITS = DoorLimits(
     head_s=0.5, body_s=0.5, idle_s=0.5, answer_s=0.5, connections=60, client_connections=40, unfinished_bytes=32 << 20
 )
 POST = b"POST /v1/streams/a/samples HTTP/1.1\r\nContent-Type: application/json\r\n" + HOST
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+class Held(FakePredictions):
+    """Appends of many wait for the test."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryBroker())
+        self.begun, self.go_on, self.done = threading.Event(), threading.Event(), threading.Event()
+
+    async def append_many(
+        self, entries: Sequence[tuple[str, Mapping[str, bytes]]], fsync: bool = False
+    ) -> list[Appended]:
+        self.begun.set()
+        await asyncio.sleep(0.001)
+        while not self.go_on.is_set():
+            await asyncio.sleep(0.001)
+        self.done.set()
+        return await super().append_many(entries, fsync)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +150,17 @@ def test_silence_is_bounded(api: Serving, sent: bytes, status: tuple[int, str] |
     assert counted(api, reason) >= before + 1
 
 
+def test_a_connection_is_not_kept_longer_where_the_body_came_after_the_answer(api: Serving) -> None:
+    with Raw(api.port) as client:
+        client.send(POST.replace(b"/a/", b"/no%20name/") + b"Content-Length: 2\r\n\r\n")
+        client.socket.settimeout(10)
+        said = b""
+        while b"bad-stream-id" not in said:
+            said += client.socket.recv(4096)
+        client.send(b"{}")
+        client.rest()  # ends, long before the socket's time-out
+
+
 def test_a_slow_head_is_too_slow_however_steadily_it_comes(api: Serving) -> None:
     with Raw(api.port) as client:
         client.send(b"GET /livez HTTP/1.1\r\n")
@@ -213,6 +251,63 @@ def test_what_unfinished_bodies_take_is_bounded(patient: Serving) -> None:
     await_true(lambda: value(patient, "rollcast_unfinished_bytes") == 0, "nothing is held any more")
 
 
+def test_a_body_that_was_answered_early_is_not_counted(patient: Serving) -> None:
+    with Raw(patient.port) as client:
+        client.send(CHUNKED, *[b"100000\r\n" + b" " * (1 << 20) + b"\r\n"] * 9)
+        assert client.socket.recv(4096).startswith(b"HTTP/1.1 413")
+        assert value(patient, "rollcast_unfinished_bytes") < 1 << 20
+
+
+def test_nothing_is_counted_of_a_client_that_went_away_within_its_body() -> None:
+    """It sent the rest of its body while the lines before it were appended."""
+    predictions = Held()
+    head = b"POST /v1/entries HTTP/1.1\r\nContent-Type: application/x-ndjson\r\n" + HOST
+    with Serving(create_app(predictions, [tiny_manifest()], create_registry())) as api, Raw(api.port) as client:
+        client.send(head + b"Content-Length: 50006\r\n\r\n", b"first\n")
+        assert predictions.begun.wait(30)
+        client.send(b" " * 50_000)
+        await_true(lambda: value(api, "rollcast_unfinished_bytes") == 50_006, "it is counted")
+        client.reset()
+        await_true(lambda: value(api, "rollcast_connections") == 1, "it is gone")
+        predictions.go_on.set()
+        assert predictions.done.wait(30)
+        assert value(api, "rollcast_unfinished_bytes") == 0
+
+
+def test_the_bytes_of_an_entry_are_let_go_while_its_record_is_waited_for() -> None:
+    """Each of three calls waits; the log alone has what it posted."""
+
+    class Log(FakePredictions):
+        given: ClassVar[list[Mapping[str, bytes]]] = []
+
+        async def append(self, stream: str, fields: Mapping[str, bytes], fsync: bool = False) -> str:
+            self.given.append(fields)
+            return await super().append(stream, fields, fsync)
+
+    world = InMemory()
+    world.predictions = Log(world.broker)
+    world.serve("tiny", "bright", "reader")
+    models = [
+        tiny_manifest("tiny"),
+        tiny_manifest("bright", kind="frame", states=[], rows=None, frames=FrameInput(8, 8, 1, "gray")),
+        tiny_manifest("reader", kind="text", rows=None, text=TextInput()),
+    ]
+    posts: list[tuple[str, str, bytes]] = [
+        ("samples", "application/octet-stream", bytes(12 * 4000)),
+        ("frames", "image/png", image()),
+        ("text", "text/plain", b"word " * 4000),
+    ]
+    with Serving(create_app(world.predictions, models, create_registry())) as api, ExitStack() as opened:
+        for kind_, media, body in posts:
+            head = f"POST /v1/streams/{kind_}/{kind_}?wait=30 HTTP/1.1\r\nContent-Type: {media}\r\n".encode() + HOST
+            client = opened.enter_context(Raw(api.port))
+            client.send(head + b"Content-Length: %d\r\n\r\n" % len(body), body)
+        await_true(lambda: len(Log.given) == 3, "all are in the log")
+        assert value(api, "rollcast_unfinished_bytes") < 1000
+        for fields in Log.given:
+            assert [one for one in gc.get_referrers(fields) if isinstance(one, Ready)] == [], fields["kind"]
+
+
 def test_many_requests_ahead_are_answered_in_order(api: Serving) -> None:
     paths = [b"/livez", b"/v1/nothing"] * 200
     with Raw(api.port) as client:
@@ -275,6 +370,27 @@ def test_messages_whose_answers_are_not_read_are_bounded(patient: Serving) -> No
         await_true(lambda: counted(patient, "unfinished_bytes") > before, "one is closed")
         assert value(patient, "rollcast_unfinished_bytes") <= LIMITS.unfinished_bytes
     await_true(lambda: value(patient, "rollcast_unfinished_bytes") < 1 << 20, "nothing is held any more")
+
+
+def test_messages_that_were_answered_are_not_counted_however_many_follow() -> None:
+    """The client never waits for an answer, so that another message always waits to be taken."""
+    predictions, message, count = Held(), frame(TEXT, b"[" + b" " * 40_000 + b"0]"), 1000
+    predictions.go_on.set()
+    app = create_app(predictions, [tiny_manifest()], create_registry())
+    with Serving(app, limits=DoorLimits(unfinished_bytes=32 << 20)) as api, Raw(api.port) as client:
+        client.upgrade()
+        client.send(HELLO)
+        sending = threading.Thread(target=client.send, args=[message] * count)
+        sending.start()
+        found, rest = 0, b""
+        while found < count // 2:
+            data = client.socket.recv(1 << 16)
+            assert data, f"closed after {found} answers"
+            found += (rest + data).count(b"malformed") - rest.count(b"malformed")
+            rest = data[-8:]
+        assert value(api, "rollcast_unfinished_bytes") < 1 << 20
+        client.reset()
+        sending.join(30)
 
 
 def test_compression_is_not_offered(api: Serving) -> None:

@@ -161,6 +161,16 @@ def test_a_subscription_is_not_cut(api: Serving) -> None:
         raise AssertionError("the subscription was cut")
 
 
+def test_a_client_that_leaves_with_requests_ahead_leaves_nothing_behind(api: Serving) -> None:
+    """The subscription that is being answered ends, and what waits behind it is not begun."""
+    request = b"GET /v1/predictions HTTP/1.1\r\nAccept: text/event-stream\r\n" + HOST + b"\r\n"
+    subscribed = 'rollcast_subscribers{transport="sse"} '
+    with Raw(api.port) as client:
+        client.send(request * 3)
+        await_true(lambda: f"{subscribed}1.0" in shown(api), "one is subscribed")
+    await_true(lambda: f"{subscribed}0.0" in shown(api), "it is gone")
+
+
 # --- connections -------------------------------------------------------------------------------------------------
 
 

@@ -15,8 +15,8 @@ from service.errors import BrokerAway
 from service.ports import FeedItem, OutRecord, Predictions
 from service.turns import Turn
 
-COMMITS: Final = 64  # of one shard, read at once; the first of them is known already
-FETCHED: Final = 512  # records read at once
+COMMITS: Final = 16  # of one shard, read at once; the first of them is known already
+FETCHED: Final = 128  # records read at once: some 5 ms of the event loop
 
 
 class ManyTail:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.api.doors import LET_GO, Doors, client_of
@@ -118,11 +119,23 @@ class HttpDoor(HttpToolsProtocol):
             self._left = int(value)
 
     def on_headers_complete(self) -> None:
+        if not self.url.startswith(b"/"):
+            self._take_host_of_target()
         self._silent, self._body_bytes, self._in_body = 0, 0, True
         self.scope["extensions"] = {LET_GO: self._let_go}  # type: ignore[dict-item]
         super().on_headers_complete()
         if not self.pipeline:
             self._current = self.cycle
+
+    def _take_host_of_target(self) -> None:
+        """RFC 9112, 3.2.2: where the target is a whole URL it names the host, whatever the header says."""
+        target = httptools.parse_url(self.url)
+        if target.host is None:
+            return
+        host = b"[%s]" % target.host if b":" in target.host else target.host
+        if target.port:
+            host += b":%d" % target.port
+        self.headers[:] = [(name, host if name == b"host" else value) for name, value in self.headers]
 
     def on_body(self, body: bytes) -> None:
         self._silent = 0

@@ -24,6 +24,7 @@ from service.turns import Turn
 
 CAPACITY: Final = 1024  # records that may wait for one subscriber
 FETCHED: Final = 1024  # records fetched in one round trip
+CATCHING_UP: Final = 2  # subscribers that read a page at once: to make one takes 5 to 10 ms of the event loop
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 1.0
 log = logging.getLogger("rollcast.api")
@@ -35,8 +36,11 @@ WHEN_FULL: Final[tuple[WhenFull, ...]] = ("catch_up", "drop_oldest", "disconnect
 class Subscription:
     """One subscriber's buffer. Filled by Follower, emptied by the subscriber."""
 
-    def __init__(self, wants: str | Pattern | None, capacity: int, when_full: WhenFull = "catch_up") -> None:
+    def __init__(
+        self, wants: str | Pattern | None, capacity: int, when_full: WhenFull, catching_up: asyncio.Semaphore
+    ) -> None:
         self.wants = wants
+        self.catching_up = catching_up  # taken for each page that it reads from the broker
         self.chosen: set[str] | None = set() if wants is None else None  # streams, one after another
         self.many = not isinstance(wants, str)  # its cursor is one over many streams
         self.fits: Callable[[str], bool] = Matcher(wants.globs).fits if isinstance(wants, Pattern) else self._is_wanted
@@ -187,6 +191,7 @@ class Follower:
         self._choosers: set[Subscription] = set()
         self._patterns: Catalogue[Subscription] = Catalogue(metrics.turned_away.labels(Busy.reason).inc)
         self._waiters: dict[str, set[Waiter]] = {}
+        self._catching_up = asyncio.Semaphore(CATCHING_UP)
         self._closing = False
         self._turn = Turn()
 
@@ -194,7 +199,7 @@ class Follower:
         self, wants: str | Pattern | None, *, transport: str = "sse", when_full: WhenFull = "catch_up"
     ) -> Subscription:
         """To one stream, to those that fit a pattern, or (None) to those that it will choose. Raises Busy."""
-        subscription = Subscription(wants, self._capacity, when_full)
+        subscription = Subscription(wants, self._capacity, when_full, self._catching_up)
         subscription.closing = self._closing
         if isinstance(wants, Pattern):
             self._patterns.add(wants, subscription)

@@ -19,7 +19,8 @@ from service.metrics import CONTENT_TYPE
 def health_routes(context: Context) -> APIRouter:
     router = APIRouter(tags=["operation"])
     scraper = Scraper(context.http)
-    merging = asyncio.Lock()  # one at a time: each takes its turns with the event loop
+    making = asyncio.Lock()  # one at a time: each takes its turns with the event loop
+    following: asyncio.Task[bytes] | None = None  # the one that has not begun yet: of all who have come meanwhile
 
     @router.get("/livez", **openapi.GET_LIVEZ)
     async def livez() -> Response:
@@ -40,16 +41,23 @@ def health_routes(context: Context) -> APIRouter:
     @router.get("/metrics", **openapi.GET_METRICS)
     async def metrics() -> Response:
         """Prometheus metrics of this process and, with a label `process`, of every live worker on this host."""
-        here = socket.gethostname()
-        workers: dict[str, int] = {}
-        for worker in context.monitor.workers:
-            port = port_of(worker.metrics) if worker.host in ("", here) else None  # another host's are not ours
-            if port is not None:
-                workers[worker.id if worker.process in workers else worker.process or worker.id] = port
-        texts = await scraper.scrape(workers)
-        async with merging:
-            body = await asyncio.to_thread(merge, context.registry, texts)
-        return Response(body, media_type=None, headers={"Content-Type": CONTENT_TYPE})
+        nonlocal following
+        if following is None:
+            following = asyncio.create_task(make())
+        return Response(await asyncio.shield(following), media_type=None, headers={"Content-Type": CONTENT_TYPE})
+
+    async def make() -> bytes:
+        nonlocal following
+        async with making:
+            following = None
+            here = socket.gethostname()
+            workers: dict[str, int] = {}
+            for worker in context.monitor.workers:
+                port = port_of(worker.metrics) if worker.host in ("", here) else None  # another host's are not ours
+                if port is not None:
+                    workers[worker.id if worker.process in workers else worker.process or worker.id] = port
+            texts = await scraper.scrape(workers)
+            return await asyncio.to_thread(merge, context.registry, texts)
 
     return router
 

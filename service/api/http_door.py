@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.api.doors import LET_GO, Doors, client_of
 from service.api.problems import answer_error
@@ -33,6 +34,7 @@ class HttpDoor(HttpToolsProtocol):
         self._left = 0  # of the body, as its length was said
         self._in_body = False
         self._body_bytes = 0  # that came of it
+        self._current: RequestResponseCycle | None = None  # being answered; `cycle` is the newest that was parsed
         self._headers_too_many = self._ended = self._upgraded = False
 
     # --- what clients send ---------------------------------------------------------------------------------------
@@ -47,6 +49,8 @@ class HttpDoor(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ahead = b""
+        self.pipeline.clear()
+        self._abandon()
         self._doors.leave(self)
         super().connection_lost(exc)
 
@@ -118,9 +122,23 @@ class HttpDoor(HttpToolsProtocol):
             self._left = int(value)
 
     def on_headers_complete(self) -> None:
+        if not self.url.startswith(b"/"):
+            self._take_host_of_target()
         self._silent, self._body_bytes, self._in_body = 0, 0, True
         self.scope["extensions"] = {LET_GO: self._let_go}  # type: ignore[dict-item]
         super().on_headers_complete()
+        if not self.pipeline:
+            self._current = self.cycle
+
+    def _take_host_of_target(self) -> None:
+        """RFC 9112, 3.2.2: where the target is a whole URL it names the host, whatever the header says."""
+        target = httptools.parse_url(self.url)
+        if target.host is None:
+            return
+        host = b"[%s]" % target.host if b":" in target.host else target.host
+        if target.port:
+            host += b":%d" % target.port
+        self.headers[:] = [(name, host if name == b"host" else value) for name, value in self.headers]
 
     def on_body(self, body: bytes) -> None:
         self._silent = 0
@@ -134,6 +152,7 @@ class HttpDoor(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        self._current = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
         if self._ended:
             return
@@ -176,10 +195,8 @@ class HttpDoor(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         late = bool(self.pipeline) or not asked
         self.pipeline.clear()
-        if self.cycle is not None and not self.cycle.response_complete:
-            late = late or self.cycle.response_started
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        late = late or (self._current is not None and self._current.response_started)
+        self._abandon()
         if self.transport.is_closing():
             return
         if late:
@@ -187,6 +204,12 @@ class HttpDoor(HttpToolsProtocol):
         else:
             say_goodbye(self.transport, error, self.server_state.default_headers)
             self.flow.resume_reading()
+
+    def _abandon(self) -> None:
+        """Tells whoever answers the current request that its client is gone. (The framework tells the newest one.)"""
+        if self._current is not None:
+            self._current.disconnected = True
+            self._current.message_event.set()
 
     def paused(self) -> bool:
         return self.flow.read_paused

@@ -15,7 +15,7 @@ from service.errors import BrokerAway
 from service.ports import FeedItem, OutRecord, Predictions
 from service.turns import Turn
 
-COMMITS: Final = 64  # of one shard, read at once; the first of them is known already
+COMMITS: Final = 16  # of one shard, read at once; the first of them is known already
 
 
 class ManyTail:

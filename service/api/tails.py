@@ -3,6 +3,7 @@ has the rules of cursors; many.py does the same for many streams."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Final, Protocol
@@ -71,7 +72,7 @@ async def deliver(subscription: Subscription, tail: Follows, heartbeat_s: float)
         if subscription.behind:
             subscription.begin_reading()
             try:
-                async for batch in tail.catch_up():
+                async for batch in _in_turn(tail.catch_up(), subscription.catching_up):
                     yield batch
                 subscription.caught_up()
             except BrokerAway as error:
@@ -90,6 +91,16 @@ async def deliver(subscription: Subscription, tail: Follows, heartbeat_s: float)
         elif not await subscription.wait(heartbeat_s):
             yield [Outgoing(Moved(), tail.standing())]
     yield [tail.bye("too_slow" if subscription.too_slow else "closing")]
+
+
+async def _in_turn(pages: AsyncIterator[Batch], turns: asyncio.Semaphore) -> AsyncIterator[Batch]:
+    """Each page is read and made in its turn. The turn ends before it is sent: a slow client delays no other."""
+    while True:
+        async with turns:
+            page = await anext(pages, None)
+        if page is None:
+            return
+        yield page
 
 
 class Tail:

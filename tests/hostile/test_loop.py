@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import msgspec
@@ -125,6 +125,25 @@ def test_bodies_and_messages_of_allowed_size_hold_nobody_up(target: Up, bounded:
 
     with bounded(memory=400 << 20, cpu_s=12.0), alive(target, calm_s):
         all_at_once(bodies, bodies, lines, messages)
+
+
+def test_answers_that_are_dear_to_make_hold_nobody_up(target: Up, bounded: Bounds, calm_s: float) -> None:
+    """Many who read all records from the beginning, all metrics and the whole description, at once."""
+    line = b'{"stream":"shown-%d","kind":"samples","model":"activity-lstm","samples":[[1,1,1,1,1,1]]}\n'
+    body, head = b"".join(line % (n % 40) for n in range(4000)), {"Content-Type": "application/x-ndjson"}
+    assert httpx.post(f"{target.url}/v1/entries", content=body, headers=head, timeout=60).text.count('"id"') == 4000
+    for n in range(40):
+        last = f"{target.url}/v1/streams/shown-{n}/samples?model=activity-lstm&wait=30"
+        assert httpx.post(last, json=ROW, timeout=60).status_code == 200
+
+    address = ("127.0.0.1", httpx.URL(target.url).port or 80)
+    paths = ["/v1/predictions?after=0"] * 40 + ["/metrics"] * 100 + ["/openapi.json"] * 200
+    with bounded(), alive(target, calm_s), ExitStack() as opened:
+        clients = [opened.enter_context(socket.create_connection(address, timeout=60)) for _ in paths]
+        for client, path in zip(clients, paths, strict=True):
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        for client in clients:
+            assert client.recv(12) == b"HTTP/1.1 200"
 
 
 def test_patterns_hold_nobody_up(target: Up, bounded: Bounds, calm_s: float) -> None:

@@ -124,6 +124,20 @@ def test_a_head_within_the_bound_is_read(api: Serving) -> None:
         assert client.rest().startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"http://evil.example/livez", 421), (b"http://evil.example:%d/livez", 421),
+        (b"http://127.0.0.1:%d/livez", 200), (b"http://[::1]:%d/livez", 200),
+        (b"http://evil.example@127.0.0.1/livez", 200), (b"//evil.example/livez", 404),
+    ],
+)  # fmt: skip
+def test_a_target_that_names_a_host_is_meant_for_that_host(api: Serving, target: bytes, status: int) -> None:
+    with Raw(api.port) as client:
+        client.send(b"GET %s HTTP/1.1\r\nConnection: close\r\n%s\r\n" % (target.replace(b"%d", b"%d" % api.port), HOST))
+        assert client.rest().startswith(b"HTTP/1.1 %d " % status)
+
+
 def test_trailers_never_become_headers(api: Serving) -> None:
     with Raw(api.port) as client:
         client.send(CHUNKED.replace(b"json", b"zip"), b"2\r\n{}\r\n0\r\nContent-Type: application/json\r\n\r\n")
@@ -197,6 +211,16 @@ def test_a_subscription_is_not_cut(api: Serving) -> None:
         except TimeoutError:
             return
         raise AssertionError("the subscription was cut")
+
+
+def test_a_client_that_leaves_with_requests_ahead_leaves_nothing_behind(api: Serving) -> None:
+    """The subscription that is being answered ends, and what waits behind it is not begun."""
+    request = b"GET /v1/predictions HTTP/1.1\r\nAccept: text/event-stream\r\n" + HOST + b"\r\n"
+    subscribed = 'rollcast_subscribers{transport="sse"} '
+    with Raw(api.port) as client:
+        client.send(request * 3)
+        await_true(lambda: f"{subscribed}1.0" in shown(api), "one is subscribed")
+    await_true(lambda: f"{subscribed}0.0" in shown(api), "it is gone")
 
 
 # --- connections -------------------------------------------------------------------------------------------------

@@ -7,18 +7,21 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
 import redis
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from service.api.health import merge
+from service.api.health import health_routes, merge
 from service.api.scraping import AT_ONCE, MAX_BYTES, SCRAPE_ALL_S, SCRAPE_S, Scraper, port_of, read_exposition
 from service.broker.predictions import RedisPredictions
 from service.keys import worker_key, workers_key
+from service.ports import WorkerInfo
 
 pytestmark = pytest.mark.anyio
 GOOD = b'# HELP rollcast_steps_total steps\n# TYPE rollcast_steps_total counter\nrollcast_steps_total{model="a"} 3.0\n'
@@ -200,6 +203,19 @@ def test_a_name_is_written_as_the_format_wants_it() -> None:
     text = merge(CollectorRegistry(), {'a"} 1\nevil{x="\\': GOOD.decode()}).decode()
     (sample,) = (line for line in text.split("\n") if line and not line.startswith("#"))
     assert sample == 'rollcast_steps_total{process="a\\"} 1\\nevil{x=\\"\\\\",model="a"} 3.0'
+
+
+async def test_calls_that_come_together_share_an_answer() -> None:
+    async with serving(saying(GOOD)) as (worker, port), httpx.AsyncClient(trust_env=False, verify=False) as http:
+        one = WorkerInfo("w", {}, process="worker-0", metrics=f"http://127.0.0.1:{port}/metrics")
+        monitor = SimpleNamespace(workers=[one])
+        app = FastAPI()
+        context: Any = SimpleNamespace(http=http, monitor=monitor, registry=CollectorRegistry())
+        app.include_router(health_routes(context))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
+            answers = await asyncio.gather(*(client.get("/metrics") for _ in range(40)))
+        assert {answer.text.count("rollcast_steps_total{") for answer in answers} == {1}
+        assert worker.calls <= 2, "one that was under way, and one for all who came meanwhile"
 
 
 async def test_what_is_no_worker_counts_as_not_there(broker_url: str, prefix: str) -> None:

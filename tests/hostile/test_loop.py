@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import httpx
 import msgspec
@@ -130,14 +131,24 @@ def test_bodies_and_messages_of_allowed_size_hold_nobody_up(target: Up, bounded:
 def test_answers_that_are_dear_to_make_hold_nobody_up(target: Up, bounded: Bounds, calm_s: float) -> None:
     """Many who read all records from the beginning, all metrics and the whole description, at once."""
     line = b'{"stream":"shown-%d","kind":"samples","model":"activity-lstm","samples":[[1,1,1,1,1,1]]}\n'
-    body, head = b"".join(line % (n % 40) for n in range(4000)), {"Content-Type": "application/x-ndjson"}
-    assert httpx.post(f"{target.url}/v1/entries", content=body, headers=head, timeout=60).text.count('"id"') == 4000
+    body, head = b"".join(line % n for n in range(40)) * 10, {"Content-Type": "application/x-ndjson"}
+    taken = 0
+
+    def more() -> bool:
+        nonlocal taken
+        taken += httpx.post(f"{target.url}/v1/entries", content=body, headers=head, timeout=60).text.count('"id"')
+        return taken >= 4000
+
+    def answered(n: int) -> bool:
+        url = f"{target.url}/v1/streams/shown-{n}/samples?model=activity-lstm&wait=30"
+        return httpx.post(url, json=ROW, timeout=60).status_code == 200
+
+    await_true(more, "there are records to read")
     for n in range(40):
-        last = f"{target.url}/v1/streams/shown-{n}/samples?model=activity-lstm&wait=30"
-        assert httpx.post(last, json=ROW, timeout=60).status_code == 200
+        await_true(partial(answered, n), "all that was posted before is answered")
 
     address = ("127.0.0.1", httpx.URL(target.url).port or 80)
-    paths = ["/v1/predictions?after=0"] * 40 + ["/metrics"] * 100 + ["/openapi.json"] * 200
+    paths = ["/v1/predictions?after=0"] * 40 + ["/metrics"] * 60 + ["/openapi.json"] * 100
     with bounded(), alive(target, calm_s), ExitStack() as opened:
         clients = [opened.enter_context(socket.create_connection(address, timeout=60)) for _ in paths]
         for client, path in zip(clients, paths, strict=True):

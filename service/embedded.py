@@ -48,6 +48,7 @@ CONFIG: Final = {
     "aof-load-truncated": "yes",  # a tail torn by a power cut is dropped, not fatal
     "maxmemory-policy": "noeviction",  # an evicted state would be a silent loss
     "lua-time-limit": "2000",  # ms; a script that runs for longer can be ended: the api does it
+    "proto-max-bulk-len": "64mb",  # of one value: a larger one never comes to a worker (512 MB by default)
     "stream-node-max-bytes": "512",  # a stream's first record costs 0.8 kB instead of 4.4 kB
 }
 _LOG_LINES: Final = 8  # of the broker's log, shown when it does not start

@@ -75,6 +75,15 @@ def test_it_has_no_port_never_evicts_and_writes_its_log_to_disk(broker: Embedded
     }
 
 
+def test_a_value_that_would_fill_a_worker_is_refused(broker: EmbeddedBroker, prefix: str) -> None:
+    with redis.Redis.from_url(broker.url) as client:
+        client.xadd(f"{prefix}:large", {"data": bytes(16 << 20)})
+        client.delete(f"{prefix}:large")
+        with pytest.raises(redis.RedisError):
+            client.xadd(f"{prefix}:large", {"data": bytes((64 << 20) + 1)})
+        assert not client.exists(f"{prefix}:large")
+
+
 def test_a_new_home_is_this_users_alone(home: Path, started: Callable[..., EmbeddedBroker]) -> None:
     started(EmbeddedBroker(home / "new"))
     assert stat.S_IMODE((home / "new").stat().st_mode) == 0o700

@@ -791,12 +791,13 @@ class Worker:
             self._lose(list(self._shards.values()), "the leases ran out", "broker")
 
     def _commit_idle(self, now: float) -> None:
-        """A commit without entries where the head's count of finished ones is old, or in an idle shard whose log still
-        holds some, or of whose last commit an element waits for its repair."""
+        """A commit without entries where the head's count of finished ones is old and no other commit comes to say it;
+        or in an idle shard whose log still holds some, or of whose last commit an element waits for its repair."""
         for shard in list(self._shards.values()):
             if shard.in_flight is None:
                 due = shard.repair or (shard.kept > 0 and now >= shard.next_trim)
-                if shard.kept != shard.head.kept or (due and shard.idle):
+                quiet = shard.idle or time.perf_counter() > shard.sent_at + BEAT_S
+                if (shard.kept != shard.head.kept and quiet) or (due and shard.idle):
                     self._send(shard, [], {})
 
     def _send(self, shard: Shard, items: list[Item], settings: dict[str, bytes]) -> None:

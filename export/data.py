@@ -54,6 +54,7 @@ class Data:
     features: list[str] = field(default_factory=list)  # of rows
     copies: frozenset[str] = frozenset()  # test examples that also stand in the training data under another name
     tokenizer: str = ""  # of texts: tokenizer.json
+    hz: float | None = None  # rows or frames a second, where the files say
 
 
 def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:

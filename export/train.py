@@ -303,7 +303,7 @@ def main(
         folder = out if out is not None else Path("runs") / name
         if own is not None:
             data = read_own(name, own, test, parse_form(size, gray, hz) if frames else None, seed)
-            task = _choose(name, data, settings, folder, family, minutes * 60, hz, resume)
+            task = _choose(name, data, settings, folder, family, minutes * 60, hz or data.hz, resume)
         else:
             task = _known(name)
             data = load(task, data_dir)

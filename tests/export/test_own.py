@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from export.data import DataError
 from export.own import FOLDS, Examples, parse_form, read_frames, read_own, read_rows, split_own
@@ -165,15 +167,65 @@ def test_images_and_clips_are_read_as_the_server_will(tmp_path: Path) -> None:
     assert clips.label == ["dark", "light"]
 
 
-def test_films_are_read(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    film = cv2.VideoWriter(str(tmp_path / "a" / "1.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (30, 20))
-    for value in (0, 100, 200):
-        film.write(picture(value))
-    film.release()
-    (clip,) = read_frames(tmp_path, FORM).x
-    assert clip.shape == (3, 16, 16, 1)
-    assert np.abs(clip.mean((1, 2, 3)) - [0, 100, 200]).max() < 10
+def film(path: Path, values: Sequence[int], hz: float = 10) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), hz, (30, 20))
+    for value in values:
+        writer.write(picture(value))
+    writer.release()
+    return path
+
+
+def shades(clip: np.ndarray) -> list[int]:
+    """To tens."""
+    return [round(value, -1) for value in clip.mean((1, 2, 3)).round().astype(int).tolist()]
+
+
+def test_frames_in_a_folder_are_read_by_their_numbers(tmp_path: Path) -> None:
+    clip = tmp_path / "a" / "clip"
+    clip.mkdir(parents=True)
+    for i in range(12):
+        cv2.imwrite(str(clip / f"frame{i}.png"), picture(20 * i))
+    (clip / ".DS_Store").write_bytes(b"notes of the system")
+    (tmp_path / "a" / "._clip").write_bytes(b"others")
+    (read,) = read_frames(tmp_path, FORM).x
+    assert shades(read) == [20 * i for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("hz", "expected"),
+    [
+        (None, [0, 50, 100, 150, 200]),
+        (10.0, [0, 50, 100, 150, 200]),
+        (5.0, [0, 100, 200]),
+        (20.0, [0, 50, 50, 100, 100, 150, 150, 200, 200, 200]),
+    ],
+)
+def test_of_a_film_the_frames_nearest_to_the_rate_are_read(
+    tmp_path: Path, hz: float | None, expected: list[int]
+) -> None:
+    film(tmp_path / "a" / "1.avi", [0, 50, 100, 150, 200])
+    found = read_frames(tmp_path, replace(FORM, rate_hz=hz))
+    assert [shades(clip) for clip in found.x] == [expected]
+    assert found.hz == (hz or 10.0)
+
+
+def test_films_of_two_rates_want_one(tmp_path: Path) -> None:
+    film(tmp_path / "a" / "1.avi", [0, 50], 10)
+    film(tmp_path / "b" / "1.avi", [0, 50], 25)
+    with pytest.raises(DataError, match=r"b/1\.avi: 25 frames a second, the first film has 10; say --hz"):
+        read_frames(tmp_path, FORM)
+    assert [len(clip) for clip in read_frames(tmp_path, replace(FORM, rate_hz=10)).x] == [2, 1]
+
+
+def test_a_film_that_lost_its_end_is_refused(tmp_path: Path) -> None:
+    short = film(tmp_path / "a" / "1.avi", list(range(0, 200, 10)))
+    data = bytearray(short.read_bytes())
+    length = data.find(b"strh") + 40  # of the stream, in frames
+    data[length : length + 4] = (30).to_bytes(4, "little")
+    short.write_bytes(data)
+    with pytest.raises(DataError, match=r"a/1\.avi: 20 of the 30 frames that it announces can be read"):
+        read_frames(tmp_path, FORM)
 
 
 @pytest.mark.parametrize("name", ["1.png", "1.avi"])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +74,29 @@ def test_a_net_that_forgets_its_state_is_found(tmp_path: Path) -> None:
     assert {"torch, step by step", "blocks"} <= failing(write(ForgetsItsState().eval(), tmp_path))
 
 
+class LeavesAnotherState:
+    """An engine that says the right scores, and leaves a wrong state behind an uneven cut."""
+
+    def __init__(self, package: Package) -> None:
+        self.engine, self.manifest = OnnxEngine(package), package.manifest
+        self.lengths: list[int] = []  # of the blocks so far
+        with np.load(package.folder / parity.GOLDEN) as golden:
+            self.steps = golden["x"].shape[1]
+
+    def run(self, x: np.ndarray, states: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        scores, after = self.engine.run(x, states)
+        self.lengths = [*(self.lengths if states["h"].any() else []), x.shape[1]]
+        if sum(self.lengths) == self.steps and len(set(self.lengths)) > 1:
+            after["c"] = after["c"] + np.float32(1e-3)
+        return scores, after
+
+
+def test_a_state_that_depends_on_the_cut_is_found_though_no_score_shows_it(sound: Path) -> None:
+    package = load_package(sound)
+    engine: Any = LeavesAnotherState(package)
+    assert {each.name for each in check(package, engine).checks if not each.passed} == {"blocks"}
+
+
 def test_a_pass_is_kept_for_the_same_files_and_measured_anew_for_others(
     sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +116,29 @@ def test_a_pass_is_kept_for_the_same_files_and_measured_anew_for_others(
     monkeypatch.setattr(parity.onnxruntime, "__version__", "another")
     verify(package, tmp_path)
     assert len(measured) == 3, "another library is measured anew"
+
+
+def test_a_pass_of_another_certificate_or_manifest_is_no_pass(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    monkeypatch.setattr(parity, "check", lambda package: measured.append(package.manifest.name) or check(package))
+    folder, cache = tmp_path / "tiny" / "1", tmp_path / "cache"
+    shutil.copytree(sound, folder)
+    verify(load_package(folder), cache)
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"labels": manifest["labels"][::-1]}))
+    verify(load_package(folder), cache)
+    assert len(measured) == 2, "another manifest is measured anew"
+
+    with np.load(folder / parity.GOLDEN) as golden:
+        arrays = dict(golden)
+    arrays["probabilities"] = arrays["probabilities"] + np.float32(1e-3)
+    np.savez(folder / parity.GOLDEN, **arrays)
+    with pytest.raises(PackageRefused, match="torch"):
+        verify(load_package(folder), cache)
+    assert len(measured) == 3, "and so is another certificate"
 
 
 def test_a_failure_is_not_kept(tmp_path: Path) -> None:

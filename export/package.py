@@ -27,8 +27,9 @@ from export.foreign import ForeignError, adapt, foreign_manifest, read_example, 
 from export.metrics import accuracy, confusion, interval95
 from export.plots import confusion_matrix, learning_curves, seen_so_far
 from export.runs import CheckpointError, Trained, load_trained
+from export.samples import right_of_shipped, write_samples
 from export.streaming import choose_rolling, describe
-from export.tasks import Decisions, Run, Task, Trace, write_samples
+from export.tasks import Decisions, Run, Task, Trace
 from export.to_onnx import Output, run_torch, to_onnx
 from export.zoo import TASKS
 from service.contracts import Manifest, RollingSettings, StateTensor, TextInput
@@ -68,10 +69,11 @@ def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: 
             measured["streaming"] = streaming
             manifest = msgspec.structs.replace(manifest, rolling=rolling)
             seen_so_far(streaming, folder / "streaming.png")
-        manifest = msgspec.structs.replace(manifest, metrics=measured)
-        _write_manifest(manifest, folder)
         if task.samples and data.test is not None:
             write_samples(task, data, folder / "samples")
+            measured["on_samples"] = right_of_shipped(task, Package(manifest, folder), run)
+        manifest = msgspec.structs.replace(manifest, metrics=measured)
+        _write_manifest(manifest, folder)
         learning_curves(trained.history, trained.best, folder / "learning.png")
         confusion_matrix(confusion(decisions, len(data.labels)), data.labels, folder / "confusion.png")
         (folder / "card.md").write_text(card(task, data, manifest, trained.best, len(trained.history), parity))

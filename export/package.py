@@ -42,12 +42,15 @@ OWN = "Your own network"  # panel of --help
 OFFSET = 1_000_000  # more than a part has examples
 
 
-def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: int = 1) -> Path:
+def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: int | None = None) -> Path:
     """The package of a trained task in `into/NAME/VERSION`: proven, measured on the test split, described.
+
+    Without `version` the task's own.
 
     The accuracy is that of the package in ONNX Runtime, every test example a stream from a fresh state. Raises
     PackageRefused when a parity check fails.
     """
+    version = version or task.version
     manifest = describe_task(task, data, version)
     with _Draft(into / task.name / str(version)) as folder:
         if data.tokenizer:
@@ -268,7 +271,7 @@ def main(
     name: Annotated[str | None, typer.Option(help="The package's name; none: the run's folder's name.")] = None,
     data_dir: Annotated[Path, typer.Option(envvar="ROLLCAST_DATA", help="Folder of data sets.")] = Path("data"),
     into: Annotated[Path | None, typer.Option(help="Folder of packages; none: RUN/package, or packages.")] = None,
-    version: Annotated[int, typer.Option(min=1, help="Version of the package.")] = 1,
+    version: Annotated[int | None, typer.Option(min=1, help="Version of the package; none: the task's, or 1.")] = None,
     module: Annotated[
         str | None, typer.Option(help="PACKAGE.MODULE:FACTORY that makes your torch module.", rich_help_panel=OWN)
     ] = None,
@@ -284,7 +287,7 @@ def main(
     try:
         if module is not None:
             place = _package_module(
-                module, weights, labels, example, name, into or Path("packages"), version, hz, output
+                module, weights, labels, example, name, into or Path("packages"), version or 1, hz, output
             )
         elif run is not None:
             place = _package_run(run, name, data_dir, into, version)
@@ -296,7 +299,7 @@ def main(
     typer.echo(str(place))
 
 
-def _package_run(run: Path, name: str | None, data_dir: Path, into: Path | None, version: int) -> Path:
+def _package_run(run: Path, name: str | None, data_dir: Path, into: Path | None, version: int | None) -> Path:
     task = TASKS.get(name or run.name)
     if task is None:
         raise ForeignError(f"no task {name or run.name!r}; give --name, one of: {', '.join(TASKS)}")

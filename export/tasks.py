@@ -72,6 +72,7 @@ class Task(ABC):
     together: ClassVar[int] = 64  # examples in one call of the net, where it is measured
 
     name: str
+    version: int = 1  # of its package: raised when what it says to the same input changes
     load: Callable[[Path], Data]
     description: str
     unit: str  # what one decision of the accuracy is

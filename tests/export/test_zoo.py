@@ -28,7 +28,7 @@ from service.engine import OnnxEngine
 from service.packages import Package, load_package, load_packages, samples, zoo_folder
 from service.parity import check
 
-PACKAGES = {place.parent.name: load_package(place) for place in sorted(zoo_folder().glob("*/1"))}
+PACKAGES = {place.parent.name: load_package(place) for place in sorted(zoo_folder().glob("*/*"))}
 NAMES = tuple(PACKAGES)
 WITH_SAMPLES = ("activity-lstm", "digits-cnn")  # what may be passed on
 

@@ -268,7 +268,7 @@ def main(
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0: as many as it likes.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
     precision: Annotated[str, typer.Option(help="float32, or bfloat16 for matrix products.")] = "float32",
-    version: Annotated[int, typer.Option(min=1, help="Version of the package.")] = 1,
+    version: Annotated[int | None, typer.Option(min=1, help="Version of the package; none: the task's.")] = None,
     own: Annotated[
         Path | None,
         typer.Option("--data", help="Your own: .ts, .ts.gz, .npz, or a folder of CSVs a label.", rich_help_panel=OWN),
@@ -316,7 +316,7 @@ def main(
 
 
 def run_task(
-    task: Task, data: Data, settings: Settings, folder: Path, *, resume: bool = True, version: int = 1
+    task: Task, data: Data, settings: Settings, folder: Path, *, resume: bool = True, version: int | None = None
 ) -> Path:
     """One run: trains in `folder`, and writes `folder`/package/NAME/VERSION. Without `settings.epochs` the task's own.
 
@@ -332,15 +332,17 @@ def run_task(
     return place
 
 
-def _remake(data_dir: Path | None, settings: Settings, runs: Path, zoo: Path, resume: bool, version: int) -> None:
+def _remake(
+    data_dir: Path | None, settings: Settings, runs: Path, zoo: Path, resume: bool, version: int | None
+) -> None:
     """Every candidate of the zoo, each as if asked for by name; runs that are finished are not run again."""
     for kind, names in ZOO.items():
         places = []
         for name in names:
-            place, rule = runs / name / "package" / name / str(version), f"{kind}: {name}"
-            console.rule(rule, align="left")
+            task = _known(name)
+            place = runs / name / "package" / name / str(version or task.version)
+            console.rule(f"{kind}: {name}", align="left")
             if not (resume and place.is_dir()):
-                task = _known(name)
                 run_task(task, load(task, data_dir), settings, runs / name, resume=resume, version=version)
             places.append(place)
         kept = keep(best(places), names, zoo)

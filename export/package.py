@@ -27,11 +27,12 @@ from export.foreign import ForeignError, adapt, foreign_manifest, read_example, 
 from export.metrics import accuracy, confusion, interval95
 from export.plots import confusion_matrix, learning_curves, seen_so_far
 from export.runs import CheckpointError, Trained, load_trained
+from export.states import first_states
 from export.streaming import choose_rolling, describe
 from export.tasks import Decisions, Run, Task, Trace, write_samples
 from export.to_onnx import Output, run_torch, to_onnx
 from export.zoo import TASKS
-from service.contracts import Manifest, RollingSettings, StateTensor, TextInput
+from service.contracts import Manifest, RollingSettings, TextInput
 from service.engine import OnnxEngine
 from service.errors import PackageRefused
 from service.packages import NAME, Package, load_package
@@ -117,11 +118,10 @@ def write_model(
     """
     model = to_onnx(net, golden, output)
     probabilities, states = run_torch(net, golden, output)
-    initial = {name: tensor.numpy() for name, tensor in net.initial_state(1).items()}
     manifest = msgspec.structs.replace(
         manifest,
         sha256=hashlib.sha256(model).hexdigest(),
-        states=[_state(name, value) for name, value in initial.items()],
+        states=first_states(net),
         parameters=sum(parameter.numel() for parameter in net.parameters()),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -187,13 +187,6 @@ def stream_run(package: Package) -> Run:
         return engine.run(np.ascontiguousarray(x), engine.initial(len(x)))[0]
 
     return run
-
-
-def _state(name: str, value: np.ndarray) -> StateTensor:  # value (1, *shape)
-    first = value.flat[0]
-    if not (value == first).all():
-        raise PackageRefused(f"state {name}: a new stream's tensor must hold one value everywhere", check="states")
-    return StateTensor(name, list(value.shape[1:]), str(value.dtype), initial=float(first))
 
 
 def _metrics(task: Task, data: Data, trained: Trained, decisions: Decisions) -> dict[str, Any]:

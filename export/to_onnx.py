@@ -16,6 +16,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from export.states import begin
+
 OPSET = 18
 BATCH, TIME = "batch", "time"
 
@@ -41,7 +43,7 @@ class Served(nn.Module):
 
 def to_onnx(net: nn.Module, x: np.ndarray, output: Output = "logits") -> bytes:
     """The graph as bytes, for any B and T. `x` (B, T, …) is an example; only its type and its shape behind T count."""
-    state = net.initial_state(1)
+    state = begin(net, 1)
     names = list(state)
     served = Served(net, names, output).eval()
     example = torch.from_numpy(np.ascontiguousarray(x[:1, :2]))
@@ -69,7 +71,7 @@ def to_onnx(net: nn.Module, x: np.ndarray, output: Output = "logits") -> bytes:
 
 def run_torch(net: nn.Module, x: np.ndarray, output: Output = "logits") -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Whole sequences in one call, from new states: probabilities (B, T, K) and the last states by name."""
-    state = net.initial_state(len(x))
+    state = begin(net, len(x))
     served = Served(net, list(state), output).eval()
     with torch.no_grad():
         y, *after = served(torch.from_numpy(x), *state.values())

@@ -30,6 +30,7 @@ from service.homes import opened
 from service.packages import Package
 from service.parts import MAX_GOLDEN_BYTES, read_arrays, read_part, refused_alone
 from service.ports import Engine
+from service.state import first_values
 
 GOLDEN: Final = "golden.npz"
 CHECKS: Final = 1  # version of what is checked; part of the cache's key
@@ -176,7 +177,7 @@ class _Runner:
         return np.concatenate(parts, 1), states
 
     def new_states(self, batch: int) -> States:
-        return {s.name: np.full((batch, *s.shape), s.initial, s.dtype) for s in self.manifest.states}
+        return first_values(self.manifest.states, batch)
 
     def cuts(self) -> list[list[int]]:
         """The ways to cut T steps into calls that the model allows."""

@@ -15,7 +15,7 @@ import platform
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -70,7 +70,8 @@ def check(package: Package, engine: Engine | None = None) -> ParityReport:
     """Runs every check. Raises PackageRefused when the certificate cannot be read or does not fit the manifest."""
     with refused_alone(package.folder):
         golden = _read(package)
-        runner = _Runner(engine if engine is not None else OnnxEngine(package), golden)
+        with _failing():
+            runner = _Runner(engine if engine is not None else OnnxEngine(package), golden)
         checks = [Check(name, _figure(measure, runner), limit, detail) for name, limit, detail, measure in _checks()]
     return ParityReport(package.manifest.name, package.manifest.version, checks)
 
@@ -194,8 +195,15 @@ class _Runner:
 
 
 def _figure(measure: Measure, runner: _Runner) -> float:
-    try:
+    with _failing():
         return measure(runner)
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """A step that fails is the package's fault."""
+    try:
+        yield
     except StepFailed as error:
         raise PackageRefused(f"parity: {error.detail}", check="run") from error
 

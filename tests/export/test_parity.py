@@ -110,6 +110,23 @@ def test_the_report_is_plain_json(sound: Path, tmp_path: Path) -> None:
     assert {each["name"] for each in json.loads(kept.read_text())["checks"]} >= {"batch", "slots", "neighbours"}
 
 
+class Fails:
+    """An engine whose every step fails."""
+
+    def __init__(self, package: Package) -> None:
+        self.manifest = package.manifest
+
+    def run(self, x: np.ndarray, states: object) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        raise StepFailed("model tiny: not implemented")
+
+
+def test_a_graph_that_fails_at_its_first_step_refuses_its_package_and_no_more(sound: Path) -> None:
+    package = load_package(sound)
+    with pytest.raises(PackageRefused, match="not implemented") as caught:
+        check(package, Fails(package))
+    assert caught.value.check == "run"
+
+
 # --- what a new stream begins with ---
 
 

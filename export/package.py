@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,15 +23,16 @@ import typer
 from torch import nn
 
 from export.card import card, own_card
+from export.causes import ForeignError, suspects
 from export.data import Data, DataError, Split, folds
-from export.foreign import ForeignError, adapt, foreign_manifest, read_example, read_module
+from export.foreign import adapt, foreign_manifest, read_example, read_module
 from export.metrics import accuracy, confusion, interval95
 from export.plots import confusion_matrix, learning_curves, seen_so_far
 from export.runs import CheckpointError, Trained, load_trained
 from export.states import first_states
 from export.streaming import choose_rolling, describe
 from export.tasks import Decisions, Run, Task, Trace, write_samples
-from export.to_onnx import Output, run_torch, to_onnx
+from export.to_onnx import Output, decided_once, run_torch, to_onnx
 from export.zoo import TASKS
 from service.contracts import Manifest, RollingSettings, TextInput
 from service.engine import OnnxEngine
@@ -243,12 +245,14 @@ class _Draft:
         self.draft.mkdir(parents=True)
         return self.draft
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         if kind is None:
             shutil.rmtree(self.place, ignore_errors=True)
             self.draft.rename(self.place)
         else:
             shutil.rmtree(self.draft, ignore_errors=True)
+        if isinstance(error, PackageRefused):
+            raise PackageRefused(error.detail.replace(str(self.draft), str(self.place)), error.check) from error
 
 
 # --- command line ------------------------------------------------------------------------------------------------
@@ -281,7 +285,7 @@ def main(
             place = _package_run(run, name, data_dir, into, version)
         else:
             raise ForeignError("give the folder of a run, or --module, --labels and --example")
-    except (DataError, CheckpointError, PackageRefused, ForeignError) as error:
+    except (DataError, CheckpointError, PackageRefused, ForeignError, OSError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
     typer.echo(str(place))
@@ -312,17 +316,33 @@ def _package_module(
     if output not in ("auto", *get_args(Output)):
         raise ForeignError(f"output {output!r}: expected auto, {', '.join(get_args(Output))}")
     said = [label.strip() for label in labels.split(",")] if labels else []
-    net, given = read_module(module, weights), read_example(example)
-    adapted, gives = adapt(net, given, said, output)
     name = name or module.partition(":")[0].rpartition(".")[2].lower().replace("_", "-")
     if NAME.fullmatch(name) is None:
         raise ForeignError(f"name {name!r}: expected 1 to 64 of a-z 0-9 . _ -; give --name")
-    manifest = foreign_manifest(name, version, said, given, hz, f"Own module {module}.")
-    with _Draft(into / name / str(version)) as folder:
-        write_model(adapted, manifest, given.x, folder, gives)
-        parity = verify(load_package(folder))
-        (folder / "card.md").write_text(own_card(manifest, module, parity))
-    return into / name / str(version)
+    place = into / name / str(version)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's: what matters of them is said below
+        net, given = read_module(module, weights, _note), read_example(example)
+        adapted, gives = adapt(net, given, said, output)
+        manifest = foreign_manifest(name, version, said, given, hz, f"Own module {module}.")
+        decided = decided_once(adapted, given.x, gives)
+        once = f"{', '.join(decided)}: Python decides there (if, while, int(), .item()), and the package keeps what it "
+        once += "decided on the example"
+        try:
+            with _Draft(place) as folder:
+                write_model(adapted, manifest, given.x, folder, gives)
+                parity = verify(load_package(folder))
+                (folder / "card.md").write_text(own_card(manifest, module, parity))
+        except PackageRefused as error:
+            helps = [once] * bool(decided) + suspects(net) * (error.check != "graph")
+            raise ForeignError("; ".join([error.detail, *helps])) from error
+    if decided:
+        _note(once)
+    return place
+
+
+def _note(text: str) -> None:
+    typer.echo(f"note: {text}", err=True)
 
 
 if __name__ == "__main__":

@@ -98,37 +98,108 @@ def test_a_state_may_be_kept_in_any_way_and_steps_as_the_module(
 
 
 class Odd(nn.Module):
+    """One fault each: `forward` by its name."""
+
     def __init__(self, what: str) -> None:
         super().__init__()
-        self.what = what
+        self.what, self.calls = what, 0
+        self.rnn = nn.LSTM(3, 2, batch_first=what != "time first")
 
-    def forward(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, object]:
-        y = x[..., :2]
+    def forward(self, x: Tensor, state: Tensor | None) -> object:
+        y, self.calls = x[..., :2], self.calls + 1
         if self.what == "raises":
-            raise RuntimeError("no such thing")
-        if self.what == "last only":
-            return y[:, -1], None
+            raise RuntimeError("no such thing\n" * 50)
         if self.what == "begins with ones":
             state = torch.ones(len(x), 1) if state is None else state
             return y + state.unsqueeze(1), state
-        if self.what == "no batch":
-            return y, torch.zeros(4)
-        return y, "hello"
+        return {
+            "last only": (y[:, -1], None),
+            "no batch": (y, torch.zeros(4)),
+            "text": (y, "hello"),
+            "y alone": y,
+            "three": (y, None, None),
+            "a dict": {"y": y, "state": None},
+            "state first": ((x[:, -1], x[:, -1]), y),
+            "tensor first": (x[:, -1].reshape(len(x), 3, 1), y),
+            "double": (y.double(), None),
+            "whole numbers": (y.long(), None),
+            "not a number": (y * torch.nan, None),
+            "noise": (y + torch.rand(1), None),
+            "memory inside": (y + self.calls, None),
+            "grows": (y, x.mean(2)),
+            "half a state": (y, x[:, -1].half()),
+            "numbered": (y, {0: x[:, -1]}),
+            "a taken name": (y, {"x": x[:, -1]}),
+            "a name that follows": (y, {"h": x[:, -1], "h_next": x[:, -1]}),
+            "time first": (y, self.rnn(x)[1]),
+        }[self.what]
 
 
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("raises", "RuntimeError: no such thing"),
+        ("raises", r"RuntimeError: no such thing .*\(test_foreign\.py, line \d+\)$"),
         ("last only", r"y has shape \(3, 2\): expected \(3, 8, 2\)"),
-        ("begins with ones", "must begin with zeros"),
+        ("begins with ones", r"must begin with zeros.* initial_state\(batch\) that returns"),
         ("no batch", "expected one axis that grows"),
         ("text", "is str: expected tensors"),
+        ("y alone", r"gave Tensor: expected \(y, state\)"),
+        ("three", r"gave \(Tensor, NoneType, NoneType\): expected \(y, state\)"),
+        ("a dict", r"gave dict: expected \(y, state\)"),
+        ("state first", r"gave \(tuple, Tensor\): expected \(y, state\), y a tensor and in this order"),
+        ("tensor first", r"y has shape \(3, 3, 1\): expected \(y, state\) in this order"),
+        ("double", "y is float64: expected float32"),
+        ("whole numbers", "y is int64: expected float32"),
+        ("not a number", "y is not finite on the example, though all weights are"),
+        ("noise", "another y when it is called again"),
+        ("memory inside", "another y when it is called again"),
+        ("grows", r"float32 of \(3, 8\) after 8 steps.*the same size"),
+        ("half a state", "state is float16: expected one of float32"),
+        ("numbered", "state 0: expected another name"),
+        ("a taken name", "state 'x': expected another name"),
+        ("a name that follows", "state 'h_next': expected another name"),
+        ("time first", "one axis that grows; rnn is an nn.LSTM with batch_first=False"),
     ],
 )
 def test_a_module_that_does_not_fit_says_why(what: str, said: str) -> None:
+    with pytest.raises(ForeignError, match=said) as caught:
+        adapt(Odd(what).eval(), ROWS, LABELS, "auto")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+class Begins(nn.Module):
+    """With an initial_state that does not fit."""
+
+    def __init__(self, given: Callable[[], object]) -> None:
+        super().__init__()
+        self.given = given
+
+    def initial_state(self, batch: int) -> object:
+        return self.given()
+
+    def forward(self, x: Tensor, state: object) -> tuple[Tensor, dict[str, Tensor]]:
+        return x[..., :2], {"h": x[:, -1]}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (lambda: None, "gives no tensors, forward gives h back"),
+        (lambda: {"other": torch.zeros(3, 3)}, "one axis that grows"),
+        (lambda: 1 / 0, r"initial_state\(3\) failed: ZeroDivisionError: division by zero \(test_foreign.py"),
+    ],
+)
+def test_an_initial_state_that_does_not_fit_says_why(given: Callable[[], object], said: str) -> None:
     with pytest.raises(ForeignError, match=said):
-        adapt(Odd(what), ROWS, LABELS, "auto")
+        adapt(Begins(given).eval(), ROWS, LABELS, "auto")
+
+
+def test_the_output_that_is_named_must_be_that_of_y() -> None:
+    with pytest.raises(ForeignError, match=r"expected \(3, 8, 1\), .*since --output says logit"):
+        adapt(TorchsOwnHabit(), ROWS, LABELS, "logit")
+    with pytest.raises(ForeignError, match=r"expected \(3, 8, 2\), .*since --output says probabilities"):
+        adapt(NoMemory(), ROWS, LABELS, "probabilities")
 
 
 @pytest.mark.parametrize("labels", [[], ["a"], ["a", "a"], ["a", ""]])
@@ -159,6 +230,15 @@ def test_an_example_that_is_none_says_what_was_expected(tmp_path: Path, x: np.nd
         read_example(tmp_path / "x.npz")
 
 
+@pytest.mark.parametrize(
+    ("features", "said"), [(["a", "b"], "2 features are named"), (["a", "a", "b"], "twice"), (["a", "", "b"], "empty")]
+)
+def test_an_examples_names_are_those_of_its_columns(tmp_path: Path, features: list[str], said: str) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros((9, 3)), features=features)
+    with pytest.raises(ForeignError, match=rf"x\.npz: .*{said}"):
+        read_example(tmp_path / "x.npz")
+
+
 @pytest.mark.parametrize("content", [None, b"hello"])
 def test_a_spoilt_example_is_named(tmp_path: Path, content: bytes | None) -> None:
     if content:
@@ -174,11 +254,40 @@ def test_a_spoilt_example_is_named(tmp_path: Path, content: bytes | None) -> Non
         ("no.such:make", "cannot be imported"),
         ("torch.nn:nothing", "has no 'nothing'"),
         ("builtins:dict", "gave dict"),
+        ("tests.export.test_foreign:raising", r"raising failed: ValueError: no config \(test_foreign.py, line \d+\)"),
+        ("tests.export.test_foreign:Odd", "Odd failed: TypeError: .*without arguments"),
+        ("tests.export.test_foreign:nowhere", "cannot be brought to the CPU"),
     ],
 )
 def test_a_factory_that_is_none_says_why(spec: str, said: str) -> None:
     with pytest.raises(ForeignError, match=said):
         read_module(spec, None)
+
+
+def raising() -> nn.Module:
+    raise ValueError("no config")
+
+
+def nowhere() -> nn.Module:
+    return TorchsOwnHabit().to("meta")
+
+
+@pytest.mark.parametrize("top", ["1 / 0", "import gone", "raise SystemExit(3)", "def", "import os; os.gone"])
+def test_a_module_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top: str) -> None:
+    name = f"broken{abs(hash(top))}"
+    (tmp_path / f"{name}.py").write_text(top + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ForeignError, match=f"module '{name}' cannot be imported: "):
+        read_module(f"{name}:make", None)
+
+
+def test_a_key_pressed_in_a_module_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(NoMemory):
+        def forward(self, x: Tensor, state: None) -> tuple[Tensor, None]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapt(Slow(), ROWS, LABELS, "auto")
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ Torch, its exporter and ONNX Runtime raise whatever the damage leads to, often p
 
 from __future__ import annotations
 
+import os
 import re
-import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from typing import Final
@@ -53,11 +54,10 @@ def said(error: BaseException) -> str:
 
 def place_of(error: BaseException) -> str:
     """` (mynets.py, line 12)`: the last place outside of libraries and of rollcast that the error went through."""
-    ours, libraries = str(Path(__file__).parents[1]), (sys.prefix, sys.base_prefix, "<")
+    libraries = (f"{Path(__file__).parent}{os.sep}", sysconfig.get_path("stdlib"), "<")
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         name = frame.filename
-        inside = name.startswith((f"{ours}/export/", f"{ours}/service/", *libraries)) or "site-packages" in name
-        if not inside:
+        if not (name.startswith(libraries) or "site-packages" in name or "dist-packages" in name):
             return f" ({Path(name).name}, line {frame.lineno})"
     return ""
 

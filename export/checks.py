@@ -14,6 +14,8 @@ import numpy as np
 from export.data import DataError, Split
 
 LARGEST: Final = 1e18  # of a value: its square, summed over many, is still a float32
+SLOWEST_HZ: Final = 1e-6
+FASTEST_HZ: Final = 1e9
 GOLDEN: Final = 4  # sequences of the parity certificate, the longest of those validated with
 UNEVEN: Final = 20  # so many times the usual length is said
 
@@ -88,6 +90,12 @@ def wrong_names(names: Sequence[str], shape: tuple[int, ...]) -> str:
     if columns == 1:
         return f"{said}: one row an example is no series; expected x (N, T, F)"
     return f"{said}: are its channels first? expected (N, T, F), such as x.transpose(0, 2, 1)"
+
+
+def check_rate(hz: float | None) -> None:
+    """Of rows or frames a second; none need be given. Raises DataError."""
+    if hz is not None and not SLOWEST_HZ <= hz <= FASTEST_HZ:
+        raise DataError(f"--hz {hz:g}: expected {SLOWEST_HZ:g} to {FASTEST_HZ:g} rows or frames a second")
 
 
 # --- examples ----------------------------------------------------------------------------------------------------

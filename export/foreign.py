@@ -17,14 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.causes import Around, ForeignError, place_of, said, suspects, why
+from export.asked import asked, check_finite, check_y, first
+from export.causes import Around, ForeignError, place_of, said, suspects
 from export.checks import read_npz, wrong_names
 from export.data import DataError
-from export.states import DTYPES, begin, dtype_of
+from export.states import DTYPES, begin, dtype_of, first_states
 from export.to_onnx import Output
 from export.weights import fill
 from service.contracts import FrameInput, Manifest, RollingSettings, RowInput
 
+LARGEST: Final = 32 << 20  # values of an example
 TAKEN: Final = ("x", "probabilities")  # names of the graph's own input and output
 
 
@@ -109,8 +111,9 @@ def read_example(path: Path) -> Example:
         raise ForeignError(f"example {path}: x of shape {x.shape} and type {x.dtype}; {wanted}")
     if rows and (wrong := wrong_names(names, x.shape[1:])):
         raise ForeignError(f"example {path}: {wrong}")
+    steps = max(2, min(64, LARGEST // (8 * x[0, 0].size)))
     with np.errstate(over="ignore"):
-        x = x[:8, :64] if frames else x[:8, :64].astype(np.float32)
+        x = x[:8, :steps] if frames else x[:8, :steps].astype(np.float32)
     if not np.isfinite(x).all():
         raise ForeignError(f"example {path}: x has values that are not finite")
     if len(x) == 1:
@@ -139,7 +142,9 @@ class Adapted(Around):
     def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         theirs = {name: state[name].movedim(0, self.axes[name]) for name in self.names}
         given: Any = theirs
-        if not issubclass(self.like, dict):
+        if hasattr(self.like, "_make"):  # a named tuple
+            given = self.like._make(theirs.values())
+        elif not issubclass(self.like, dict):
             given = tuple(theirs.values()) if issubclass(self.like, (tuple, list)) else theirs.get("state")
         y, after = self.net(x, given)
         return y, self.named(after)
@@ -151,8 +156,8 @@ class Adapted(Around):
     def _new(self, batch: int) -> Any:
         """A new stream's state, as the module has it."""
         if hasattr(self.net, "initial_state"):
-            return _first(self.net, batch)
-        _, after = _asked(self.net, self._x.expand(batch, *self._x.shape[1:]), None)
+            return first(self.net, batch)
+        _, after = asked(self.net, self._x.expand(batch, *self._x.shape[1:]), None)
         parts = self._parts(after)
         zeros = {name: torch.zeros_like(part) for name, part in parts.items()}
         return _shaped_as(after, zeros)
@@ -183,6 +188,8 @@ class Adapted(Around):
 def _shaped_as(after: Any, parts: dict[str, Tensor]) -> Any:
     if after is None or isinstance(after, dict):
         return None if after is None else parts
+    if hasattr(after, "_make"):
+        return after._make(parts.values())
     return next(iter(parts.values())) if isinstance(after, Tensor) else tuple(parts.values())
 
 
@@ -197,16 +204,21 @@ def _batch_axis(net: nn.Module, name: str, two: torch.Size, three: torch.Size) -
 
 
 def adapt(net: nn.Module, example: Example, labels: list[str], output: str) -> tuple[Adapted, Output]:
-    """The module as ours and what it gives, both tried on the example. Raises ForeignError."""
+    """The module as ours and what it gives, both tried on the example. Raises ForeignError, and PackageRefused where
+    streams cannot begin as it says."""
     if len(labels) < 2 or len(set(labels)) != len(labels) or not all(labels):
         raise ForeignError(f"labels {labels}: expected at least two, all different, none empty")
     x = torch.from_numpy(example.x)
-    y, after = _asked(net, x, _first(net, len(x)) if hasattr(net, "initial_state") else None)
-    _check_y(net, x, y, labels, output)
+    y, after = asked(net, x, first(net, len(x)) if hasattr(net, "initial_state") else None)
+    check_y(net, x, y, labels, output)
     adapted = Adapted(net, example.x)
     _check_states(adapted, x, after)
-    again, _ = _asked(adapted, x, begin(adapted, len(x)))
-    repeated, _ = _asked(adapted, x, begin(adapted, len(x)))
+    first_states(adapted)
+    check_finite(net, y)
+    for part in (x[:, :1], x[:1]):  # a stream may come alone, and row by row
+        one, _ = asked(adapted, part, begin(adapted, len(part)))
+        check_y(net, part, one, labels, output)
+    again, repeated = (asked(adapted, x, begin(adapted, len(x)))[0] for _ in range(2))
     if not torch.allclose(again, repeated, atol=1e-5):
         raise ForeignError(
             "forward(x, state) gives another y when it is called again with the same: dropout or noise that stays on "
@@ -222,54 +234,6 @@ def adapt(net: nn.Module, example: Example, labels: list[str], output: str) -> t
         normal = K > 1 and bool((y >= 0).all()) and torch.allclose(y.sum(-1), torch.ones(y.shape[:2]), atol=1e-4)
         output = "probabilities" if normal else "logits" if K > 1 else "logit"
     return adapted, output  # type: ignore[return-value]
-
-
-def _first(net: nn.Module, batch: int) -> Any:
-    """What the module's initial_state gives."""
-    try:
-        with torch.no_grad():
-            return net.initial_state(batch)
-    except Exception as error:  # whatever a foreign module does
-        raise ForeignError(
-            f"initial_state({batch}) failed: {said(error)}{place_of(error)}; expected initial_state(batch) that "
-            "returns the state of as many new streams"
-        ) from error
-
-
-def _asked(net: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-    """y and the next state, if forward gives these."""
-    shape = f"x of shape {tuple(x.shape)}, {dtype_of(x)}"
-    try:
-        with torch.no_grad():
-            given = net(x, state)
-    except ForeignError:
-        raise
-    except Exception as error:  # whatever a foreign module does
-        raise ForeignError(f"forward(x, state) failed on {shape}: {why(error, net)}") from error
-    if not isinstance(given, (tuple, list)) or len(given) != 2 or not isinstance(given[0], Tensor):
-        parts = given if isinstance(given, (tuple, list)) else [given]
-        named = ", ".join(type(part).__name__ for part in parts[:5])
-        what = f"({named})" if isinstance(given, (tuple, list)) else named
-        raise ForeignError(f"forward(x, state) gave {what}: expected (y, state), y a tensor and in this order")
-    return given[0], given[1]
-
-
-def _check_y(net: nn.Module, x: Tensor, y: Tensor, labels: list[str], output: str) -> None:
-    B, T = x.shape[:2]
-    K = y.shape[-1] if y.ndim == 3 else 0
-    allowed = {"auto": {len(labels), 1 if len(labels) == 2 else len(labels)}, "logit": {1}}.get(output, {len(labels)})
-    if y.shape[:2] != (B, T) or K not in allowed or (output == "logit" and len(labels) != 2):
-        order = "(y, state) in this order, y of shape " if K and y.shape[:2] != (B, T) else ""
-        text = f"y has shape {tuple(y.shape)}: expected {order}({B}, {T}, {max(allowed)}), a label each at every step"
-        if output != "auto":
-            text += f", since --output says {output}"
-        raise ForeignError("; ".join([text, *suspects(net)]))
-    if y.dtype != torch.float32:
-        raise ForeignError("; ".join([f"y is {dtype_of(y)}: expected float32, such as y.float()", *suspects(net)]))
-    if not torch.isfinite(y).all():
-        spoilt = [name for name, value in net.named_parameters() if not torch.isfinite(value).all()]
-        cause = f", and neither is {', '.join(spoilt[:3])}" if spoilt else ", though all weights are"
-        raise ForeignError(f"y is not finite on the example{cause}")
 
 
 def _check_states(adapted: Adapted, x: Tensor, after: Any) -> None:

@@ -147,7 +147,12 @@ def _to_split(found: Examples, labels: list[str]) -> Split:
 def _apart(path: Path, split: Split, share: float, seed: int, grouped: bool) -> tuple[Split, Split]:
     """(rest, held out)."""
     _enough(path, split, 2, grouped)
-    return _hold_out_groups(split, share, seed) if grouped else hold_out(split, share, seed)
+    rest, held = _hold_out_groups(split, share, seed) if grouped else hold_out(split, share, seed)
+    for label in np.setdiff1d(held.y, rest.y)[:1]:
+        raise DataError(
+            f"{path}: label number {label + 1} stands in too few groups: expected some on each side of a cut"
+        )
+    return rest, held
 
 
 def _hold_out_groups(split: Split, share: float, seed: int) -> tuple[Split, Split]:

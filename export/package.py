@@ -24,6 +24,7 @@ from torch import nn
 
 from export.card import card, own_card
 from export.causes import ForeignError, suspects
+from export.checks import check_rate
 from export.data import Data, DataError, Split, folds
 from export.foreign import adapt, foreign_manifest, read_example, read_module
 from export.metrics import accuracy, confusion, interval95
@@ -41,6 +42,7 @@ from service.packages import NAME, Package, load_package
 from service.parity import verify
 
 OWN = "Your own network"  # panel of --help
+MAX_VERSION = 999_999_999  # of nine digits, as the server looks for
 OFFSET = 1_000_000  # more than a part has examples
 
 
@@ -263,7 +265,7 @@ def main(
     name: Annotated[str | None, typer.Option(help="The package's name; none: the run's folder's name.")] = None,
     data_dir: Annotated[Path, typer.Option(envvar="ROLLCAST_DATA", help="Folder of data sets.")] = Path("data"),
     into: Annotated[Path | None, typer.Option(help="Folder of packages; none: RUN/package, or packages.")] = None,
-    version: Annotated[int, typer.Option(min=1, help="Version of the package.")] = 1,
+    version: Annotated[int, typer.Option(min=1, max=MAX_VERSION, help="Version of the package.")] = 1,
     module: Annotated[
         str | None, typer.Option(help="PACKAGE.MODULE:FACTORY that makes your torch module.", rich_help_panel=OWN)
     ] = None,
@@ -319,6 +321,7 @@ def _package_module(
     name = name or module.partition(":")[0].rpartition(".")[2].lower().replace("_", "-")
     if NAME.fullmatch(name) is None:
         raise ForeignError(f"name {name!r}: expected 1 to 64 of a-z 0-9 . _ -; give --name")
+    check_rate(hz)
     place = into / name / str(version)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's: what matters of them is said below
@@ -326,8 +329,8 @@ def _package_module(
         adapted, gives = adapt(net, given, said, output)
         manifest = foreign_manifest(name, version, said, given, hz, f"Own module {module}.")
         decided = decided_once(adapted, given.x, gives)
-        once = f"{', '.join(decided)}: Python decides there (if, while, int(), .item()), and the package keeps what it "
-        once += "decided on the example"
+        once = f"{', '.join(decided)}: a value of the example becomes one of Python's there (if, while, int(), len(), "
+        once += ".item()), and the package keeps it for every input"
         try:
             with _Draft(place) as folder:
                 write_model(adapted, manifest, given.x, folder, gives)

@@ -22,9 +22,10 @@ ALIKE: Final = 1e-6  # so much may two batches differ, which add up in another o
 
 
 def begin(net: nn.Module, batch: int) -> dict[str, Tensor]:
-    """`batch` new streams' states, name -> (batch, *shape): values, even where they are learnt."""
+    """`batch` new streams' states, name -> (batch, *shape): copies, even of what is learnt."""
     with torch.no_grad():
-        return {name: tensor.detach().contiguous() for name, tensor in net.initial_state(batch).items()}
+        states = net.initial_state(batch)
+        return {name: part.detach().clone(memory_format=torch.contiguous_format) for name, part in states.items()}
 
 
 def first_states(net: nn.Module) -> list[StateTensor]:

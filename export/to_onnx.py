@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ OPSET = 18
 BATCH, TIME = "batch", "time"
 ONLY_THIS = (
     "the graph takes only as many streams and steps as it was made with: in forward their number becomes one of "
-    "Python's, by int(), .item() or numpy"
+    "Python's, by int(), len(), .item() or numpy"
 )
 
 Output = Literal["logits", "logit", "probabilities"]  # of K labels; one neuron for two labels; already normalised
@@ -69,8 +70,8 @@ def to_onnx(net: nn.Module, x: np.ndarray, output: Output = "logits") -> bytes:
             )
     y, after = run_torch(net, x[:1, :2], output)
     _forget_example(model, {"probabilities": y.shape[2:]} | {name: value.shape[1:] for name, value in after.items()})
-    data: bytes = model.SerializeToString(deterministic=True)
     try:
+        data: bytes = model.SerializeToString(deterministic=True)
         onnx.checker.check_model(model, full_check=True)
         _try(data, served, x, [(1, 2)])
     except Exception as error:  # neither onnx nor ONNX Runtime has one class of errors
@@ -170,7 +171,7 @@ def decided_once(net: nn.Module, x: np.ndarray, output: Output = "logits") -> li
         f"{Path(one.filename).name}, line {one.lineno}"
         for one in told
         if issubclass(one.category, torch.jit.TracerWarning)
-        and "to a Python" in str(one.message)
+        and re.search("to a (Python|NumPy)|Using len", str(one.message))
         and "site-packages" not in one.filename
     ]
     return list(dict.fromkeys(places))

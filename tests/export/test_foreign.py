@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from export.foreign import Adapted, Example, ForeignError, adapt, read_example, read_module
+from service.errors import PackageRefused
 from service.packages import load_package
 from service.parity import verify
 from tests.deployment import ROOT
@@ -61,6 +63,22 @@ class NamedState(nn.Module):
         return self.out(totals), {"total": totals[:, -1]}
 
 
+class Memory(NamedTuple):
+    total: Tensor
+    last: Tensor
+
+
+class NamedTupleState(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, state: Memory | None) -> tuple[Tensor, Memory]:
+        begun = Memory(x.new_zeros(x.shape[0], 3), x.new_zeros(x.shape[0], 3)) if state is None else state
+        totals = begun.total.unsqueeze(1) + x.cumsum(1) + begun.last.unsqueeze(1) * 0
+        return self.out(totals), Memory(totals[:, -1], x[:, -1])
+
+
 class NoMemory(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -76,6 +94,7 @@ class NoMemory(nn.Module):
         (TorchsOwnHabit, "logits", {"state0": (2, 5), "state1": (2, 5)}),
         (OneTensor, "probabilities", {"state": (1, 4)}),
         (NamedState, "logits", {"total": (3,)}),
+        (NamedTupleState, "logits", {"state0": (3,), "state1": (3,)}),
         (NoMemory, "logit", {}),
     ],
 )
@@ -132,6 +151,8 @@ class Odd(nn.Module):
             "a taken name": (y, {"x": x[:, -1]}),
             "a name that follows": (y, {"h": x[:, -1], "h_next": x[:, -1]}),
             "time first": (y, self.rnn(x)[1]),
+            "squeezed": (y.squeeze(), None),
+            "two rows at least": (y[:, 1:].repeat(1, 2, 1)[:, : x.shape[1]], None),
         }[self.what]
 
 
@@ -158,6 +179,8 @@ class Odd(nn.Module):
         ("numbered", "state 0: expected another name"),
         ("a taken name", "state 'x': expected another name"),
         ("a name that follows", "state 'h_next': expected another name"),
+        ("squeezed", r"y has shape \(3, 2\): expected \(3, 1, 2\)"),
+        ("two rows at least", r"y has shape \(3, 0, 2\): expected .*\(3, 1, 2\)"),
         ("time first", "one axis that grows; rnn is an nn.LSTM with batch_first=False"),
     ],
 )
@@ -171,12 +194,12 @@ def test_a_module_that_does_not_fit_says_why(what: str, said: str) -> None:
 class Begins(nn.Module):
     """With an initial_state that does not fit."""
 
-    def __init__(self, given: Callable[[], object]) -> None:
+    def __init__(self, given: Callable[[int], object]) -> None:
         super().__init__()
         self.given = given
 
     def initial_state(self, batch: int) -> object:
-        return self.given()
+        return self.given(batch)
 
     def forward(self, x: Tensor, state: object) -> tuple[Tensor, dict[str, Tensor]]:
         return x[..., :2], {"h": x[:, -1]}
@@ -185,13 +208,15 @@ class Begins(nn.Module):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (lambda: None, "gives no tensors, forward gives h back"),
-        (lambda: {"other": torch.zeros(3, 3)}, "one axis that grows"),
-        (lambda: 1 / 0, r"initial_state\(3\) failed: ZeroDivisionError: division by zero \(test_foreign.py"),
+        (lambda batch: None, "gives no tensors, forward gives h back"),
+        (lambda batch: {"other": torch.zeros(3, 3)}, "one axis that grows"),
+        (lambda batch: {"h": torch.rand(batch, 3)}, "neither random"),
+        (lambda batch: {"h": torch.full((batch, 3), torch.inf)}, "values that are not finite"),
+        (lambda batch: 1 / 0, r"initial_state\(3\) failed: ZeroDivisionError: division by zero \(test_foreign.py"),
     ],
 )
-def test_an_initial_state_that_does_not_fit_says_why(given: Callable[[], object], said: str) -> None:
-    with pytest.raises(ForeignError, match=said):
+def test_an_initial_state_that_does_not_fit_says_why(given: Callable[[int], object], said: str) -> None:
+    with pytest.raises((ForeignError, PackageRefused), match=said):
         adapt(Begins(given).eval(), ROWS, LABELS, "auto")
 
 
@@ -214,6 +239,7 @@ def test_labels_are_at_least_two_and_different(labels: list[str]) -> None:
         (np.zeros((500, 3)), (7, 64, 3)),
         (np.zeros((2, 9, 3)), (2, 9, 3)),
         (np.zeros((1, 4, 8, 8, 1), np.uint8), (2, 4, 8, 8, 1)),
+        (np.zeros((3, 30, 480, 640, 1), np.uint8), (3, 13, 480, 640, 1)),
     ],
 )
 def test_an_example_is_brought_into_streams(tmp_path: Path, x: np.ndarray, shape: tuple[int, ...]) -> None:

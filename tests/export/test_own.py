@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from export.checks import oddities
+from export.checks import check_rate, oddities
 from export.data import DataError
 from export.own import FOLDS, Examples, parse_form, read_frames, read_own, read_rows, split_own
 from export.plan import FAMILIES, MEMBERS, Candidate, Choice, choose, own_task
@@ -202,6 +203,14 @@ def test_what_is_odd_is_said_and_read(
     assert bool(told) == bool(said)
 
 
+@pytest.mark.parametrize("hz", [float("nan"), float("inf"), 0.0, -1.0])
+def test_a_rate_that_is_none_is_refused(hz: float) -> None:
+    check_rate(50.0)
+    check_rate(None)
+    with pytest.raises(DataError, match=r"--hz .*rows or frames a second"):
+        check_rate(hz)
+
+
 def test_lengths_far_apart_are_said() -> None:
     x = [np.random.default_rng(i).normal(size=(900 if i == 0 else 9, 2)) for i in range(5)]
     assert list(oddities(x, ["a", "b"])) == ["examples of 9 to 900 rows, half of them of at most 9"]
@@ -339,6 +348,7 @@ def test_few_examples_are_validated_in_folds_and_test_data_may_come_apart(tmp_pa
         (examples(30, labels=1), "at least two labels"),
         (examples(30, labels=30), "has 1 examples left"),
         (examples(30, groups=2), "groups are left"),
+        (replace(examples(30, labels=6), group=[f"g{i % 6}" for i in range(30)]), "stands in too few groups"),
     ],
 )
 def test_too_few_to_split_says_so(tmp_path: Path, found: Examples, said: str) -> None:

@@ -99,6 +99,12 @@ class CountsInPython(Plain):
         return y + torch.zeros(1, int(x.shape[1]), 1), state
 
 
+class CountsStreams(Plain):
+    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        y = state["h"].unsqueeze(1) + self.out(x).reshape(len(x), -1, 2).cumsum(1)
+        return y, {"h": y[:, -1]}
+
+
 class Decides(Plain):
     def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         y, state = super().forward(x, state)
@@ -201,6 +207,7 @@ def command(made: str, folder: Path) -> tuple[int, str]:
         ("LoopInPlace", "forward goes over the rows in a Python loop"),
         ("LoopOverStreams", "forward goes over the streams in a Python loop"),
         ("CountsInPython", "their number becomes one of Python's"),
+        ("CountsStreams", "their number becomes one of Python's"),
         ("Decided", "test_unfit.py, line "),
         ("Unsupported", "'aten::linalg_svdvals'"),
         ("Spectrum", "complex numbers cannot be written into the graph"),

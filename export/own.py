@@ -15,14 +15,14 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
-import io
-import zipfile
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from export.checks import check_alike, check_certificate, check_rows, oddities, read_npz, series, texts, wrong_names
 from export.clips import one_rate, read_clip, read_image
 from export.data import Data, DataError, Split, hold_out
 from service.contracts import FrameInput, TrainingData
@@ -47,12 +47,18 @@ class Examples:
 
 
 def read_own(name: str, path: Path, test: Path | None, form: FrameInput | None, seed: int = 0) -> Data:
-    """Reads and splits; with `form` as frames. Raises DataError."""
+    """Reads and splits; with `form` as frames. What is odd in it is said on standard error. Raises DataError."""
 
     def read(each: Path) -> Examples:
         return read_rows(each) if form is None else read_frames(each, form)
 
-    return split_own(name, path, read(path), None if test is None else read(test), seed)
+    found, held = read(path), None if test is None else read(test)
+    if form is None:
+        if test is not None and held is not None:
+            check_alike(path, found.features, found.x[0].shape[1], (test, held.features, held.x[0].shape[1]))
+        for oddity in oddities(found.x, found.features):
+            print(f"{path}: {oddity}", file=sys.stderr)
+    return split_own(name, path, found, held, seed)
 
 
 def parse_form(size: str, gray: bool, hz: float | None) -> FrameInput:
@@ -76,8 +82,11 @@ def read_rows(path: Path) -> Examples:
         raise DataError(f"missing {path}")
     else:
         raise DataError(f"{path}: expected .ts, .ts.gz, .npz, or a folder with a folder of CSV files a label")
-    found.features = found.features or [f"x{i}" for i in range(found.x[0].shape[1])]
     _check(path, found)
+    if wrong := wrong_names(found.features, found.x[0].shape):
+        raise DataError(f"{path}: {wrong}")
+    check_rows(path, found.x, found.name)
+    found.features = found.features or [f"x{i}" for i in range(found.x[0].shape[1])]
     return found
 
 
@@ -126,6 +135,8 @@ def split_own(name: str, path: Path, found: Examples, test: Examples | None = No
         train, validation, how = rest, None, f"{how}; validated in {FOLDS} folds"
     else:
         train, validation = _apart(path, rest, 0.2, seed, grouped)
+    if rest.x[0].ndim == 2:  # rows
+        check_certificate(path, train if validation is None else validation)
     about = TrainingData(
         name=name,
         source=f"own data: {path.name}",
@@ -150,7 +161,12 @@ def _to_split(found: Examples, labels: list[str]) -> Split:
 def _apart(path: Path, split: Split, share: float, seed: int, grouped: bool) -> tuple[Split, Split]:
     """(rest, held out)."""
     _enough(path, split, 2, grouped)
-    return _hold_out_groups(split, share, seed) if grouped else hold_out(split, share, seed)
+    rest, held = _hold_out_groups(split, share, seed) if grouped else hold_out(split, share, seed)
+    for label in np.setdiff1d(held.y, rest.y)[:1]:
+        raise DataError(
+            f"{path}: label number {label + 1} stands in too few groups: expected some on each side of a cut"
+        )
+    return rest, held
 
 
 def _hold_out_groups(split: Split, share: float, seed: int) -> tuple[Split, Split]:
@@ -269,36 +285,21 @@ def _series(path: Path, number: int, dimensions: list[str]) -> np.ndarray:
 
 def _read_npz(path: Path) -> Examples:
     wanted = "expected `x` (N, T, F) or (rows, F) with `length` (N,); `label` (N,); optionally `group` (N,), `features`"
-    if not path.is_file():
-        raise DataError(f"missing file {path}")
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            values = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(f"damaged file {path}: {error}") from None
+    values = read_npz(path)
     if not values.keys() >= {"x", "label"}:
         raise DataError(f"{path}: it holds {sorted(values)}; {wanted}")
-    x, label = values["x"], values["label"]
-    length = values.get("length")
-    if length is None:
-        x = x[..., None] if x.ndim == 2 else x
-        sequences = list(x)
-    elif x.ndim == 2 and length.ndim == 1 and length.min(initial=1) > 0 and int(length.sum()) == len(x):
-        sequences = np.split(x, np.cumsum(length)[:-1].astype(int))
-    else:
-        raise DataError(f"{path}: x of shape {x.shape} and lengths that add up to {length.sum()}; {wanted}")
-    group = values.get("group")
+    label, group = values["label"], values.get("group")
+    sequences = series(path, values["x"], values.get("length"), wanted)
     for name, each in (("label", label), ("group", group)):
         if each is not None and each.shape != (len(sequences),):
             raise DataError(f"{path}: {name} of shape {each.shape} for {len(sequences)} sequences; {wanted}")
-    if not sequences or sequences[0].ndim != 2 or x.dtype.kind not in "fiu":
-        raise DataError(f"{path}: x of shape {x.shape} and type {x.dtype}; {wanted}")
+    features = texts(path, "features", values.get("features", np.array([], str)).reshape(-1))
     return Examples(
         [np.asarray(each, np.float32) for each in sequences],
-        [str(each) for each in label.tolist()],
+        texts(path, "label", label),
         [str(i) for i in range(len(sequences))],
-        [] if group is None else [str(each) for each in group.tolist()],
-        [str(each) for each in values.get("features", np.array([])).tolist()],
+        [] if group is None else texts(path, "group", group),
+        features,
     )
 
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from export import package
+from export.checks import check_rate
 from export.data import Data, DataError, Split, folds
 from export.keep import TooLarge, best, keep, validation
 from export.metrics import accuracy
@@ -300,6 +301,7 @@ def main(
         if everything:
             _remake(data_dir, settings, out or Path("runs"), zoo, resume, version)
             return
+        check_rate(hz)
         folder = out if out is not None else Path("runs") / name
         if own is not None:
             data = read_own(name, own, test, parse_form(size, gray, hz) if frames else None, seed)

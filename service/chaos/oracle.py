@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from service.contracts import GapPolicy, Manifest, RollingSettings
+from service.state import first_values
 
 TIE: Final = 1e-5  # a decision this close to its threshold may fall either way
 LABEL_MARGIN: Final = 1e-4  # and so may the label, when the two highest scores are this close
@@ -73,7 +74,7 @@ class Oracle:
         return self.own_gap or self.manifest.gap
 
     def begin(self) -> None:
-        self.state = {t.name: np.full((1, *t.shape), t.initial, t.dtype) for t in self.manifest.states}
+        self.state = first_values(self.manifest.states, 1)
         self.labels = [Label() for _ in self.manifest.labels]
         self.smooth = np.zeros(len(self.labels), np.float32)
         self.steps = 0

@@ -14,12 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from export.states import first_states
 from models.rnn import Recurrent
 from service import parity
 from service.engine import OnnxEngine
 from service.errors import PackageRefused, StepFailed
 from service.packages import Package, load_package
 from service.parity import check, verify
+from service.state import StateLayout
 from tests.export.conftest import recurrent, some_rows, write
 
 
@@ -223,6 +225,78 @@ def test_the_report_is_plain_json(sound: Path, tmp_path: Path) -> None:
     verify(load_package(sound), tmp_path)
     (kept,) = tmp_path.iterdir()
     assert {each["name"] for each in json.loads(kept.read_text())["checks"]} >= {"batch", "slots", "neighbours"}
+
+
+class Fails:
+    """An engine whose every step fails."""
+
+    def __init__(self, package: Package) -> None:
+        self.manifest = package.manifest
+
+    def run(self, x: np.ndarray, states: object) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        raise StepFailed("model tiny: not implemented")
+
+
+def test_a_graph_that_fails_at_its_first_step_refuses_its_package_and_no_more(sound: Path) -> None:
+    package = load_package(sound)
+    with pytest.raises(PackageRefused, match="not implemented") as caught:
+        check(package, Fails(package))
+    assert caught.value.check == "run"
+
+
+# --- what a new stream begins with ---
+
+
+class LearntBeginning(Wrapped):
+    """h begins as learnt, c as zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.linspace(-1, 1, 8).reshape(1, 8))
+
+    def initial_state(self, batch: int) -> dict[str, Tensor]:
+        return self.inner.initial_state(batch) | {"h": self.first.expand(1, 1, 8).expand(batch, 1, 8)}
+
+
+def test_a_learnt_first_state_is_what_every_new_stream_begins_with(tmp_path: Path) -> None:
+    net = LearntBeginning().eval()
+    package = load_package(write(net, tmp_path).folder)
+    assert verify(package).passed
+    begun = OnnxEngine(package).initial(3)
+    assert np.array_equal(begun["h"], net.initial_state(3)["h"].detach().numpy())
+    assert begun["c"].tolist() == np.zeros((3, 1, 8)).tolist()
+    assert (StateLayout(package.manifest, package.schema).fresh["state:h"] == begun["h"][0]).all()
+    assert package.schema == load_package(write(recurrent(), tmp_path, "other").folder).schema, "states go on with it"
+
+
+class FirstState(Wrapped):
+    """h begins as `first(batch)` says."""
+
+    def __init__(self, first: Callable[[int], Tensor]) -> None:
+        super().__init__()
+        self.first = first
+
+    def initial_state(self, batch: int) -> dict[str, Tensor]:
+        return self.inner.initial_state(batch) | {"h": self.first(batch)}
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        (lambda batch: torch.randn(batch, 1, 8), "neither random"),
+        (lambda batch: torch.randn(1, 1, 8).expand(batch, 1, 8), "neither random"),
+        (lambda batch: torch.arange(batch).float().reshape(batch, 1, 1).expand(batch, 1, 8), "neither random"),
+        (lambda batch: torch.full((batch, 1, 8), 1 / batch), "neither random"),
+        (lambda batch: torch.full((batch, 1, 8), torch.nan), "not finite"),
+        (lambda batch: torch.zeros(batch, 1, 8, dtype=torch.bfloat16), "h is bfloat16"),
+        (lambda batch: torch.linspace(0, 1, 20_000).expand(batch, 1, 20_000), "20000 values of its own"),
+    ],
+    ids=["random a stream", "random a call", "by place", "by batch", "not finite", "bfloat16", "too many"],
+)
+def test_a_first_state_that_not_every_stream_can_have_is_refused(first: Callable[[int], Tensor], said: str) -> None:
+    with pytest.raises(PackageRefused, match=said) as caught:
+        first_states(FirstState(first))
+    assert caught.value.check == "states"
 
 
 # --- the engine --------------------------------------------------------------------------------------------------

@@ -88,6 +88,7 @@ class Task(ABC):
     smoothing: float = 0.0  # of labels
     average: float = 0.99  # the weights kept are a running average of the trained ones
     patience: int = 12  # epochs without a better validation before it stops
+    early: bool = False  # it stops where validation is perfect, or stands; and a short training is no half one
     folds: int = 0  # of validation where the data has none of its own: where examples are few
     rolling: RollingSettings = field(default_factory=RollingSettings)
     gap: GapPolicy = field(default_factory=GapPolicy)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.data import mean_and_spread
 from export.to_onnx import Output
 from service.contracts import FrameInput, Manifest, RollingSettings, RowInput
 
@@ -202,7 +203,7 @@ def foreign_manifest(
     names = example.features or [f"x{i}" for i in range(flat.shape[1])]
     if len(names) != flat.shape[1]:
         raise ForeignError(f"{len(names)} features are named, the rows have {flat.shape[1]}")
-    spread = np.maximum(flat.std(0), 1e-6)
+    mean, spread = mean_and_spread(flat)
     low, high = flat.min(0).tolist(), flat.max(0).tolist()
-    rows = RowInput(names, hz or 1.0, flat.mean(0).tolist(), spread.tolist(), low, high)
+    rows = RowInput(names, hz or 1.0, mean, spread, low, high)
     return Manifest(kind="samples", rows=rows, **common)

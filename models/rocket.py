@@ -110,7 +110,7 @@ class Rocket(nn.Module):
             pooled.append(self._pooled(part, ends, thin))
         seen = torch.cat(pooled)  # (N, features)
         y, group = y[: len(seen)], group[: len(seen)]
-        mean, std = seen.mean(0), seen.std(0) + 1e-3
+        mean, std = seen.double().mean(0).float(), seen.double().std(0).float() + 1e-3
         seen = (seen - mean) / std
         gram = (seen @ seen.T / seen.shape[1]).double()  # (N, N)
         wanted = F.one_hot(y, self.classes).double()
@@ -134,7 +134,7 @@ class Rocket(nn.Module):
         values = values[:, torch.randperm(values.shape[1])[:2000]].sort(1).values
         at = (torch.rand(self.width, 1) * (values.shape[1] - 1)).long()
         self.threshold.copy_(values.gather(1, at)[:, 0])
-        self.spread.copy_(values.std(1).clamp_min(1e-6))
+        self.spread.copy_(values.double().std(1).float().clamp_min(1e-6))
 
     def _pooled(self, x: Tensor, length: Tensor, thin: int) -> Tensor:
         """(B, T, F) -> (B, 2 · width · (1 + halves)): each kind of mean of what is said, at each sequence's end."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.data import Data, Split, arem, mnist, small_digits
+from export.data import Data, Split, arem, mean_and_spread, mnist, small_digits
 from export.to_onnx import Output
 from models.catalogue import NETS, Net, Shape
 from service.contracts import FrameInput, GapPolicy, RollingSettings, RowInput
@@ -88,6 +88,7 @@ class Task(ABC):
     smoothing: float = 0.0  # of labels
     average: float = 0.99  # the weights kept are a running average of the trained ones
     patience: int = 12  # epochs without a better validation before it stops
+    early: bool = False  # it stops where validation is perfect, or stands; and a short training is no half one
     folds: int = 0  # of validation where the data has none of its own: where examples are few
     rolling: RollingSettings = field(default_factory=RollingSettings)
     gap: GapPolicy = field(default_factory=GapPolicy)
@@ -243,10 +244,8 @@ class RowTask(Task):
     synthetic: bool = False  # the certificate's input: recordings whose licence keeps them out of packages stay out
 
     def shape(self, split: Split, labels: int) -> Shape:
-        rows = np.concatenate(list(split.x))
-        std = rows.std(0)
-        std[std < 1e-6] = 1.0  # a column that never changed says nothing; if it does one day, it must not shout
-        return Shape(labels, mean=rows.mean(0).tolist(), std=std.tolist())
+        mean, std = mean_and_spread(np.concatenate(list(split.x)))
+        return Shape(labels, mean=mean, std=std)
 
     def steps(self, split: Split) -> int:
         return self.rounds

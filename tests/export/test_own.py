@@ -16,8 +16,9 @@ from msgspec.structs import replace
 
 from export.checks import check_rate, oddities
 from export.data import DataError
+from export.deadline import Deadline
 from export.own import FOLDS, Examples, parse_form, read_frames, read_own, read_rows, split_own
-from export.plan import FAMILIES, MEMBERS, Candidate, Choice, choose, own_task
+from export.plan import FAMILIES, MEMBERS, Candidate, Choice, Found, choose, own_task
 from service.contracts import FrameInput
 
 TS = """# a comment
@@ -418,17 +419,17 @@ def test_of_equally_right_candidates_the_least_surprised_is_chosen_and_remembere
     data = split_own("own", tmp_path, examples(800))
     tried: list[str] = []
 
-    def trial(task, rest, held, epochs, path) -> tuple[float, float]:
+    def trial(task, rest, held, until, path) -> Found:
         tried.append(path.stem)
         assert not set(rest.names) & set(held.names)
         assert data.test is not None
         assert not set(data.test.names) & set(held.names)
-        return (0.9, -0.2) if path.stem == "try-lstm-64" else (0.9, -0.3)
+        return Found(0.9, -0.2 if path.stem == "try-lstm-64" else -0.3, task.epochs)
 
-    task, choice = choose("own", data, 10.0, "auto", 3600, tmp_path, trial)
+    task, choice = choose("own", data, 10.0, "auto", Deadline(3600), tmp_path, trial)
     assert (choice.family, choice.width, task.net.family) == ("lstm", 64, "lstm")
     assert {name.split("-")[1] for name in tried} == set(FAMILIES) - {"auto"}
-    again, same = choose("own", data, 10.0, "auto", 3600, tmp_path, trial)
+    again, same = choose("own", data, 10.0, "auto", Deadline(3600), tmp_path, trial)
     assert (same, again.epochs, len(tried)) == (choice, task.epochs, 9), "nothing was tried again"
 
 
@@ -436,11 +437,12 @@ def test_of_few_examples_the_better_half_is_tried_on_the_next_fold(tmp_path: Pat
     data = split_own("own", tmp_path, examples(40))
     tried: dict[str, list[frozenset[str]]] = {}
 
-    def trial(task, rest, held, epochs, path) -> tuple[float, float]:
+    def trial(task, rest, held, until, path) -> Found:
         tried.setdefault("-".join(path.stem.split("-")[1:3]), []).append(frozenset(held.names))
-        return (0.9 if task.net.family in ("cnn1d", "rocket") else 0.8), -0.1 * (task.net.family == "rocket")
+        family = task.net.family
+        return Found(0.9 if family in ("cnn1d", "rocket") else 0.8, -0.1 * (family == "rocket"), task.epochs)
 
-    task, choice = choose("own", data, 10.0, "auto", 3600, tmp_path, trial)
+    task, choice = choose("own", data, 10.0, "auto", Deadline(3600), tmp_path, trial)
     rounds = {name: len(folds) for name, folds in tried.items()}
     assert sorted(rounds.values()) == [1, 1, 1, 1, 2, 2, 3, 4, 4]
     assert {name for name, count in rounds.items() if count > 1} >= {"cnn1d-32", "cnn1d-64", "rocket-32", "rocket-64"}
@@ -452,7 +454,9 @@ def test_of_few_examples_the_better_half_is_tried_on_the_next_fold(tmp_path: Pat
 def test_a_short_time_tries_fewer_and_learns_shorter(tmp_path: Path) -> None:
     data = split_own("own", tmp_path, examples(800))
     tried: list[str] = []
-    task, choice = choose("own", data, 10.0, "gru", 1e-9, tmp_path, lambda *given: tried.append("one") or (0.5, 0.0))
+    task, choice = choose(
+        "own", data, 10.0, "gru", Deadline(1e-9), tmp_path, lambda *given: tried.append("one") or Found(0.5, 0.0, 9)
+    )
     assert isinstance(choice, Choice)
     assert tried == ["one"]
     assert task.epochs == 5
@@ -461,7 +465,10 @@ def test_a_short_time_tries_fewer_and_learns_shorter(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["lstm", "gru", "rnn", "cnn1d", "rocket"])
 def test_a_family_that_is_asked_for_is_taken(tmp_path: Path, family: str) -> None:
     data = split_own("own", tmp_path, examples(800))
-    assert choose("own", data, 10.0, family, 3600, tmp_path, lambda *given: (0.5, 0.0))[1].family == family
+    assert (
+        choose("own", data, 10.0, family, Deadline(3600), tmp_path, lambda *given: Found(0.5, 0.0, 9))[1].family
+        == family
+    )
 
 
 # --- the command -------------------------------------------------------------------------------------------------

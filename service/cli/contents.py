@@ -14,7 +14,11 @@ import numpy as np
 import typer
 
 from rollcast.content import media_type
+from service.cli.pictures import Pictures, images
 
+__all__ = ["Block", "Content", "Kind", "contents", "images"]
+
+PIPE: Final = "standard input"
 Kind = Literal["image", "csv", "text"]
 _OF_ENDING: Final[dict[str, Kind]] = {".txt": "text", ".csv": "csv"}
 
@@ -36,7 +40,7 @@ def contents(files: Iterable[str], rows: int, kind: Kind | None) -> Iterator[Con
     """Each image as bytes; each line of a text; each CSV as blocks of `rows` rows. `kind`: else by name and content."""
     for name in files:
         if name == "-":
-            yield from _content(sys.stdin.buffer, "standard input", rows, kind)
+            yield from _content(sys.stdin.buffer, PIPE, rows, kind)
             continue
         try:
             with Path(name).open("rb") as file:
@@ -48,7 +52,8 @@ def contents(files: Iterable[str], rows: int, kind: Kind | None) -> Iterator[Con
 def _content(file: BinaryIO, name: str, rows: int, kind: Kind | None) -> Iterator[Content]:
     head = file.peek(16)[:16] if hasattr(file, "peek") else b""
     if kind == "image" or (kind is None and (media_type(head) != "application/octet-stream" or b"\0" in head)):
-        yield from images(file)
+        found = Pictures(file, lambda said: print(f"{name}: {said}", file=sys.stderr))
+        yield from found if name == PIPE else [file.read()]  # a named file is one entry, whole
         return
     wrapper = TextIOWrapper(file, encoding="utf-8-sig", newline="" if kind == "csv" else None)
     lines: Iterable[str] = wrapper
@@ -98,59 +103,3 @@ def _numbers(cells: list[str]) -> list[float] | None:
         return [float(cell) for cell in cells] or None
     except ValueError:
         return None
-
-
-# --- images, one behind the other --------------------------------------------------------------------------------
-
-
-def images(file: BinaryIO) -> Iterator[bytes]:
-    """JPEG, PNG and WebP as a camera's pipe gives them; what is none of these comes whole, for the server to judge."""
-    while head := file.read(3):
-        if head == b"\xff\xd8\xff":
-            yield head + _rest_of_jpeg(file)
-        elif head == b"\x89PN":
-            yield head + _rest_of_png(file)
-        elif head == b"RIF":
-            size = file.read(5)
-            yield head + size + file.read(int.from_bytes(size[1:], "little"))
-        else:
-            yield head + file.read()
-
-
-def _rest_of_png(file: BinaryIO) -> bytes:
-    """Chunks up to IEND: length, type, data, checksum."""
-    parts = [file.read(5)]
-    while len(head := file.read(8)) == 8:
-        parts += [head, file.read(int.from_bytes(head[:4], "big") + 4)]
-        if head[4:] == b"IEND":
-            return b"".join(parts)
-    return b"".join([*parts, head])
-
-
-def _rest_of_jpeg(file: BinaryIO) -> bytes:
-    """Marks and their segments up to the end mark. `found` always ends before a mark's second byte."""
-    found = bytearray()
-    mark = file.read(1)
-    while mark not in (b"", b"\xd9"):
-        found += mark
-        if mark != b"\xff":  # else it only fills
-            size = file.read(2)
-            found += size + file.read(max(0, int.from_bytes(size, "big") - 2))
-            mark = _behind_scan(file, found) if mark == b"\xda" else _second(file, found)
-        else:
-            mark = file.read(1)
-    return bytes(found + mark)
-
-
-def _second(file: BinaryIO, found: bytearray) -> bytes:
-    found += file.read(1)
-    return file.read(1)
-
-
-def _behind_scan(file: BinaryIO, found: bytearray) -> bytes:
-    """Reads a scan's data, in which 0xFF stands before 0x00 and before restart marks, up to the mark behind it."""
-    while byte := file.read(1):
-        if found[-1] == 0xFF and byte[0] not in (0x00, 0xFF) and not 0xD0 <= byte[0] <= 0xD7:
-            return byte
-        found += byte
-    return b""

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rollcast import Problem, ServerAway
 from service import VERSION
-from service.cli import ask, doctor, manage, prove, recording, serve, watching
+from service.cli import ask, doctor, manage, posting, prove, recording, serve, watching
 from service.errors import RollcastError, StartError
 from service.urls import safe_text
 
@@ -32,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 serve.add_to(app)
+posting.add_to(app)
 ask.add_to(app)
 manage.add_to(app)
 doctor.add_to(app)

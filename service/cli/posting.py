@@ -89,8 +89,8 @@ def post(
 
     **journalctl -f | rollcast post log-1 - --kind text** (every line as it comes)
 
-    A recording has its own times, however fast it is posted: its last row or frame is of now (with --rate the first),
-    unless --start-time or --time-column says otherwise. What comes through a pipe is of when it comes.
+    A recording has its own times, however fast it is posted: its last row or frame is of when it is posted, unless
+    --start-time or --time-column says otherwise. What comes through a pipe is of when it comes.
     The columns of a CSV with a heading find their places by name.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -109,7 +109,7 @@ def post(
         known = reached(client, 0.0 if retry_s is None and not live else patience_s, waiting)
         poster = Poster(client, stream, live if numbered is None else numbered, numbered is True, patience_s, tell)
         clock = Clock(client, stream, known, model, hz)
-        clock.begin(given, begin, rate is not None)
+        clock.begin(given, begin, rate)
         begun, posted = time.monotonic(), 0
         for source in given:
             if (said := clock.said_of(source)) is not None:
@@ -179,7 +179,7 @@ class Poster:
 
 class Clock:
     """Gives the entries of recordings their times: rows and frames lie as far apart as the model's rate says, or as a
-    film's own where the model has none."""
+    film's own where the model has none. What has no rate, and one row or picture by itself, is of when it comes."""
 
     def __init__(
         self, client: Client, stream: str, models: Sequence[Mapping[str, Any]], model: str | None, hz: float | None
@@ -190,9 +190,9 @@ class Clock:
         self._model: str | None = None
         self._know(model)
 
-    def begin(self, given: Sequence[Source], begin: float | None, paced: bool) -> None:
-        """`begin`: of the first row or frame; else the last is of now, or where it is `paced` the first, and none lies
-        before what the stream had."""
+    def begin(self, given: Sequence[Source], begin: float | None, rate: float | None) -> None:
+        """`begin`: of the first row or frame; else the last is of when it is posted, of which there are `rate` a second
+        (None: now), and none lies before what the stream had."""
         recorded = [source for source in given if not source.live]
         if recorded and self._model is None and (found := look(self._client, self._stream)) is not None:
             self._know(found["model"] or found["settings"].get("model"))
@@ -203,10 +203,10 @@ class Clock:
         spans = [(source.steps(hz), 1 / hz) for source in recorded if (hz := self.hz(source)) is not None]
         if begin is not None:
             self._times = Times(begin)
-        elif sum(steps for steps, _ in spans) > 1:  # one by itself is of when it comes
+        elif (steps := sum(steps for steps, _ in spans)) > 1 or any(source.hz for source in recorded):
             first_s, last_s = spans[0][1], spans[-1][1]
             lasts_s = sum(steps * interval_s for steps, interval_s in spans) - last_s
-            begin = time.time() - (0.0 if paced else lasts_s)
+            begin = time.time() - max(0.0, lasts_s - ((steps - 1) / rate if rate else 0.0))
             found = settled(self._client, self._stream)
             self._times = Times(begin if found is None else max(begin, _last_time(found) + first_s))
 

@@ -37,7 +37,7 @@ class Times:
     are cut into entries, they are the same."""
 
     def __init__(self, begin: float) -> None:
-        self._begin, self._steps = begin, 0
+        self._begin, self._steps = round(begin, 6), 0  # whole microseconds, as the service counts
         self._interval_s: float | None = None
 
     def after(self, steps: int, interval_s: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,14 @@ def seen(time: float | None = None, *, waiting: int = 0, seq: int | None = None)
 
 
 def times(
-    tmp_path: Path, client: Stub, *, begin: float | None = None, paced: bool = False, cut: int = 3, **more: Any
+    tmp_path: Path, client: Stub, *, begin: float | None = None, rate: float | None = None, cut: int = 3, **more: Any
 ) -> list[float | None]:
     """Of the entries of a recording of 9 rows."""
     path = tmp_path / "rows.csv"
     path.write_text("1,2\n" * 9)
     given = sources([str(path)], cut, None)
     clock = Clock(client, "belt-1", MODELS, more.get("model", "belt"), more.get("hz"))  # type: ignore[arg-type]
-    clock.begin(given, begin, paced)
+    clock.begin(given, begin, rate)
     found = []
     for content in given[0].contents():
         found.append(clock.times(given[0], content).get("time"))
@@ -63,9 +64,11 @@ def now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.cli.posting.time.time", lambda: NOW)
 
 
-def test_the_last_row_of_a_recording_is_of_now_and_of_a_paced_one_the_first(tmp_path: Path) -> None:
+def test_the_last_row_of_a_recording_is_of_when_it_is_posted(tmp_path: Path) -> None:
     assert times(tmp_path, Stub(None)) == [NOW - 1.5, NOW - 0.75, NOW]
-    assert times(tmp_path, Stub(None), paced=True) == [NOW + 0.5, NOW + 1.25, NOW + 2.0]
+    assert times(tmp_path, Stub(None), rate=4.0) == [NOW + 0.5, NOW + 1.25, NOW + 2.0]
+    assert times(tmp_path, Stub(None), rate=8.0) == [NOW - 0.5, NOW + 0.25, NOW + 1.0]
+    assert times(tmp_path, Stub(None), rate=1.0) == [NOW + 0.5, NOW + 1.25, NOW + 2.0], "never later than it is posted"
     assert times(tmp_path, Stub(None), hz=8.0) == [NOW - 0.75, NOW - 0.375, NOW]
     assert times(tmp_path, Stub(None), begin=100.0) == [100.5, 101.25, 102.0]
 
@@ -93,6 +96,10 @@ def test_times_do_not_depend_on_how_rows_are_cut_and_go_on_at_another_rate() -> 
     whole, cut = Times(NOW), Times(NOW)
     assert whole.after(3000, 1 / 3) == [cut.after(1, 1 / 3) for _ in range(3000)][-1]
     assert whole.after(2, 0.5) == round(NOW + 2999 / 3 + 1.0, 6)
+    for begin in (NOW + 1e-7 * n for n in range(10)):  # a dwell time of two seconds is never a microsecond less
+        each = Times(begin)
+        found = [each.after(1, 0.04) for _ in range(100)]
+        assert {round((after - before) * 1e6) for before, after in pairwise(found)} == {40_000}
 
 
 @pytest.mark.parametrize("text", ["", "noon", "nan", "-1", "inf", "1e30"])
@@ -142,3 +149,12 @@ def test_rows_with_times_of_their_own_say_how_far_apart_they_lie() -> None:
     block.times = [NOW, NOW + 0.2, NOW + 1.0]
     (source,) = sources(["-"], 1, "csv")
     assert clock.times(source, block) == {"time": NOW + 1.0, "interval_s": 0.5}
+
+
+def test_rows_of_another_rate_than_the_models_say_so() -> None:
+    (source,) = sources([__file__], 1, "csv")
+    block = Block([[1.0], [2.0]], None)
+    for hz, said in ((None, {"time": NOW + 0.25}), (2.0, {"time": NOW + 0.5, "interval_s": 0.5})):
+        clock = Clock(Stub(None), "belt-1", MODELS, "belt", hz)  # type: ignore[arg-type]
+        clock._times = Times(NOW)
+        assert clock.times(source, block) == said

@@ -56,11 +56,11 @@ class Flow:
                 again, wait_s = self._reached and (repeatable or isinstance(error, _NOTHING_SENT)), pause_s
             else:
                 self._reached = True
-                if response.status_code < 400:
-                    if tries > 1:
-                        self._waiting(None, 0.0)
+                problem = to_problem(response) if response.status_code >= 400 else None
+                if tries > 1 and (problem is None or not problem.passes):
+                    self._waiting(None, 0.0)
+                if problem is None:
                     return understood(self._url, call.read, response)
-                problem = to_problem(response)
                 of = str(problem.body.get("of"))
                 if tries > 1 and problem.is_a("duplicate") and call.entry is not None and _ID.fullmatch(of):
                     return (yield from self._first_answer(call, problem))

@@ -17,12 +17,12 @@ from rollcast.errors import BadAnswer
 from service.cli.contents import Block, Content, Kind, Source, by_number, sources
 from service.cli.going_on import FILES_S, Numbers, Waiting, look, reached, settled
 from service.cli.reach import AsJson, Stream, Url, connect
-from service.cli.shown import line
+from service.cli.shown import line, printable
 from service.cli.times import Times, read_time
 
 WAIT_S: Final = 10.0
 LEFT_OUT: Final = (  # of a pipe, whose next entry may be better
-    "bad-image", "too-large", "unsupported-media", "non-finite", "refused", "dropped", "wait-timeout",
+    "bad-image", "too-large", "unsupported-media", "wrong-shape", "non-finite", "refused", "dropped", "wait-timeout",
 )  # fmt: skip
 NOT_LOGGED: Final = (400, 404, 413, 415, 422, 429)  # statuses after which the entry's number is free
 SHOWN: Final = 5  # refusals, one by one
@@ -96,7 +96,7 @@ def post(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def tell(said: str) -> None:
-        console.print(f"rollcast: {said}", markup=False)
+        console.print(f"rollcast: {printable(said)}", markup=False)
 
     given = sources(files, rows, kind, time_column, tell)
     if (said := order_said(files)) is not None:
@@ -117,7 +117,7 @@ def post(
             for content in source.contents(clock.hz(source)):
                 if rate is not None:
                     time.sleep(max(0.0, begun + posted / rate - time.monotonic()))
-                more = {"model": model, "start": start and posted == 0, "wait_s": WAIT_S if wait else None}
+                more = {"model": model, "start": start and not poster.taken, "wait_s": WAIT_S if wait else None}
                 answer = poster.post(content, more | clock.times(source, content), goes_on=source.live)
                 posted += _steps(content)
                 if answer is not None:
@@ -134,23 +134,21 @@ class Poster:
     ) -> None:
         self._client, self._stream, self._tell, self._patience_s = client, stream, tell, patience_s
         self._numbers = Numbers(client, stream, asked=asked) if numbered else None
-        self._left_out = 0
+        self.taken = self._left_out = 0
 
     def post(self, content: Content, more: Mapping[str, Any], *, goes_on: bool) -> Accepted | Prediction | None:
         """None where the entry was left out, which only happens where it `goes_on`."""
         seq = self._numbers.take() if self._numbers else None
         begun = time.monotonic()
         try:
-            return self._send(content, {**more, "seq": seq})
+            answer = self._send(content, {**more, "seq": seq})
         except Problem as problem:
             if self._numbers and problem.status in NOT_LOGGED:
                 self._numbers.give_back()
             if goes_on and problem.unknown and seq is None:
                 self._unknown()
-            elif goes_on and any(map(problem.is_a, LEFT_OUT)):
-                self._left_out += 1
-                if self._left_out <= SHOWN:
-                    self._tell(f"no prediction of an entry: {problem.title}: {problem.detail}")
+            elif goes_on and any(map(problem.is_a, LEFT_OUT)) and (self.taken or not isinstance(content, Block)):
+                self._leave_out(problem)
             else:
                 raise
         except ServerAway as away:
@@ -158,6 +156,9 @@ class Poster:
             if not goes_on or over or isinstance(away, BadAnswer):
                 raise
             self._unknown()
+        else:
+            self.taken += 1
+            return answer
         return None
 
     def end(self) -> None:
@@ -165,6 +166,14 @@ class Poster:
         if self._left_out:
             self._tell(f"{self._left_out:,} entries without a prediction")
             raise typer.Exit(1)
+        if not self.taken:
+            self._tell("nothing was posted: there was nothing in it")
+
+    def _leave_out(self, problem: Problem) -> None:
+        """The first ones are said one by one, of the others every hundredth."""
+        self._left_out += 1
+        if self._left_out <= SHOWN or self._left_out % 100 == 0:
+            self._tell(f"no prediction of an entry ({self._left_out:,}): {problem.title}: {problem.detail}")
 
     def _unknown(self) -> None:
         self._tell("an entry may be in the log or not: its answer was lost, and it is not posted again")

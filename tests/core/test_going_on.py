@@ -148,3 +148,10 @@ def test_who_waits_is_told_why_and_for_how_long_and_when_it_is_over() -> None:
         with pytest.raises(StopIteration):
             steps.send(httpx.Response(200, json={"models": []}))
     assert told == [("Problem", 0.1), ("ServerAway", 0.2), ("NoneType", 0.0)]
+    steps = flow.steps(calls.models())
+    next(steps)
+    steps.send(answer(503, None))
+    next(steps)
+    with pytest.raises(Problem):
+        steps.send(answer(500, None))
+    assert told[3:] == [("Problem", 0.1), ("NoneType", 0.0)], "whatever the answer is"

@@ -225,8 +225,9 @@ def test_a_pipe_waits_for_a_server_that_is_away_and_nothing_is_lost_or_doubled(l
             assert pipe.end() == 0
         assert pipe.said.count("it goes on") == pipe.said.count("waiting for the server") == 2
     with Client(life.api.url) as client:
-        steps = [one.step for one in predictions(client, "belt", sent)]
-    assert steps == list(range(1, sent + 1))
+        found = predictions(client, "belt", sent)
+    assert [one.step for one in found] == list(range(1, sent + 1))
+    assert not any(one.missed for one in found)
 
 
 def test_files_are_patient_for_as_long_as_is_said(tmp_path: Path) -> None:
@@ -247,6 +248,18 @@ def test_a_pipe_that_waits_is_ended_by_ctrl_c_at_once(tmp_path: Path) -> None:
     assert "Traceback" not in pipe.said
 
 
+def test_a_row_that_a_sensor_garbled_does_not_end_a_pipe_but_a_first_one_does(life: Living) -> None:
+    def post(rows: bytes) -> subprocess.CompletedProcess[str]:
+        return rollcast("post", "garbled", "-", "--kind", "csv", "--wait", "--url", life.api.url, stdin=rows)
+
+    done = post(b"1,2,3\n1,2\n4,5,6\n")
+    assert (done.returncode, len(done.stdout.splitlines())) == (1, 2), done.stderr
+    assert "no prediction of an entry (1): Input of the wrong shape: row 1 has 2 columns" in done.stderr
+    of_others = post(b"1,2\n" * 3)
+    assert (of_others.returncode, of_others.stderr.count("[422 ")) == (1, 1)
+    assert post(b"").stderr == "rollcast: nothing was posted: there was nothing in it\n"
+
+
 def test_a_damaged_picture_of_a_pipe_is_said_and_the_next_ones_are_taken(deployment: Up) -> None:
     seven = (ROOT / "models/zoo/digits-cnn/1/samples/7-02823.png").read_bytes()
     pipe = seven + b"\0\0\0" + seven[:-60] + seven
@@ -255,6 +268,6 @@ def test_a_damaged_picture_of_a_pipe_is_said_and_the_next_ones_are_taken(deploym
     )
     assert [json.loads(line)["label"] for line in done.stdout.splitlines()] == ["7", "7"]
     assert done.returncode == 1
-    assert "no prediction of an entry: " in done.stderr
+    assert "no prediction of an entry (1): " in done.stderr
     assert "rollcast: 1 entries without a prediction\n" in done.stderr
     assert "standard input: skipped 3 bytes between pictures" in done.stderr

@@ -7,12 +7,9 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a decoder's own lines are for no terminal, and for no log
-import cv2  # reads the variable above
 
 ENDINGS: Final = (".mp4", ".m4v", ".mkv", ".avi", ".mov", ".webm")
 MOST_HZ: Final = 1000.0
@@ -49,6 +46,8 @@ class Film(NamedTuple):
     @classmethod
     def of(cls, path: Path) -> Film:
         """Raises FilmError where it cannot be opened, or does not say how many frames it has a second."""
+        import cv2  # here, since a command that meets no film need not wait for it
+
         film = _opened(path)
         hz, frames = film.get(cv2.CAP_PROP_FPS), film.get(cv2.CAP_PROP_FRAME_COUNT)
         film.release()
@@ -72,6 +71,8 @@ class Film(NamedTuple):
 
     def _shown(self) -> Iterator[tuple[float, np.ndarray | None]]:
         """When each picture is shown, s from the first one's; at last when the film is over."""
+        import cv2
+
         film, first, at_s = _opened(self.path), None, -1 / self.hz
         try:
             while True:
@@ -87,7 +88,10 @@ class Film(NamedTuple):
         yield at_s + 1 / self.hz, None
 
 
-def _opened(path: Path) -> cv2.VideoCapture:
+def _opened(path: Path) -> Any:
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a decoder's own lines are for no terminal, and for no log
+    import cv2
+
     film = cv2.VideoCapture(str(path))
     if not film.isOpened():
         raise FilmError(f"{path}: not a film that can be read; expected one of {', '.join(ENDINGS)}")

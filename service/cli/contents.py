@@ -22,10 +22,10 @@ import numpy as np
 import typer
 
 from rollcast.content import media_type
-from service.cli import films
-from service.cli.films import Film
+from service.cli.films import film_of, pictures
 from service.cli.pictures import MOST_BYTES, START, Pictures, images
 from service.cli.times import read_time
+from service.films import ENDINGS, visible
 
 __all__ = ["Block", "Content", "Kind", "Source", "contents", "images", "sources"]
 
@@ -33,7 +33,7 @@ Kind = Literal["image", "film", "csv", "text"]
 Tell = Callable[[str], None]
 _OF_ENDING: Final[dict[str, Kind]] = {
     ".txt": "text", ".csv": "csv", ".jpg": "image", ".jpeg": "image", ".png": "image", ".webp": "image",
-    **dict.fromkeys(films.ENDINGS, "film"),
+    **dict.fromkeys(ENDINGS, "film"),
 }  # fmt: skip
 _SNIFFED: Final = 4096  # bytes of a pipe that say what comes
 _PART: Final = re.compile(rb"^content-type:\s*image/", re.IGNORECASE | re.MULTILINE)  # the head of one, in multipart
@@ -63,13 +63,13 @@ class Source:
         self._path = None if name == "-" else path
         self._kind = kind or (_OF_ENDING.get(path.suffix.lower()) if not self.live else None)
         self._rows, self._column, self._tell = rows, column, tell
-        self._film = Film.of(path) if self._kind == "film" else None
+        self._film = film_of(path) if self._kind == "film" else None
         self.hz = self._film.hz if self._film else None
 
     def contents(self, hz: float | None = None) -> Iterator[Content]:
         """`hz`: so many frames of a film a second; else all."""
         if self._film is not None:
-            yield from self._film.pictures(hz or self._film.hz)
+            yield from pictures(self._film, hz or self._film.hz)
             return
         with self._opened() as file:
             yield from _content(file, self, self._rows, self._kind, self._column, self._tell)
@@ -112,20 +112,8 @@ def contents(files: Iterable[str], rows: int, kind: Kind | None) -> Iterator[Con
         yield from source.contents()
 
 
-def by_number(name: str) -> tuple[tuple[int, str], ...]:
-    """Orders names as people count: frame2 before frame10.
-
-    >>> sorted(["frame10.png", "frame2.png"], key=by_number)
-    ['frame2.png', 'frame10.png']
-    """
-    parts = re.split(r"([0-9]+)", name.casefold())
-    return tuple((int(part), part) if part.isdecimal() else (-1, part) for part in parts)
-
-
 def _in_folder(folder: Path) -> list[str]:
-    found = sorted(
-        (one for one in folder.iterdir() if not one.name.startswith(".")), key=lambda one: by_number(one.name)
-    )
+    found = visible(folder)
     if not found:
         raise typer.BadParameter(f"{folder}: no file in it")
     for one in found:

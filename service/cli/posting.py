@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -14,11 +15,12 @@ from rich.console import Console
 from rollcast import Accepted, Client, Prediction, Problem, ServerAway
 from rollcast.client import DEFAULT_URL
 from rollcast.errors import BadAnswer
-from service.cli.contents import Block, Content, Kind, Source, by_number, sources
+from service.cli.contents import Block, Content, Kind, Source, sources
 from service.cli.going_on import FILES_S, Numbers, Waiting, look, reached, settled
 from service.cli.reach import AsJson, Stream, Url, connect
 from service.cli.shown import line, printable
 from service.cli.times import Times, read_time
+from service.films import by_numbers
 
 WAIT_S: Final = 10.0
 LEFT_OUT: Final = (  # of a pipe, whose next entry may be better
@@ -273,7 +275,7 @@ def _start_time(said: str | None) -> float | None:
 
 def order_said(files: Sequence[str]) -> str | None:
     """What a shell's `*` does to numbers: it is posted as given, but said."""
-    counted = sorted(files, key=by_number)
+    counted = sorted(files, key=lambda name: by_numbers(Path(name)))
     if list(files) != sorted(files) or list(files) == counted:
         return None
     first = next(n for n, name in enumerate(files) if name != counted[n])

@@ -1,0 +1,296 @@
+"""One reader of tables, for HTTP, the command line and training: what a line says, and which column is which.
+
+The first line is a heading if its cells are the model's names, or if none of them is a number; a missing value is a
+value, never a name. `;`, tabs and decimal commas are read where every line agrees. Columns that are no signal are left
+out and told.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from service.codec import MAX_INTERVAL_S, decimal_number
+from service.columns import MISSING, MOST_BESIDE, SHOWN, Clock, check_names, clock_of, expected, places_of
+from service.errors import Malformed, WrongShape
+
+_CELLS: Final = 1024  # read in one go; and looked at, to know a heading
+_LOOKED_AT: Final = 65_536  # characters of a line, to know its marks
+_LONGEST: Final = 1024  # characters of a number
+_MARKS: Final = (";", "\t", ",")
+_QUOTED: Final = re.compile(r'"[^"]*"')
+_DECIMAL_COMMA: Final = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
+_WHOLE_COMMA_WHOLE: Final = re.compile(r"\s*[-+]?\d+,\d+\s*")
+
+
+class Span(NamedTuple):
+    """Of rows whose table has a column of times: when the last one was, s since 1970, and the mean step, s."""
+
+    time: float | None = None
+    interval_s: float | None = None
+
+
+class Table:
+    """One table, read as its lines come: `feed` each, then `end`. Its caller bounds how many there are.
+
+    `names`: the model's features, where they are known. `heading`: what the sender says of the first line; None:
+    nothing.
+    """
+
+    def __init__(self, names: Sequence[str] | None = None, heading: bool | None = None) -> None:
+        self.rows: list[list[float]] = []  # signals only, in the order of `names`, else as in the table
+        self.beside: list[list[str]] = []  # of each row the cells of the columns that are no signal
+        self.heading: list[str] | None = None  # names of the signals, where there is a heading
+        self.left_out: list[str] = []  # the columns that are no signal, in words
+        self.clock: Clock | None = None  # which of `beside` tell the time
+        self.count = 0  # rows so far, those that were taken as well
+        self.doubtful = True  # every row could be one number with a decimal comma
+        self._names, self._said = names, heading
+        self._first: str | None = None  # a line that may be a heading: the one below it tells the mark
+        self._remark = ""
+        self._mark = ""  # "": not begun
+        self._decimal = ""
+        self._width = 0
+        self._signals: list[int] | None = None  # where they stand; None: all, in order
+        self._others: list[int] = []
+
+    def feed(self, line: str) -> Iterator[None]:
+        """One line. Yields now and then, so that others may run meanwhile. Raises Malformed and WrongShape."""
+        line = line.rstrip("\r\n")
+        if not line.strip():
+            return
+        if line.lstrip().startswith("#"):
+            self._remark = line.lstrip("# \t")
+            return
+        if self._mark:
+            yield from self._row(line)
+            return
+        if self._first is None and self._said is not False and not _has_number(line):
+            self._first = line
+            return
+        first, self._first = self._first, None
+        if not self._begin(first or line, line):
+            yield from self._row(first or line)
+        if first is not None:
+            yield from self._row(line)
+
+    def end(self) -> Iterator[None]:
+        """After the last line, as `feed`."""
+        if self._first is not None:
+            first, self._first = self._first, None
+            if not self._begin(first, first):
+                yield from self._row(first)
+
+    def take(self, size: int) -> tuple[list[list[float]], list[list[str]]]:
+        """The first rows, at most `size`, and what stands beside them; they are forgotten here."""
+        taken = self.rows[:size], self.beside[:size]
+        del self.rows[:size], self.beside[:size]
+        return taken
+
+    def span(self, beside: Sequence[Sequence[str]]) -> Span:
+        """When rows were, by what stands beside them; those between the first and the last count as evenly spaced.
+        Raises Malformed where time runs backwards."""
+        if self.clock is None or not beside:
+            return Span()
+        first, last = self.clock.since_1970(beside[0]), self.clock.since_1970(beside[-1])
+        if first is None or last is None:
+            return Span(last)
+        if last < first:
+            raise Malformed(f"{self.clock.name} runs backwards, from {first} to {last} s: expected rows in their order")
+        step = (last - first) / max(1, len(beside) - 1)
+        return Span(last, step if 0 < step <= MAX_INTERVAL_S else None)
+
+    # --- the first line ------------------------------------------------------------------------------------------
+
+    def _begin(self, first: str, below: str) -> bool:
+        """Decides mark and columns. Returns whether the first line is a heading."""
+        self._mark = _mark_of(first, below)
+        cells = [cell.strip() for cell in split(first, self._mark)]
+        if self._is_heading(cells):
+            self._name(cells)
+            return True
+        remark = [cell.strip() for cell in self._remark.split(self._mark)] if self._said is None else []
+        if len(remark) == len(cells) > 1 and not any(map(_is_number, remark[:_CELLS])):
+            self._name(remark)  # as numpy.savetxt writes a heading
+            return False
+        self._width = len(cells)
+        named = len(self._names) if self._names is not None else len(cells) - 1
+        if not cells[-1] and any(map(_is_number, cells[:_CELLS])) and len(cells) == named + 1:
+            self._signals = list(range(named))  # every line ends with a mark
+        return False
+
+    def _is_heading(self, cells: list[str]) -> bool:
+        if self._said is not None:
+            return self._said
+        some = cells[:_CELLS] if self._mark == "," else [_point(cell) for cell in cells[:_CELLS]]
+        rowlike = any(map(_is_number, some))
+        if self._names and not (rowlike and set(self._names).isdisjoint(cells)) and places_of(cells, self._names):
+            return True
+        signals = [cell for cell in some if clock_of(cell) is None]
+        if signals and all(_is_place(cell, place) for place, cell in enumerate(signals)):
+            shown = ", ".join(cells[:SHOWN])[:100]
+            raise Malformed(
+                f"first line {shown}: heading or row? Give names in a first line; over HTTP also "
+                "text/csv; header=absent, JSON or float32"
+            )
+        return not rowlike and not all(cell in MISSING for cell in some)
+
+    def _name(self, cells: list[str]) -> None:
+        """Places the columns by their names. Raises WrongShape and Malformed."""
+        self._width = len(cells)
+        if self._names is not None:
+            places = places_of(cells, self._names)
+            if places is None:
+                raise WrongShape(f"heading {', '.join(cells[:100])[:300]}: expected {expected(self._names)}")
+        else:
+            places = [place for place, cell in enumerate(cells) if clock_of(cell) is None]
+        here = set(places)
+        self._others = [place for place in range(len(cells)) if place not in here]
+        if len(self._others) > MOST_BESIDE:
+            raise Malformed(f"{len(self._others)} columns without a signal's name: expected at most {MOST_BESIDE}")
+        self.heading = list(self._names) if self._names is not None else [cells[place] for place in places]
+        check_names(self.heading)
+        clocks = [clock_of(cells[place]) or "" for place in self._others]
+        self.left_out = [f"column {p + 1} ({c or 'no name'})" for p, c in zip(self._others, clocks, strict=True)]
+        self.clock = Clock.of([cells[place] for place in self._others])
+        self._signals = None if places == list(range(len(cells))) else places
+
+    # --- rows ----------------------------------------------------------------------------------------------------
+
+    def _row(self, line: str) -> Iterator[None]:
+        cells = split(line, self._mark)
+        width = self._width
+        if self.heading is None:
+            if self._signals is not None and cells[-1].strip():
+                raise Malformed(f"row {self.count + 1}: it does not end with a mark, as the rows before")
+            if self._signals is None and self._names is not None:
+                width = len(self._names)
+        if len(cells) != width:
+            raise self._wrong_width(len(cells), line)
+        self.count += 1
+        if self.doubtful:
+            self.doubtful = self.heading is None and _WHOLE_COMMA_WHOLE.fullmatch(line) is not None
+        row: list[float] = []
+        picked = cells if self._signals is None else [cells[place] for place in self._signals]
+        for start in range(0, len(picked), _CELLS):
+            row += self._numbers(picked[start : start + _CELLS], start)
+            yield
+        self.rows.append(row)
+        if self._others:
+            self.beside.append([cells[place].strip() for place in self._others])
+            if self.count == 1 and self.clock is not None:
+                self.clock = self.clock.settled(self.beside[0], self._mark != ",")
+
+    def _wrong_width(self, width: int, line: str) -> WrongShape:
+        if self.heading is None and self._names is None:
+            return WrongShape(f"row {self.count + 1} has {width} columns, the rows before {self._width}")
+        names = self._names or self.heading or []
+        told = f"row {self.count + 1} has {width} columns, expected {expected(names)}"
+        if self._others:
+            told += f", and {', '.join(self.left_out)}"
+        elif len(names) == 1 and _DECIMAL_COMMA.fullmatch(line.strip()):
+            told += "; decimal commas of a single column are not read: write points"
+        elif self.heading is None and width == len(names) + 1:
+            told += "; an index or a time is left out only where a heading names the columns"
+        return WrongShape(told)
+
+    def _numbers(self, cells: list[str], start: int) -> list[float]:
+        text = "".join(cells)
+        if self._mark != ",":
+            found = {sign for sign in ".," if sign in text} | ({self._decimal} - {""})
+            if len(found) == 2:
+                raise Malformed(f"row {self.count}: decimal commas and decimal points in one table")
+            self._decimal = next(iter(found), "")
+            if self._decimal == ",":
+                cells = [_point(cell) for cell in cells]
+                text = "".join(cells)
+        if text.isascii() and text.isprintable() and "_" not in text and max(map(len, cells)) <= _LONGEST:
+            try:
+                return list(map(float, cells))
+            except ValueError:
+                pass
+        try:
+            return [number(cell) for cell in cells]
+        except ValueError:
+            at = next(n for n, cell in enumerate(cells) if not _is_value(cell))
+            column = start + at if self._signals is None else self._signals[start + at]
+            raise Malformed(
+                f"row {self.count}, column {column + 1}: {cells[at].strip()[:40]!r} is not a number"
+            ) from None
+
+
+# --- cells -------------------------------------------------------------------------------------------------------
+
+
+def split(line: str, mark: str) -> list[str]:
+    """Raises Malformed."""
+    if '"' not in line:
+        return line.split(mark)
+    try:
+        (cells,) = csv.reader([line], strict=True, delimiter=mark)
+    except csv.Error as error:
+        raise Malformed(f"{error}; expected one row a line, commas between numbers") from None
+    return cells
+
+
+def number(cell: str) -> float:
+    """NaN of a missing value. Raises ValueError."""
+    return math.nan if cell.strip() in MISSING else decimal_number(cell)
+
+
+def signals_in(first: str, below: str) -> int:
+    """How many columns of a table may be signals, by its first two lines (twice the same where there is one)."""
+    cells = split(first, _mark_of(first, below))
+    if len(cells) > _CELLS or any(map(_is_number, cells)):
+        return len(cells)
+    return sum(clock_of(cell) is None for cell in cells)
+
+
+def _mark_of(first: str, below: str) -> str:
+    """What parts the cells: of the marks in the first line the one that fits best; of equals the first."""
+    there = _bare(first)
+    return max((mark for mark in _MARKS if mark in there), key=lambda mark: _fits(mark, first, below), default=",")
+
+
+def _fits(mark: str, first: str, below: str) -> tuple[bool, float]:
+    """How well a mark parts two lines: whether into equally many cells; and the share of values among those below."""
+    counts = [_bare(line).count(mark) for line in (first, below)]
+    cells = below[:_LOOKED_AT].split(mark)[:_CELLS]
+    if mark != ",":
+        cells = [_point(cell) for cell in cells]
+    values = sum(_is_value(cell.strip(' \t"')) for cell in cells)
+    return counts[0] == counts[1], values / len(cells)
+
+
+def _bare(line: str) -> str:
+    """Without what is quoted."""
+    return _QUOTED.sub("", line) if '"' in line and len(line) <= _LOOKED_AT else line
+
+
+def _has_number(line: str) -> bool:
+    """Whether any cell is one, however cells are parted."""
+    cells = re.split(r"[;\t,]", line[:_LOOKED_AT])[:_CELLS]
+    return any(_is_number(cell.strip(' "')) for cell in cells)
+
+
+def _is_number(cell: str) -> bool:
+    return _is_value(cell) and cell.strip() not in MISSING
+
+
+def _is_value(cell: str) -> bool:
+    try:
+        number(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_place(cell: str, place: int) -> bool:
+    return _is_number(cell) and decimal_number(cell) == place
+
+
+def _point(cell: str) -> str:
+    return cell.replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell.strip()) else cell

@@ -61,9 +61,8 @@ def media_type(request: Request) -> str:
 def said_of_heading(request: Request) -> bool | None:
     """What `text/csv; header=present` or `header=absent` (RFC 4180) says of the first line; None: nothing."""
     parameters = request.headers.get("content-type", "").lower().split(";")[1:9]
-    said = [
-        value.strip() for name, _, value in (each.partition("=") for each in parameters) if name.strip() == "header"
-    ]
+    pairs = (each.partition("=") for each in parameters)
+    said = [value.strip(' "') for name, _, value in pairs if name.strip() == "header"]
     if not said:
         return None
     if said[0] not in ("present", "absent"):

@@ -4,7 +4,7 @@
 | --- | --- |
 | rows | `.ts`, `.ts.gz`: the text format of the UEA archive and sktime, lengths may differ |
 |      | `.npz`: `x` (N, T, F), or concatenated (rows, F) with `length` (N,); `label` (N,), optionally `group` (N,) |
-|      | a folder with a folder of CSV files a label; a first line without a number names the columns |
+|      | a folder with a folder of CSV files a label: tables, read as what is posted (docs/http.md) |
 | frames | a folder with a folder a label, in it images, or clips: video files, or folders of images in order |
 
 Examples of one group (a person, a machine) stay on one side of every cut.
@@ -12,7 +12,6 @@ Examples of one group (a person, a machine) stay on one side of every cut.
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
 import io
@@ -25,9 +24,12 @@ import cv2
 import numpy as np
 
 from export.data import Data, DataError, Split, hold_out
+from export.tables import Tables, in_order, no_signals
+from service.columns import not_finite
 from service.contracts import FrameInput, TrainingData
 from service.decode import decode_frame, fit_frame
 from service.errors import EntryError
+from service.tables import number as value_of
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 CLIPS = (".mp4", ".mkv", ".avi", ".mov", ".webm")
@@ -45,6 +47,8 @@ class Examples:
     name: list[str]
     group: list[str] = field(default_factory=list)  # empty: every example by itself
     features: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # columns that are no signal, in words
+    hz: float | None = None  # of rows, where a column has their times
 
 
 def read_own(name: str, path: Path, test: Path | None, form: FrameInput | None, seed: int = 0) -> Data:
@@ -53,7 +57,10 @@ def read_own(name: str, path: Path, test: Path | None, form: FrameInput | None, 
     def read(each: Path) -> Examples:
         return read_rows(each) if form is None else read_frames(each, form)
 
-    return split_own(name, path, read(path), None if test is None else read(test), seed)
+    found, held = read(path), None if test is None else read(test)
+    if test is not None and held is not None and held.features != found.features:
+        held.x = [in_order(test, x, held.features, found.features) for x in held.x]
+    return split_own(name, path, found, held, seed)
 
 
 def parse_form(size: str, gray: bool, hz: float | None) -> FrameInput:
@@ -68,7 +75,10 @@ def parse_form(size: str, gray: bool, hz: float | None) -> FrameInput:
 def read_rows(path: Path) -> Examples:
     """Raises DataError that names file and line or example, what was wrong and what was expected."""
     if path.is_dir():
-        found = _read_folder(path, (".csv",), _read_csv)
+        tables = Tables()
+        found = _read_folder(path, (".csv",), tables.read)
+        tables.check(path)
+        found.left_out, found.hz = tables.left_out, tables.hz()
     elif path.suffixes[-2:] == [".ts", ".gz"] or path.suffix == ".ts":
         found = _read_ts(path)
     elif path.suffix == ".npz":
@@ -77,6 +87,7 @@ def read_rows(path: Path) -> Examples:
         raise DataError(f"missing {path}")
     else:
         raise DataError(f"{path}: expected .ts, .ts.gz, .npz, or a folder with a folder of CSV files a label")
+    _leave_out(path, found)
     found.features = found.features or [f"x{i}" for i in range(found.x[0].shape[1])]
     _check(path, found)
     return found
@@ -90,6 +101,22 @@ def read_frames(path: Path, form: FrameInput) -> Examples:
     if any(entry.is_dir() or entry.suffix.lower() in CLIPS for entry in below):
         return _read_folder(path, (*CLIPS, ""), lambda each: (_read_clip(each, form), []))
     return _read_folder(path, IMAGES, lambda each: (_read_image(each, form), []))
+
+
+def _leave_out(path: Path, found: Examples) -> None:
+    """Takes out the columns that are no signal."""
+    width = found.x[0].shape[1]
+    if any(x.shape[1] != width for x in found.x) or len(found.features) not in (0, width):
+        return  # `_check` says it
+    gone = no_signals(found.x, found.features)
+    kept = [column for column in range(width) if column not in gone]
+    if not kept:
+        raise DataError(f"{path}: no column is a signal: {', '.join(gone.values())}")
+    if gone:
+        names = found.features or [f"column {column + 1}" for column in range(width)]
+        found.left_out += [f"{names[column]} ({what})" for column, what in gone.items()]
+        found.x = [np.ascontiguousarray(x[:, kept]) for x in found.x]
+        found.features = [found.features[column] for column in kept] if found.features else []
 
 
 # --- splitting ---------------------------------------------------------------------------------------------------
@@ -119,7 +146,8 @@ def split_own(name: str, path: Path, found: Examples, test: Examples | None = No
         licence="the owner's",
         split=f"{'given' if test is not None else 'a fifth'} to test, {how}",
     )
-    return Data(train, validation, held, labels, about, _digest(found, test), found.features)
+    more = {"hz": found.hz, "left_out": found.left_out}
+    return Data(train, validation, held, labels, about, _digest(found, test), found.features, **more)
 
 
 def _to_split(found: Examples, labels: list[str]) -> Split:
@@ -186,12 +214,8 @@ def _check(path: Path, found: Examples) -> None:
     for name, x in zip(found.name, found.x, strict=True):
         if not len(x):
             raise DataError(f"{path}: example {name} has no rows")
-        if not np.isfinite(x).all():
-            row, column = np.argwhere(~np.isfinite(x))[0]
-            raise DataError(
-                f"{path}: example {name}, row {row + 1}, column {column + 1}: {x[row, column]}; "
-                "fill missing values first"
-            )
+        if (error := not_finite(x, found.features)) is not None:
+            raise DataError(f"{path}: example {name}, {error.detail}; fill missing values first")
 
 
 # --- .ts ---------------------------------------------------------------------------------------------------------
@@ -239,7 +263,7 @@ def _read_ts(path: Path) -> Examples:
 def _series(path: Path, number: int, dimensions: list[str]) -> np.ndarray:
     """(T, F) float32."""
     try:
-        columns = [np.array([np.nan if v.strip() == "?" else float(v) for v in d.split(",")]) for d in dimensions]
+        columns = [np.array([value_of(v) for v in d.split(",")]) for d in dimensions]
     except ValueError as error:
         raise DataError(f"damaged file {path}, line {number}: {error}") from None
     if len({len(column) for column in columns}) != 1:
@@ -312,40 +336,12 @@ def _read_folder(
                 raise DataError(f"{entry}: expected {', '.join(e or 'a folder of images' for e in endings)}")
             x, features = read(entry)
             if found.x and features != found.features:
-                raise DataError(f"{entry}: columns {features}, the first file has {found.features}")
+                x, features = in_order(entry, x, features, found.features), found.features
             found.features = features
             found.x.append(x)
             found.label.append(folder.name)
             found.name.append(f"{folder.name}/{entry.name}")
     return found
-
-
-def _read_csv(path: Path) -> tuple[np.ndarray, list[str]]:
-    """(T, F) float32, and the columns' names; none where the first line has numbers."""
-    try:
-        lines = [line for line in csv.reader(path.read_text("utf-8-sig").splitlines()) if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"damaged file {path}: {error}") from None
-    names = []
-    if lines and not any(_is_number(cell) for cell in lines[0]):
-        names = [cell.strip() for cell in lines.pop(0)]
-    width = len(names or (lines[0] if lines else []))
-    for number, line in enumerate(lines, 2 if names else 1):
-        if len(line) != width or not all(_is_number(cell) for cell in line):
-            raise DataError(
-                f"damaged file {path}, row {number}: expected {width} numbers, found {','.join(line)[:60]!r}"
-            )
-    if not lines:
-        raise DataError(f"{path}: no rows")
-    return np.array(lines, np.float64).astype(np.float32), names
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _read_image(path: Path, form: FrameInput) -> np.ndarray:

@@ -41,6 +41,7 @@ from export.runs import (
     with_folds,
 )
 from export.sequences import SequenceTask, surprise
+from export.tables import agreed_hz
 from export.tasks import Batch, Run, Task
 from export.zoo import TASKS, ZOO
 from models.rocket import Rocket
@@ -276,7 +277,10 @@ def main(
     test: Annotated[Path | None, typer.Option(help="Test data given apart.", rich_help_panel=OWN)] = None,
     family: Annotated[str, typer.Option(help=", ".join(FAMILIES), rich_help_panel=OWN)] = "auto",
     minutes: Annotated[float, typer.Option(min=0.01, help="Time it may take.", rich_help_panel=OWN)] = 10.0,
-    hz: Annotated[float | None, typer.Option(min=1e-6, help="Rows or frames a second.", rich_help_panel=OWN)] = None,
+    hz: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="Rows or frames a second; none: by a column of times.", rich_help_panel=OWN),
+    ] = None,
     frames: Annotated[
         bool, typer.Option("--frames", help="The folder has images or clips a label.", rich_help_panel=OWN)
     ] = False,
@@ -303,6 +307,7 @@ def main(
         folder = out if out is not None else Path("runs") / name
         if own is not None:
             data = read_own(name, own, test, parse_form(size, gray, hz) if frames else None, seed)
+            hz = _said_of_columns(data, hz)
             task = _choose(name, data, settings, folder, family, minutes * 60, hz, resume)
         else:
             task = _known(name)
@@ -345,6 +350,15 @@ def _remake(data_dir: Path | None, settings: Settings, runs: Path, zoo: Path, re
             places.append(place)
         kept = keep(best(places), names, zoo)
         console.print(f"{kind}: {kept} is kept; " + ", ".join(f"{p.parts[-2]} {validation(p):.4f}" for p in places))
+
+
+def _said_of_columns(data: Data, hz: float | None) -> float | None:
+    """Says what is left out. Returns the rate: as asked for, else as a column of times has it."""
+    if data.left_out:
+        console.print(f"left out, as no signal: {', '.join(data.left_out)}", highlight=False, markup=False)
+    if hz is None and data.hz is not None:
+        console.print(f"{data.hz:g} rows a second, by the column of times", highlight=False)
+    return agreed_hz(hz, data.hz)
 
 
 def _known(name: str) -> Task:

@@ -80,8 +80,9 @@ def post_samples(
     ack: str | None = None,
     wait_s: float | None = None,
 ) -> Call[Accepted | Prediction]:
-    """Posts one block of rows (T, F): an array, a DataFrame (columns by name, in any order) or lists. `time` is the
-    last row's, `interval_s` lies between rows (else the model's rate). Returns and raises as `post_frame`."""
+    """Posts one block of rows (T, F): an array, a DataFrame (columns by name, in any order; those of time or index are
+    left out) or lists. `time` is the last row's, `interval_s` lies between rows (else as a DataFrame's column of times
+    says, else the model's rate). Returns and raises as `post_frame`."""
     query = _query(
         model=model, seq=seq, time=time, start=start, end=end, interval_s=interval_s, ack=ack, wait=wait_s
     )  # fmt: skip

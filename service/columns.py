@@ -68,15 +68,17 @@ def expected(names: Sequence[str]) -> str:
     return f"{len(names)}: {', '.join(names[:SHOWN])}{more}"
 
 
-def not_finite(rows: np.ndarray, names: Sequence[str]) -> NonFinite | None:
-    """What is wrong with rows (T, F), counted from 1: the same words whichever way they came."""
+def not_finite(rows: np.ndarray, names: Sequence[str], before: int = 0) -> NonFinite | None:
+    """What is wrong with rows (T, F), counted from 1 and after those `before`: in the same words whichever way they
+    came."""
     finite = np.isfinite(rows)
     if finite.all():
         return None
     row, column = (int(at) for at in np.argwhere(~finite)[0])
     name = f" ({names[column]})" if column < len(names) else ""
     return NonFinite(
-        f"row {row + 1}, column {column + 1}{name}: {rows[row, column]}; expected a finite number of float32's range"
+        f"row {before + row + 1}, column {column + 1}{name}: {rows[row, column]}; "
+        "expected a finite number of float32's range"
     )
 
 

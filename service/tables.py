@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from service.codec import MAX_INTERVAL_S, decimal_number
 from service.columns import MISSING, MOST_BESIDE, SHOWN, Clock, check_names, clock_of, expected, places_of
-from service.errors import Malformed, WrongShape
+from service.errors import EntryError, Malformed, WrongShape
 
 _CELLS: Final = 1024  # read in one go; and looked at, to know a heading
 _LOOKED_AT: Final = 65_536  # characters of a line, to know its marks
@@ -56,6 +56,7 @@ class Table:
         self._width = 0
         self._signals: list[int] | None = None  # where they stand; None: all, in order
         self._others: list[int] = []
+        self._latest = 0.0  # time of rows that `span` has seen
 
     def feed(self, line: str) -> Iterator[None]:
         """One line. Yields now and then, so that others may run meanwhile. Raises Malformed and WrongShape."""
@@ -92,14 +93,18 @@ class Table:
 
     def span(self, beside: Sequence[Sequence[str]]) -> Span:
         """When rows were, by what stands beside them; those between the first and the last count as evenly spaced.
-        Raises Malformed where time runs backwards."""
+        Raises Malformed where time runs backwards, also since the rows that were asked for before."""
         if self.clock is None or not beside:
             return Span()
         first, last = self.clock.since_1970(beside[0]), self.clock.since_1970(beside[-1])
         if first is None or last is None:
             return Span(last)
-        if last < first:
-            raise Malformed(f"{self.clock.name} runs backwards, from {first} to {last} s: expected rows in their order")
+        if not self._latest <= first <= last:
+            before, after = (first, last) if last < first else (self._latest, first)
+            raise Malformed(
+                f"{self.clock.name or 'index'} runs backwards, from {before} to {after} s: expected rows in their order"
+            )
+        self._latest = last
         step = (last - first) / max(1, len(beside) - 1)
         return Span(last, step if 0 < step <= MAX_INTERVAL_S else None)
 
@@ -241,9 +246,24 @@ def number(cell: str) -> float:
     return math.nan if cell.strip() in MISSING else decimal_number(cell)
 
 
+def is_table(lines: Sequence[str]) -> bool:
+    """Whether the first lines of something look like rows of numbers, with a heading or without."""
+    table = Table()
+    try:
+        for line in lines:
+            cells = split(line.strip(), _mark_of(line, line))
+            if any(map(_is_number, cells)) and all(map(_is_value, cells)):
+                return True
+            for _ in table.feed(line):
+                pass
+    except EntryError:
+        return False
+    return any(not math.isnan(value) for row in table.rows for value in row)
+
+
 def signals_in(first: str, below: str) -> int:
     """How many columns of a table may be signals, by its first two lines (twice the same where there is one)."""
-    cells = split(first, _mark_of(first, below))
+    cells = split(first.strip(), _mark_of(first, below))
     if len(cells) > _CELLS or any(map(_is_number, cells)):
         return len(cells)
     return sum(clock_of(cell) is None for cell in cells)

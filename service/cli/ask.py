@@ -15,9 +15,10 @@ from rich.table import Column, Table
 
 from rollcast import Accepted, Prediction
 from rollcast.client import DEFAULT_URL
-from service.cli.contents import Kind, contents
+from service.cli.contents import Block, Kind, contents
 from service.cli.reach import AsJson, Stream, Url, connect
 from service.cli.shown import line
+from service.codec import MAX_INTERVAL_S
 
 LABELS_SHOWN: Final = 10  # of a model, in a table
 STREAM_COLUMNS = ("stream", "model", "steps", "label", "score", "lag_s", "drops", "restarts")
@@ -61,7 +62,7 @@ def post(
 
     **journalctl -f | rollcast post log-1 - --kind text** (every line as it comes)
 
-    The columns of a CSV with a heading find their places by name.
+    The columns of a CSV with a heading find their places by name. One of time gives the rows theirs.
     """
     with connect(url, numbered=numbered) as client:
         begun, posted = time.monotonic(), 0
@@ -76,6 +77,7 @@ def post(
                 answer = client.post_text(stream, content, **more)
                 posted += 1
             else:
+                more |= _times(content)
                 answer = client.post_samples(stream, content if content.columns else content.rows, **more)
                 posted += len(content.rows)
             _print_answer(answer, as_json)
@@ -130,6 +132,14 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     return "" if value is None else str(value)
+
+
+def _times(block: Block) -> dict[str, float]:
+    """Of the last row and between rows, where a column says it."""
+    if block.times is None:
+        return {}
+    step = (block.times[-1] - block.times[0]) / max(1, len(block.times) - 1)
+    return {"time": block.times[-1]} | ({"interval_s": step} if 0 < step <= MAX_INTERVAL_S else {})
 
 
 def _sleep_until(when: float) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import cache
 from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
@@ -14,6 +15,9 @@ import numpy as np
 import typer
 
 from rollcast.content import media_type
+from service.columns import not_finite
+from service.errors import EntryError
+from service.tables import Table, is_table
 
 Kind = Literal["image", "csv", "text"]
 _OF_ENDING: Final[dict[str, Kind]] = {".txt": "text", ".csv": "csv"}
@@ -24,6 +28,7 @@ class Block:
 
     def __init__(self, rows: list[list[float]], columns: list[str] | None) -> None:
         self.rows, self.columns = rows, columns
+        self.times: list[float] | None = None  # of each row, s, where a column says it
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return np.array(self.rows, dtype)
@@ -55,7 +60,7 @@ def _content(file: BinaryIO, name: str, rows: int, kind: Kind | None) -> Iterato
     try:
         if kind is None:
             first = list(islice(lines, 2))  # rows may have a heading
-            kind = "csv" if any(_numbers(row) for row in csv.reader(first)) else "text"
+            kind = "csv" if is_table(first) else "text"
             lines = chain(first, lines)
         if kind == "text":
             yield from (line for line in lines if line.strip())
@@ -71,33 +76,40 @@ def _content(file: BinaryIO, name: str, rows: int, kind: Kind | None) -> Iterato
 
 
 def _blocks(lines: Iterable[str], name: str, size: int) -> Iterator[Block]:
-    columns: list[str] | None = None
-    block: list[list[float]] = []
-    begun = False
-    for number, cells in enumerate(csv.reader(lines), start=1):
-        if not cells or cells[0].startswith("#"):
-            continue
-        row = _numbers(cells)
-        if row is not None:
-            block.append(row)
-        elif not begun and not any(_numbers([cell]) for cell in cells):
-            columns = [cell.strip() for cell in cells]
-        else:
-            shown = ",".join(cells)[:60]
-            raise typer.BadParameter(f"{name}, line {number}: {shown!r} is not a row of numbers")
-        begun = True
-        if len(block) == size:
-            yield Block(block, columns)
-            block = []
-    if block:
-        yield Block(block, columns)
-
-
-def _numbers(cells: list[str]) -> list[float] | None:
+    """Raises BadParameter for what is no table, and for a value that is not finite."""
+    table = Table()
     try:
-        return [float(cell) for cell in cells] or None
-    except ValueError:
-        return None
+        for line in lines:
+            deque(table.feed(line), 0)
+            while len(table.rows) >= size:
+                yield _block(table, name, size)
+        deque(table.end(), 0)
+        while table.rows:
+            yield _block(table, name, size)
+    except EntryError as error:
+        raise typer.BadParameter(f"{name}: {error.detail}") from None
+
+
+def _block(table: Table, name: str, size: int) -> Block:
+    if table.left_out:
+        _say_once(f"{name}: left out, as no signal: {', '.join(table.left_out)}")
+    before = table.count - len(table.rows)
+    rows, beside = table.take(size)
+    with np.errstate(over="ignore"):
+        values = np.array(rows, np.float64).astype(np.float32)
+    if (error := not_finite(values, table.heading or (), before)) is not None:
+        raise error
+    block = Block(rows, table.heading)
+    table.span(beside)
+    times = [table.clock.since_1970(cells) for cells in beside] if table.clock else []
+    known = [time for time in times if time is not None]
+    block.times = known if len(known) == len(rows) else None
+    return block
+
+
+@cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 # --- images, one behind the other --------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ class Tables:
             return None
         steps = np.concatenate(self._steps)
         step = float(np.median(steps)) or float(steps.mean())
-        return 1 / step if step > 0 else None
+        return float(f"{1 / step:.5g}") if step > 0 else None  # of times in seconds since 1970 more is rounding
 
     def _time(self, path: Path, table: Table) -> None:
         if table.clock is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from rollcast.results import Accepted, History, Prediction, Record, read_record
 from rollcast.shapes import DeadDetail, Models, StateSummary, StreamDetail
 
 STATE: Final = "application/vnd.rollcast.state+msgpack"  # of a stream's saved state
+LEFT_OUT: Final = "Rollcast-Left-Out"  # of an answer: columns of a table that are no signal
 _MARGIN_S: Final = 30.0  # beyond what the server was asked to wait
 Result = TypeVar("Result", covariant=True)
 _accepted = msgspec.json.Decoder(Accepted)
@@ -127,6 +129,8 @@ def _post(
     stream: str, kind: str, query: dict[str, str], body: bytes, media: str, wait_s: float | None
 ) -> Call[Accepted | Prediction]:
     def read(response: httpx.Response) -> Accepted | Prediction:
+        if (left_out := response.headers.get(LEFT_OUT)) is not None:
+            warnings.warn(f"left out, as no signal: {left_out}", stacklevel=2)
         return _accepted.decode(response.content) if wait_s is None else _record_of(response)
 
     path = f"/v1/streams/{quoted(stream)}/{kind}"

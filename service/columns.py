@@ -25,6 +25,7 @@ _NAMED: Final = re.compile(
 _UNITS: Final = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _BY_SIZE: Final = ((1e17, 1e-9), (1e14, 1e-6), (1e11, 1e-3))  # numbers since 1970 from such a size on are in such units
 _SINCE_1970_S: Final = 1e8  # below, a number counts from a beginning of its own
+_DAYS: Final = ("date", "index", "")
 _ORDER: Final = ("timestamp", "datetime", "time", "date", "index", "")
 
 
@@ -133,13 +134,16 @@ class Clock(NamedTuple):
         return clock if clock.seconds(cells) is not None else None
 
     def seconds(self, cells: Sequence[str]) -> float | None:
-        """Since 1970 or, of a small number, since a beginning of its own. A date without a zone is UTC."""
+        """Since 1970 or, of a small number, since a beginning of its own. A date without a zone is UTC; what is only
+        called so says when a row was if it has a time of day."""
         cell = cells[self.at]
+        if self.name in _DAYS and ":" not in cell:
+            return None
         try:
             found = float(cell.replace(",", ".") if self.comma else cell)
         except ValueError:
             return _date(cell if self.day is None else f"{cells[self.day]} {cell}")
-        if self.name in ("index", "") or not abs(found) < 1e20:
+        if not abs(found) < 1e20:
             return None
         if self.unit is not None:
             return found * self.unit

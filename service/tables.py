@@ -47,7 +47,7 @@ class Table:
         self.left_out: list[str] = []  # the columns that are no signal, in words
         self.clock: Clock | None = None  # which of `beside` tell the time
         self.count = 0  # rows so far, those that were taken as well
-        self.doubtful = True  # every row could be one number with a decimal comma
+        self.doubtful = names is None  # every row could be one number with a decimal comma
         self._names, self._said = names, heading
         self._first: str | None = None  # a line that may be a heading: the one below it tells the mark
         self._remark = ""
@@ -59,12 +59,10 @@ class Table:
         self._latest = 0.0  # time of rows that `span` has seen
 
     def feed(self, line: str) -> Iterator[None]:
-        """One line. Yields now and then, so that others may run meanwhile. Raises Malformed and WrongShape."""
+        """One line. Yields within a long one, so that others may run meanwhile. Raises Malformed and WrongShape."""
         line = line.rstrip("\r\n")
-        if not line.strip():
-            return
-        if line.lstrip().startswith("#"):
-            self._remark = line.lstrip("# \t")
+        if is_blank(line):
+            self._remark = line[:_LOOKED_AT].lstrip("# \t") or self._remark
             return
         if self._mark:
             yield from self._row(line)
@@ -181,8 +179,9 @@ class Table:
         row: list[float] = []
         picked = cells if self._signals is None else [cells[place] for place in self._signals]
         for start in range(0, len(picked), _CELLS):
+            if start:
+                yield
             row += self._numbers(picked[start : start + _CELLS], start)
-            yield
         self.rows.append(row)
         if self._others:
             self.beside.append([cells[place].strip() for place in self._others])
@@ -246,12 +245,17 @@ def number(cell: str) -> float:
     return math.nan if cell.strip() in MISSING else decimal_number(cell)
 
 
+def is_blank(line: str) -> bool:
+    """Whether it has neither a row nor names: nothing, or a comment."""
+    return not line or line.isspace() or line[:_LOOKED_AT].lstrip().startswith("#")
+
+
 def is_table(lines: Sequence[str]) -> bool:
     """Whether the first lines of something look like rows of numbers, with a heading or without."""
     table = Table()
     try:
         for line in lines:
-            cells = split(line.strip(), _mark_of(line, line))
+            cells = split(line.rstrip("\r\n"), _mark_of(line, line))
             if any(map(_is_number, cells)) and all(map(_is_value, cells)):
                 return True
             for _ in table.feed(line):
@@ -263,7 +267,7 @@ def is_table(lines: Sequence[str]) -> bool:
 
 def signals_in(first: str, below: str) -> int:
     """How many columns of a table may be signals, by its first two lines (twice the same where there is one)."""
-    cells = split(first.strip(), _mark_of(first, below))
+    cells = split(first.rstrip("\r\n"), _mark_of(first, below))
     if len(cells) > _CELLS or any(map(_is_number, cells)):
         return len(cells)
     return sum(clock_of(cell) is None for cell in cells)
@@ -271,8 +275,11 @@ def signals_in(first: str, below: str) -> int:
 
 def _mark_of(first: str, below: str) -> str:
     """What parts the cells: of the marks in the first line the one that fits best; of equals the first."""
-    there = _bare(first)
-    return max((mark for mark in _MARKS if mark in there), key=lambda mark: _fits(mark, first, below), default=",")
+    bare = _bare(first)
+    there = [mark for mark in _MARKS if mark in bare]
+    if len(there) < 2:
+        return there[0] if there else ","
+    return max(there, key=lambda mark: _fits(mark, first, below))
 
 
 def _fits(mark: str, first: str, below: str) -> tuple[bool, float]:

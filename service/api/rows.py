@@ -15,7 +15,7 @@ import numpy as np
 from service.columns import expected, not_finite
 from service.contracts import MAX_ROWS, RowInput
 from service.errors import Malformed, TooLarge, UnsupportedMedia, WrongShape
-from service.tables import Table, signals_in
+from service.tables import Table, is_blank, signals_in
 from service.turns import Turn
 
 ROW_TYPES: Final = "application/json, text/csv or application/octet-stream"
@@ -29,7 +29,13 @@ class Csv(NamedTuple):
 
     text: str
     heading: bool | None = None
-    width: int | None = None  # columns that may be signals, by its first two lines
+
+    @property
+    def width(self) -> int | None:
+        """Columns that may be signals, by its first two lines. Raises Malformed."""
+        lines = (line for line in islice(_lines(self.text), MAX_ROWS) if not is_blank(line))
+        first = next(lines, None)
+        return None if first is None else signals_in(first, next(lines, first))
 
 
 class Block(NamedTuple):
@@ -70,7 +76,7 @@ async def read_block(media: str, body: bytes, heading: bool | None = None) -> Bl
     if media == "application/json":
         return await _read_json(body)
     if media == "text/csv":
-        return await _read_csv(body, heading)
+        return _read_csv(body, heading)
     if media == "application/octet-stream":
         return Block(body)
     raise UnsupportedMedia(f"Content-Type {media or 'is missing'}: expected {ROW_TYPES}")
@@ -123,7 +129,7 @@ async def _read_json(body: bytes) -> Block:
 
 async def _with_constants(body: bytes, error: msgspec.DecodeError) -> _Samples:
     """JSON has no NaN and no Infinity, but producers write them: read them, so that the answer can say where."""
-    expected = 'expected {"samples": [[number, …], …], "time": seconds}'
+    wanted = 'expected {"samples": [[number, …], …], "time": seconds}'
     if b"NaN" in body or b"Infinity" in body:
         await asyncio.sleep(0)
         try:
@@ -131,37 +137,34 @@ async def _with_constants(body: bytes, error: msgspec.DecodeError) -> _Samples:
             await asyncio.sleep(0)
             return msgspec.convert(said, _Samples)
         except (ValueError, RecursionError, msgspec.ValidationError) as second:
-            raise Malformed(f"{second}; {expected}") from None
-    raise Malformed(f"{error}; {expected}") from None
+            raise Malformed(f"{second}; {wanted}") from None
+    raise Malformed(f"{error}; {wanted}") from None
 
 
-async def _read_csv(body: bytes, heading: bool | None) -> Block:
+def _read_csv(body: bytes, heading: bool | None) -> Block:
     check_numbers(max(body.count(mark) for mark in (b",", b";", b"\t")))
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Malformed(f"CSV: {error}; {_CSV}") from None
-    await asyncio.sleep(0)
-    lines = (line for line in islice(_lines(text), MAX_ROWS) if not _is_blank(line))
-    first = next(lines, None)
-    width = None if first is None else signals_in(first, next(lines, first))
-    return Block(Csv(text, heading, width))
+    return Block(Csv(text, heading))
 
 
 async def _from_csv(given: Csv, names: Sequence[str]) -> Rows:
+    await asyncio.sleep(0)
     turn = Turn()
     table = Table(names, given.heading)
     blank = numbers = 0
     try:
         for line in _lines(given.text):
-            if _is_blank(line):
+            if is_blank(line):
                 blank += 1
                 if blank > MAX_ROWS:
                     raise Malformed(f"more than {MAX_ROWS} blank lines; {_CSV}")
             else:
                 if len(table.rows) == MAX_ROWS:
                     raise too_many_rows(f"more than {MAX_ROWS}")
-                numbers += 1 + max(line.count(mark) for mark in ",;\t")
+                numbers += 1 + max(line.count(","), line.count(";"), line.count("\t"))
                 check_numbers(numbers)
             for _ in table.feed(line):
                 if turn.due():
@@ -182,11 +185,6 @@ async def _from_csv(given: Csv, names: Sequence[str]) -> Rows:
 def _lines(text: str) -> Iterator[str]:
     """A row ends with LF, CR or both, and with nothing else."""
     return io.StringIO(text, newline="")
-
-
-def _is_blank(line: str) -> bool:
-    """Without a row, and without a heading's name."""
-    return not line.strip() or line.lstrip().startswith("#")
 
 
 def too_many_rows(count: str) -> WrongShape:

@@ -203,6 +203,9 @@ def test_names_that_are_no_signals_are_known(name: str) -> None:
         (",acc,mic\n2023-11-14 22:13:20,1,2\n2023-11-14 22:13:20.5,3,4\n", 1700000000.5, 0.5, "column 1 (no name)"),
         ("date;time;acc;mic\n2023-11-14;22:13:20;1,0;2\n2023-11-14;22:13:21;3;4\n", 1700000001.0, 1.0, "column 1 (da"),
         ("time,acc,mic\n2023-11-14T23:13:20+01:00,1,2\n2023-11-14T22:13:20Z,3,4\n", 1700000000.0, None, "column 1 (t"),
+        ("date,acc,mic\n2023-11-14,1,2\n2023-11-14,3,4\n", None, None, "column 1 (date)"),
+        ("index,acc,mic\n2023-11-14 22:13:20,1,2\n2023-11-14 22:13:21,3,4\n", 1700000001.0, 1.0, "column 1 (index)"),
+        ("time,acc,mic\n12:00:00,1,2\n12:00:01,3,4\n", None, None, "column 1 (time)"),
         ("time,acc,mic\n14.11.2023 22:13,1,2\n14.11.2023 22:14,3,4\n", None, None, "column 1 (time)"),
     ],
 )

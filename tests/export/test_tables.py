@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import typer
@@ -14,6 +15,7 @@ from export.own import Examples, read_own, read_rows
 from export.plan import Candidate, own_task
 from export.tables import agreed_hz, in_order
 from rollcast import entries
+from rollcast.calls import post_samples
 from rollcast.content import body_of
 from service.api.rows import read_block, to_rows
 from service.cli.contents import Block, contents
@@ -124,6 +126,13 @@ def test_numbers_of_columns_are_no_names() -> None:
 
 def test_names_are_sent_whatever_is_in_them() -> None:
     assert body_of(Frame(['a "b", c'], [[1.0]])) == (b'"a ""b"", c"\n1.0\n', "text/csv; header=present")
+
+
+def test_what_the_server_leaves_out_is_told() -> None:
+    call = post_samples("belt-1", Frame(["time", *AB], [[n, *row] for n, row in enumerate(ROWS)]))
+    answer = {"id": "1-0", "stream": "belt-1", "model": "pumps"}
+    with pytest.warns(UserWarning, match=r"left out, as no signal: column 1 \(time\)"):
+        call.read(httpx.Response(202, json=answer, headers={"Rollcast-Left-Out": "column 1 (time)"}))
 
 
 def test_an_entry_has_no_names_and_says_so() -> None:

@@ -24,12 +24,12 @@ import cv2
 import numpy as np
 
 from export.data import Data, DataError, Split, hold_out
-from export.tables import Tables, in_order, no_signals
+from export.tables import Tables, in_order, signals
+from service.cells import number as value_of
 from service.columns import not_finite
 from service.contracts import FrameInput, TrainingData
 from service.decode import decode_frame, fit_frame
 from service.errors import EntryError
-from service.tables import number as value_of
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 CLIPS = (".mp4", ".mkv", ".avi", ".mov", ".webm")
@@ -60,6 +60,7 @@ def read_own(name: str, path: Path, test: Path | None, form: FrameInput | None, 
     found, held = read(path), None if test is None else read(test)
     if test is not None and held is not None and held.features != found.features:
         held.x = [in_order(test, x, held.features, found.features) for x in held.x]
+        held.features = found.features
     return split_own(name, path, found, held, seed)
 
 
@@ -87,7 +88,8 @@ def read_rows(path: Path) -> Examples:
         raise DataError(f"missing {path}")
     else:
         raise DataError(f"{path}: expected .ts, .ts.gz, .npz, or a folder with a folder of CSV files a label")
-    _leave_out(path, found)
+    found.x, found.features, gone = signals(path, found.x, found.features)
+    found.left_out += gone
     found.features = found.features or [f"x{i}" for i in range(found.x[0].shape[1])]
     _check(path, found)
     return found
@@ -101,22 +103,6 @@ def read_frames(path: Path, form: FrameInput) -> Examples:
     if any(entry.is_dir() or entry.suffix.lower() in CLIPS for entry in below):
         return _read_folder(path, (*CLIPS, ""), lambda each: (_read_clip(each, form), []))
     return _read_folder(path, IMAGES, lambda each: (_read_image(each, form), []))
-
-
-def _leave_out(path: Path, found: Examples) -> None:
-    """Takes out the columns that are no signal."""
-    width = found.x[0].shape[1]
-    if any(x.shape[1] != width for x in found.x) or len(found.features) not in (0, width):
-        return  # `_check` says it
-    gone = no_signals(found.x, found.features)
-    kept = [column for column in range(width) if column not in gone]
-    if not kept:
-        raise DataError(f"{path}: no column is a signal: {', '.join(gone.values())}")
-    if gone:
-        names = found.features or [f"column {column + 1}" for column in range(width)]
-        found.left_out += [f"{names[column]} ({what})" for column, what in gone.items()]
-        found.x = [np.ascontiguousarray(x[:, kept]) for x in found.x]
-        found.features = [found.features[column] for column in kept] if found.features else []
 
 
 # --- splitting ---------------------------------------------------------------------------------------------------

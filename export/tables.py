@@ -38,7 +38,7 @@ class Tables:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"damaged file {path}: {error}") from None
         except EntryError as error:
-            raise DataError(f"damaged file {path}: {error.detail}") from None
+            raise DataError(f"{path}: {error.detail}") from None
         if not table.rows:
             raise DataError(f"{path}: no rows")
         self._doubtful = self._doubtful and table.doubtful
@@ -82,36 +82,49 @@ def in_order(place: Path | str, x: np.ndarray, names: Sequence[str], wanted: Seq
     """The columns of x (T, F) as `wanted` has them. Raises DataError where they are others."""
     places = places_of(names, wanted) if wanted and len(names) == x.shape[1] else None
     if places is None:
-        raise DataError(f"{place}: columns {list(names)}, the first file has {list(wanted)}")
+        raise DataError(f"{place}: columns {list(names)}, expected {list(wanted)}")
     return np.ascontiguousarray(x[:, places])
+
+
+def signals(
+    path: Path, xs: list[np.ndarray], names: list[str]
+) -> tuple[list[np.ndarray], list[str], list[str]]:  # fmt: skip
+    """All x (T, F) and the names, without the columns that are no signal; and these, in words. Raises DataError where
+    none is left."""
+    width = xs[0].shape[1]
+    if any(x.shape[1] != width for x in xs) or len(names) not in (0, width):
+        return xs, names, []  # whoever checks what was read says it
+    gone = no_signals(xs, names)
+    kept = [column for column in range(width) if column not in gone]
+    if not kept:
+        raise DataError(f"{path}: no column is a signal: {', '.join(gone.values())}")
+    if not gone:
+        return xs, names, []
+    said = [f"{names[column] if names else f'column {column + 1}'} ({what})" for column, what in gone.items()]
+    return [np.ascontiguousarray(x[:, kept]) for x in xs], [names[column] for column in kept if names], said
 
 
 def no_signals(xs: Sequence[np.ndarray], names: Sequence[str]) -> dict[int, str]:
     """Columns that tell where in a file a row stands, and what they are: of all x (T, F) those that rise by one, are
     called as an index or a time is, or, without names, rise evenly or count since 1970."""
-    found: dict[int, str] = {}
-    steps = [np.diff(x, axis=0) for x in xs if len(x) > 1]
-    for column in range(xs[0].shape[1]):
-        if names and (clock := clock_of(names[column])) is not None:
-            found[column] = clock or "no name"
-        elif what := _rising([each[:, column] for each in steps], [x[:, column] for x in xs], not names):
-            found[column] = what
+    found = {n: clock or "no name" for n, name in enumerate(names) if (clock := clock_of(name)) is not None}
+    if not any(len(x) > 2 for x in xs):
+        return found  # of so few rows nothing else can be said
+    with np.errstate(invalid="ignore"):
+        low = np.min([np.diff(x, axis=0).min(0) for x in xs if len(x) > 1], 0)
+        high = np.max([np.diff(x, axis=0).max(0) for x in xs if len(x) > 1], 0)
+        least = np.min([x.min(0) for x in xs if len(x)], 0)
+        told = {
+            "rises by one": (low == 1) & (high == 1),
+            EVENLY: (low > 0) & (high - low <= 1e-3 * high) & (not names),
+            "counts since 1970": (low >= 0) & (least >= _SINCE_1970_S) & (not names),
+        }
+    for what, columns in told.items():
+        for column in np.flatnonzero(columns):
+            found.setdefault(int(column), what)
     if len(found) == xs[0].shape[1]:  # then what rises evenly is all there is to learn
         found = {column: what for column, what in found.items() if what != EVENLY}
-    return found
-
-
-def _rising(steps: list[np.ndarray], values: list[np.ndarray], unnamed: bool) -> str:
-    if not any(len(each) > 1 for each in steps):
-        return ""  # of so few rows nothing can be said
-    low, high = min(float(each.min()) for each in steps), max(float(each.max()) for each in steps)
-    if low == high == 1:
-        return "rises by one"
-    if unnamed and low > 0 and high - low <= 1e-3 * high:
-        return EVENLY
-    if unnamed and low >= 0 and min(float(each.min()) for each in values) >= _SINCE_1970_S:
-        return "counts since 1970"
-    return ""
+    return dict(sorted(found.items()))
 
 
 def agreed_hz(asked: float | None, found: float | None) -> float | None:

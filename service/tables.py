@@ -7,22 +7,29 @@ out and told.
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from service.codec import MAX_INTERVAL_S, decimal_number
+from service.cells import (
+    CELLS,
+    DECIMAL_COMMA,
+    LOOKED_AT,
+    has_number,
+    is_blank,
+    is_number,
+    is_place,
+    is_value,
+    mark_of,
+    numbers,
+    split,
+    with_point,
+)
+from service.codec import MAX_INTERVAL_S
 from service.columns import MISSING, MOST_BESIDE, SHOWN, Clock, check_names, clock_of, expected, places_of
 from service.errors import EntryError, Malformed, WrongShape
 
-_CELLS: Final = 1024  # read in one go; and looked at, to know a heading
-_LOOKED_AT: Final = 65_536  # characters of a line, to know its marks
-_LONGEST: Final = 1024  # characters of a number
-_MARKS: Final = (";", "\t", ",")
-_QUOTED: Final = re.compile(r'"[^"]*"')
-_DECIMAL_COMMA: Final = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
 _WHOLE_COMMA_WHOLE: Final = re.compile(r"\s*[-+]?\d+,\d+\s*")
 
 
@@ -62,12 +69,12 @@ class Table:
         """One line. Yields within a long one, so that others may run meanwhile. Raises Malformed and WrongShape."""
         line = line.rstrip("\r\n")
         if is_blank(line):
-            self._remark = line[:_LOOKED_AT].lstrip("# \t") or self._remark
+            self._remark = line[:LOOKED_AT].lstrip("# \t") or self._remark
             return
         if self._mark:
             yield from self._row(line)
             return
-        if self._first is None and self._said is not False and not _has_number(line):
+        if self._first is None and self._said is not False and not has_number(line):
             self._first = line
             return
         first, self._first = self._first, None
@@ -110,30 +117,30 @@ class Table:
 
     def _begin(self, first: str, below: str) -> bool:
         """Decides mark and columns. Returns whether the first line is a heading."""
-        self._mark = _mark_of(first, below)
+        self._mark = mark_of(first, below)
         cells = [cell.strip() for cell in split(first, self._mark)]
         if self._is_heading(cells):
             self._name(cells)
             return True
         remark = [cell.strip() for cell in self._remark.split(self._mark)] if self._said is None else []
-        if len(remark) == len(cells) > 1 and not any(map(_is_number, remark[:_CELLS])):
+        if len(remark) == len(cells) > 1 and not any(map(is_number, remark[:CELLS])):
             self._name(remark)  # as numpy.savetxt writes a heading
             return False
         self._width = len(cells)
         named = len(self._names) if self._names is not None else len(cells) - 1
-        if not cells[-1] and any(map(_is_number, cells[:_CELLS])) and len(cells) == named + 1:
+        if not cells[-1] and any(map(is_number, cells[:CELLS])) and len(cells) == named + 1:
             self._signals = list(range(named))  # every line ends with a mark
         return False
 
     def _is_heading(self, cells: list[str]) -> bool:
         if self._said is not None:
             return self._said
-        some = cells[:_CELLS] if self._mark == "," else [_point(cell) for cell in cells[:_CELLS]]
-        rowlike = any(map(_is_number, some))
+        some = cells[:CELLS] if self._mark == "," else [with_point(cell) for cell in cells[:CELLS]]
+        rowlike = any(map(is_number, some))
         if self._names and not (rowlike and set(self._names).isdisjoint(cells)) and places_of(cells, self._names):
             return True
         signals = [cell for cell in some if clock_of(cell) is None]
-        if signals and all(_is_place(cell, place) for place, cell in enumerate(signals)):
+        if signals and all(is_place(cell, place) for place, cell in enumerate(signals)):
             shown = ", ".join(cells[:SHOWN])[:100]
             raise Malformed(
                 f"first line {shown}: heading or row? Give names in a first line; over HTTP also "
@@ -178,10 +185,10 @@ class Table:
             self.doubtful = self.heading is None and _WHOLE_COMMA_WHOLE.fullmatch(line) is not None
         row: list[float] = []
         picked = cells if self._signals is None else [cells[place] for place in self._signals]
-        for start in range(0, len(picked), _CELLS):
+        for start in range(0, len(picked), CELLS):
             if start:
                 yield
-            row += self._numbers(picked[start : start + _CELLS], start)
+            row += self._numbers(picked[start : start + CELLS], start)
         self.rows.append(row)
         if self._others:
             self.beside.append([cells[place].strip() for place in self._others])
@@ -195,68 +202,41 @@ class Table:
         told = f"row {self.count + 1} has {width} columns, expected {expected(names)}"
         if self._others:
             told += f", and {', '.join(self.left_out)}"
-        elif len(names) == 1 and _DECIMAL_COMMA.fullmatch(line.strip()):
+        elif len(names) == 1 and DECIMAL_COMMA.fullmatch(line.strip()):
             told += "; decimal commas of a single column are not read: write points"
         elif self.heading is None and width == len(names) + 1:
             told += "; an index or a time is left out only where a heading names the columns"
         return WrongShape(told)
 
     def _numbers(self, cells: list[str], start: int) -> list[float]:
-        text = "".join(cells)
         if self._mark != ",":
+            text = "".join(cells)
             found = {sign for sign in ".," if sign in text} | ({self._decimal} - {""})
             if len(found) == 2:
                 raise Malformed(f"row {self.count}: decimal commas and decimal points in one table")
             self._decimal = next(iter(found), "")
             if self._decimal == ",":
-                cells = [_point(cell) for cell in cells]
-                text = "".join(cells)
-        if text.isascii() and text.isprintable() and "_" not in text and max(map(len, cells)) <= _LONGEST:
-            try:
-                return list(map(float, cells))
-            except ValueError:
-                pass
+                cells = [with_point(cell) for cell in cells]
         try:
-            return [number(cell) for cell in cells]
+            return numbers(cells)
         except ValueError:
-            at = next(n for n, cell in enumerate(cells) if not _is_value(cell))
+            at = next(n for n, cell in enumerate(cells) if not is_value(cell))
             column = start + at if self._signals is None else self._signals[start + at]
             raise Malformed(
                 f"row {self.count}, column {column + 1}: {cells[at].strip()[:40]!r} is not a number"
             ) from None
 
 
-# --- cells -------------------------------------------------------------------------------------------------------
-
-
-def split(line: str, mark: str) -> list[str]:
-    """Raises Malformed."""
-    if '"' not in line:
-        return line.split(mark)
-    try:
-        (cells,) = csv.reader([line], strict=True, delimiter=mark)
-    except csv.Error as error:
-        raise Malformed(f"{error}; expected one row a line, commas between numbers") from None
-    return cells
-
-
-def number(cell: str) -> float:
-    """NaN of a missing value. Raises ValueError."""
-    return math.nan if cell.strip() in MISSING else decimal_number(cell)
-
-
-def is_blank(line: str) -> bool:
-    """Whether it has neither a row nor names: nothing, or a comment."""
-    return not line or line.isspace() or line[:_LOOKED_AT].lstrip().startswith("#")
+# --- the first lines ---------------------------------------------------------------------------------------------
 
 
 def is_table(lines: Sequence[str]) -> bool:
     """Whether the first lines of something look like rows of numbers, with a heading or without."""
     table = Table()
     try:
-        for line in lines:
-            cells = split(line.rstrip("\r\n"), _mark_of(line, line))
-            if any(map(_is_number, cells)) and all(map(_is_value, cells)):
+        for line in (each.rstrip("\r\n") for each in lines):
+            cells = split(line, mark_of(line, line))
+            if any(map(is_number, cells)) and all(map(is_value, cells)):
                 return True
             for _ in table.feed(line):
                 pass
@@ -267,57 +247,8 @@ def is_table(lines: Sequence[str]) -> bool:
 
 def signals_in(first: str, below: str) -> int:
     """How many columns of a table may be signals, by its first two lines (twice the same where there is one)."""
-    cells = split(first.rstrip("\r\n"), _mark_of(first, below))
-    if len(cells) > _CELLS or any(map(_is_number, cells)):
+    first, below = first.rstrip("\r\n"), below.rstrip("\r\n")
+    cells = split(first, mark_of(first, below))
+    if len(cells) > CELLS or any(map(is_number, cells)):
         return len(cells)
     return sum(clock_of(cell) is None for cell in cells)
-
-
-def _mark_of(first: str, below: str) -> str:
-    """What parts the cells: of the marks in the first line the one that fits best; of equals the first."""
-    bare = _bare(first)
-    there = [mark for mark in _MARKS if mark in bare]
-    if len(there) < 2:
-        return there[0] if there else ","
-    return max(there, key=lambda mark: _fits(mark, first, below))
-
-
-def _fits(mark: str, first: str, below: str) -> tuple[bool, float]:
-    """How well a mark parts two lines: whether into equally many cells; and the share of values among those below."""
-    counts = [_bare(line).count(mark) for line in (first, below)]
-    cells = below[:_LOOKED_AT].split(mark)[:_CELLS]
-    if mark != ",":
-        cells = [_point(cell) for cell in cells]
-    values = sum(_is_value(cell.strip(' \t"')) for cell in cells)
-    return counts[0] == counts[1], values / len(cells)
-
-
-def _bare(line: str) -> str:
-    """Without what is quoted."""
-    return _QUOTED.sub("", line) if '"' in line and len(line) <= _LOOKED_AT else line
-
-
-def _has_number(line: str) -> bool:
-    """Whether any cell is one, however cells are parted."""
-    cells = re.split(r"[;\t,]", line[:_LOOKED_AT])[:_CELLS]
-    return any(_is_number(cell.strip(' "')) for cell in cells)
-
-
-def _is_number(cell: str) -> bool:
-    return _is_value(cell) and cell.strip() not in MISSING
-
-
-def _is_value(cell: str) -> bool:
-    try:
-        number(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_place(cell: str, place: int) -> bool:
-    return _is_number(cell) and decimal_number(cell) == place
-
-
-def _point(cell: str) -> str:
-    return cell.replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell.strip()) else cell

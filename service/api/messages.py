@@ -88,7 +88,7 @@ _ARRAY: Final = (0x90, 0xDC, 0xDD)  # first bytes: fixarray, array 16, array 32
 _MAP: Final = (0x80, 0xDE, 0xDF)
 _LONGEST_HEAD: Final = 5  # bytes of an array's head
 _LONGEST_NUMBER: Final = 9
-_MENDED: Final = 1 << 20  # characters of JSON in which NaN and Infinity are looked for
+_MENDED: Final = 1 << 20  # size of JSON in which NaN and Infinity are looked for
 _CONSTANT: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?|:\s*+(?:NaN|-?Infinity)|NaN|-?Infinity', re.DOTALL)
 _AS_NUMBER: Final = {"NaN": "null", "Infinity": "1e308", "-Infinity": "-1e308"}
 _FIELDS: Final = len(PostedEntry.__struct_fields__)
@@ -110,7 +110,9 @@ def split_message(message: Message) -> list[msgspec.Raw]:
         if isinstance(message, str):
             if len(message) > _LARGE:
                 _check_maps(message)
-            found = _list_json.decode(_numbers_only(message))
+            if len(message) <= _MENDED and ("NaN" in message or "Infinity" in message):
+                message = _numbers_only(message)
+            found = _list_json.decode(message)
         else:
             _check_entries(packed_length(message) or 0)
             found = _list_packed.decode(message)
@@ -143,7 +145,9 @@ def read_entry(data: msgspec.Raw | bytes, packed: bool) -> PostedEntry:
                 _check_packed(body)
             elif _sampled_json.decode(body).samples:
                 check_samples(body, _FIELDS)
-        return _entry_packed.decode(body) if packed else _entry_json.decode(_numbers_only(body.decode()))
+        if not packed and len(body) <= _MENDED and (b"NaN" in body or b"Infinity" in body):
+            body = _numbers_only(body.decode()).encode()
+        return _entry_packed.decode(body) if packed else _entry_json.decode(body)
     except UNREADABLE as error:
         raise Malformed(f"entry: {error}") from None
 
@@ -167,8 +171,6 @@ def _check_packed(body: bytes) -> None:
 def _numbers_only(text: str) -> str:
     """JSON has no NaN and no Infinity, but producers write them. In an array they become null and numbers beyond
     float32, so that the answer can say where."""
-    if len(text) > _MENDED or not ("NaN" in text or "Infinity" in text):
-        return text
     return _CONSTANT.sub(lambda found: _AS_NUMBER.get(found[0], found[0]), text)
 
 

@@ -12,10 +12,11 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
+from service.cells import is_blank
 from service.columns import expected, not_finite
 from service.contracts import MAX_ROWS, RowInput
 from service.errors import Malformed, TooLarge, UnsupportedMedia, WrongShape
-from service.tables import Table, is_blank, signals_in
+from service.tables import Table, signals_in
 from service.turns import Turn
 
 ROW_TYPES: Final = "application/json, text/csv or application/octet-stream"

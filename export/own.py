@@ -4,7 +4,7 @@
 | --- | --- |
 | rows | `.ts`, `.ts.gz`: the text format of the UEA archive and sktime, lengths may differ |
 |      | `.npz`: `x` (N, T, F), or concatenated (rows, F) with `length` (N,); `label` (N,), optionally `group` (N,) |
-|      | a folder with a folder of CSV files a label; a first line without a number names the columns |
+|      | a folder with a folder of CSV files a label: tables, read as what is posted (docs/http.md) |
 | frames | a folder with a folder a label, in it images, or clips: films, or folders of images by their numbers |
 
 Examples of one group (a person, a machine) stay on one side of every cut.
@@ -12,7 +12,6 @@ Examples of one group (a person, a machine) stay on one side of every cut.
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
 import sys
@@ -25,6 +24,9 @@ import numpy as np
 from export.checks import check_alike, check_certificate, check_rows, oddities, read_npz, series, texts, wrong_names
 from export.clips import one_rate, read_clip, read_image
 from export.data import Data, DataError, Split, hold_out
+from export.tables import Tables, in_order, signals
+from service.cells import number as value_of
+from service.columns import not_finite, places_of
 from service.contracts import FrameInput, TrainingData
 from service.films import ENDINGS, visible
 
@@ -43,7 +45,8 @@ class Examples:
     name: list[str]
     group: list[str] = field(default_factory=list)  # empty: every example by itself
     features: list[str] = field(default_factory=list)
-    hz: float | None = None  # rows or frames a second, where the files say
+    left_out: list[str] = field(default_factory=list)  # columns that are no signal, in words
+    hz: float | None = None  # rows or frames a second, where the files say: a column of times, a film
 
 
 def read_own(name: str, path: Path, test: Path | None, form: FrameInput | None, seed: int = 0) -> Data:
@@ -55,6 +58,9 @@ def read_own(name: str, path: Path, test: Path | None, form: FrameInput | None, 
     found, held = read(path), None if test is None else read(test)
     if form is None:
         if test is not None and held is not None:
+            if held.features != found.features and places_of(held.features, found.features) is not None:
+                held.x = [in_order(test, x, held.features, found.features) for x in held.x]
+                held.features = found.features
             check_alike(path, found.features, found.x[0].shape[1], (test, held.features, held.x[0].shape[1]))
         for oddity in oddities(found.x, found.features):
             print(f"{path}: {oddity}", file=sys.stderr)
@@ -73,7 +79,10 @@ def parse_form(size: str, gray: bool, hz: float | None) -> FrameInput:
 def read_rows(path: Path) -> Examples:
     """Raises DataError that names file and line or example, what was wrong and what was expected."""
     if path.is_dir():
-        found = _read_folder(path, (".csv",), _read_csv)
+        tables = Tables()
+        found = _read_folder(path, (".csv",), tables.read)
+        tables.check(path)
+        found.left_out, found.hz = tables.left_out, tables.hz()
     elif path.suffixes[-2:] == [".ts", ".gz"] or path.suffix == ".ts":
         found = _read_ts(path)
     elif path.suffix == ".npz":
@@ -82,11 +91,13 @@ def read_rows(path: Path) -> Examples:
         raise DataError(f"missing {path}")
     else:
         raise DataError(f"{path}: expected .ts, .ts.gz, .npz, or a folder with a folder of CSV files a label")
-    _check(path, found)
+    found.x, found.features, gone = signals(path, found.x, found.features)
+    found.left_out += gone
     if wrong := wrong_names(found.features, found.x[0].shape):
         raise DataError(f"{path}: {wrong}")
-    check_rows(path, found.x, found.name)
     found.features = found.features or [f"x{i}" for i in range(found.x[0].shape[1])]
+    _check(path, found)
+    check_rows(path, found.x, found.name)
     return found
 
 
@@ -144,7 +155,7 @@ def split_own(name: str, path: Path, found: Examples, test: Examples | None = No
         split=f"{'given' if test is not None else 'a fifth'} to test, {how}",
     )
     digest = _digest(found, test)
-    return Data(train, validation, held, labels, about, digest, found.features, hz=found.hz)
+    return Data(train, validation, held, labels, about, digest, found.features, hz=found.hz, left_out=found.left_out)
 
 
 def _to_split(found: Examples, labels: list[str]) -> Split:
@@ -216,12 +227,8 @@ def _check(path: Path, found: Examples) -> None:
     for name, x in zip(found.name, found.x, strict=True):
         if not len(x):
             raise DataError(f"{path}: example {name} has no rows")
-        if not np.isfinite(x).all():
-            row, column = np.argwhere(~np.isfinite(x))[0]
-            raise DataError(
-                f"{path}: example {name}, row {row + 1}, column {column + 1}: {x[row, column]}; "
-                "fill missing values first"
-            )
+        if (error := not_finite(x, found.features)) is not None:
+            raise DataError(f"{path}: example {name}, {error.detail}; fill missing values first")
 
 
 # --- .ts ---------------------------------------------------------------------------------------------------------
@@ -269,7 +276,7 @@ def _read_ts(path: Path) -> Examples:
 def _series(path: Path, number: int, dimensions: list[str]) -> np.ndarray:
     """(T, F) float32."""
     try:
-        columns = [np.array([np.nan if v.strip() == "?" else float(v) for v in d.split(",")]) for d in dimensions]
+        columns = [np.array([value_of(v) for v in d.split(",")]) for d in dimensions]
     except ValueError as error:
         raise DataError(f"damaged file {path}, line {number}: {error}") from None
     if len({len(column) for column in columns}) != 1:
@@ -327,37 +334,9 @@ def _read_folder(
                 raise DataError(f"{entry}: expected {', '.join(e or 'a folder of images' for e in endings)}")
             x, features = read(entry)
             if found.x and features != found.features:
-                raise DataError(f"{entry}: columns {features}, the first file has {found.features}")
+                x, features = in_order(entry, x, features, found.features), found.features
             found.features = features
             found.x.append(x)
             found.label.append(folder.name)
             found.name.append(f"{folder.name}/{entry.name}")
     return found
-
-
-def _read_csv(path: Path) -> tuple[np.ndarray, list[str]]:
-    """(T, F) float32, and the columns' names; none where the first line has numbers."""
-    try:
-        lines = [line for line in csv.reader(path.read_text("utf-8-sig").splitlines()) if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"damaged file {path}: {error}") from None
-    names = []
-    if lines and not any(_is_number(cell) for cell in lines[0]):
-        names = [cell.strip() for cell in lines.pop(0)]
-    width = len(names or (lines[0] if lines else []))
-    for number, line in enumerate(lines, 2 if names else 1):
-        if len(line) != width or not all(_is_number(cell) for cell in line):
-            raise DataError(
-                f"damaged file {path}, row {number}: expected {width} numbers, found {','.join(line)[:60]!r}"
-            )
-    if not lines:
-        raise DataError(f"{path}: no rows")
-    return np.array(lines, np.float64).astype(np.float32), names
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

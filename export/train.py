@@ -44,6 +44,7 @@ from export.runs import (
     with_folds,
 )
 from export.sequences import SequenceTask, in_turn, surprise
+from export.tables import agreed_hz
 from export.tasks import Batch, Run, Task
 from export.zoo import TASKS, ZOO
 from models.rocket import Rocket
@@ -363,7 +364,10 @@ def main(
     minutes: Annotated[
         float, typer.Option(min=0.01, help="Time it may take, packaging apart.", rich_help_panel=OWN)
     ] = 10.0,
-    hz: Annotated[float | None, typer.Option(min=1e-6, help="Rows or frames a second.", rich_help_panel=OWN)] = None,
+    hz: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="Rows or frames a second; none: by a column of times.", rich_help_panel=OWN),
+    ] = None,
     frames: Annotated[
         bool, typer.Option("--frames", help="The folder has images or clips a label.", rich_help_panel=OWN)
     ] = False,
@@ -392,7 +396,8 @@ def main(
             until = Deadline(minutes * 60)
             use_threads(threads, "frame" if frames else "samples")
             data = read_own(name, own, test, parse_form(size, gray, hz) if frames else None, seed)
-            task = _choose(name, data, settings, folder, family, until, hz or data.hz, resume)
+            hz = _said_of_columns(data, hz)
+            task = _choose(name, data, settings, folder, family, until, hz, resume)
         else:
             task = _known(name)
             use_threads(threads, task.kind)
@@ -459,6 +464,15 @@ def _remake(
             places.append(place)
         kept = keep(best(places), names, zoo)
         console.print(f"{kind}: {kept} is kept; " + ", ".join(f"{p.parts[-2]} {validation(p):.4f}" for p in places))
+
+
+def _said_of_columns(data: Data, hz: float | None) -> float | None:
+    """Says what is left out. Returns the rate: as asked for, else as a column of times has it."""
+    if data.left_out:
+        console.print(f"left out, as no signal: {', '.join(data.left_out)}", highlight=False, markup=False)
+    if hz is None and data.hz is not None:
+        console.print(f"{data.hz:g} rows a second, by the column of times", highlight=False)
+    return agreed_hz(hz, data.hz)
 
 
 def _known(name: str) -> Task:

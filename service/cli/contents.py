@@ -6,13 +6,13 @@ which it is posted; a named picture is one entry, whole.
 
 from __future__ import annotations
 
-import csv
 import re
 import stat
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
@@ -25,7 +25,10 @@ from rollcast.content import media_type
 from service.cli.films import film_of, pictures
 from service.cli.pictures import MOST_BYTES, START, Pictures, images
 from service.cli.times import read_time
+from service.columns import not_finite
+from service.errors import EntryError, Malformed
 from service.films import ENDINGS, visible
+from service.tables import Table, is_table
 
 __all__ = ["Block", "Content", "Kind", "Source", "contents", "images", "sources"]
 
@@ -135,14 +138,12 @@ def _content(
     try:
         if kind is None:
             first = list(islice(lines, 2))  # rows may have a heading
-            kind = "csv" if any(_numbers(row) for row in csv.reader(first)) else "text"
+            kind = "csv" if is_table(first) else "text"
             lines = chain(first, lines)
         if kind == "text":
             yield from (line for line in lines if line.strip())
-        elif column is not None:
-            yield from _timed_blocks(lines, name, rows, column)
         else:
-            yield from _blocks(lines, name, rows)
+            yield from _blocks(lines, name, rows, column)
     except UnicodeDecodeError as error:
         raise typer.BadParameter(f"{name}: byte {error.start} is no UTF-8: expected an image, CSV or text") from None
     finally:
@@ -175,63 +176,50 @@ def _pictures(file: BinaryIO, name: str, tell: Tell) -> Iterator[bytes]:
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
-def _blocks(lines: Iterable[str], name: str, size: int) -> Iterator[Block]:
-    columns: list[str] | None = None
-    block: list[list[float]] = []
-    begun = False
-    for number, cells in enumerate(csv.reader(lines), start=1):
-        if not cells or cells[0].startswith("#"):
-            continue
-        row = _numbers(cells)
-        if row is not None:
-            block.append(row)
-        elif not begun and not any(_numbers([cell]) for cell in cells):
-            columns = [cell.strip() for cell in cells]
-        else:
-            shown = ",".join(cells)[:60]
-            raise typer.BadParameter(f"{name}, line {number}: {shown!r} is not a row of numbers")
-        begun = True
-        if len(block) == size:
-            yield Block(block, columns)
-            block = []
-    if block:
-        yield Block(block, columns)
-
-
-def _numbers(cells: list[str]) -> list[float] | None:
+def _blocks(lines: Iterable[str], name: str, size: int, column: str | None = None) -> Iterator[Block]:
+    """`column`: with the rows' times. Raises BadParameter for what is no table, and for a value that is not finite."""
+    table = Table(time_column=column)
     try:
-        return [float(cell) for cell in cells] or None
-    except ValueError:
-        return None
+        for line in lines:
+            deque(table.feed(line), 0)
+            while len(table.rows) >= size:
+                yield _block(table, name, size, column)
+        deque(table.end(), 0)
+        while table.rows:
+            yield _block(table, name, size, column)
+    except EntryError as error:
+        raise typer.BadParameter(f"{name}: {error.detail}") from None
 
 
-def _timed_blocks(lines: Iterable[str], name: str, size: int, column: str) -> Iterator[Block]:
-    """As `_blocks`, without the column, whose times are the blocks'."""
-    times: deque[float] = deque()
-    for block in _blocks(_without(lines, name, column, times), name, size):
-        block.times = [times.popleft() for _ in block.rows]
-        yield block
+def _block(table: Table, name: str, size: int, column: str | None) -> Block:
+    if table.left_out:
+        _say_once(f"{name}: left out, as no signal: {', '.join(table.left_out)}")
+    before = table.count - len(table.rows)
+    rows, beside = table.take(size)
+    with np.errstate(over="ignore"):
+        values = np.array(rows, np.float64).astype(np.float32)
+    if (error := not_finite(values, table.heading or (), before)) is not None:
+        raise error
+    block = Block(rows, table.heading)
+    if table.clock is None:
+        return block
+    if column is not None:
+        block.times = [_time(cells[table.clock.at], before + n, column) for n, cells in enumerate(beside, 1)]
+        table.check_order(block.times)
+        return block
+    table.span(beside)
+    known = [time for cells in beside if (time := table.clock.since_1970(cells)) is not None]
+    block.times = known if len(known) == len(rows) else None
+    return block
 
 
-def _without(lines: Iterable[str], name: str, column: str, times: deque[float]) -> Iterator[str]:
-    """The lines without the column; what it holds is appended to `times`. A line is read when its row is wanted."""
-    place: int | None = None
-    last = 0.0
-    for number, cells in enumerate(csv.reader(lines), start=1):
-        if not cells or cells[0].startswith("#"):
-            yield "#\n"  # so that lines keep their numbers
-            continue
-        if place is None:
-            names = [cell.strip() for cell in cells]
-            if column not in names:
-                raise typer.BadParameter(f"{name}: no column {column!r} in its heading: {', '.join(names)[:200]}")
-            place = names.index(column)
-        elif place < len(cells):
-            try:
-                times.append(read_time(cells[place]))
-            except ValueError as error:
-                raise typer.BadParameter(f"{name}, line {number}, column {column}: {error}") from None
-            if times[-1] < last:
-                raise typer.BadParameter(f"{name}, line {number}, column {column}: {cells[place]!r} runs back")
-            last = times[-1]
-        yield ",".join(f'"{cell}"' for cell in cells[:place] + cells[place + 1 :]) + "\n"
+def _time(cell: str, row: int, column: str) -> float:
+    try:
+        return read_time(cell)
+    except ValueError as error:
+        raise Malformed(f"row {row}, column {column}: {error}") from None
+
+
+@cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr)

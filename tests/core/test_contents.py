@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import typer
 
-from service.cli.contents import Block, Kind, contents, images, sources
+from service.cli.contents import Block, Kind, _blocks, contents, images, sources
 from service.cli.posting import order_said
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
@@ -56,8 +56,30 @@ def test_a_csv_is_cut_into_blocks_and_keeps_its_heading(
     assert read(monkeypatch, text.encode(), 2, "csv") == expected
 
 
+def test_columns_that_are_no_signal_are_left_out_once_said_and_give_the_times(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "rows.csv").write_text("timestamp;acc\n1700000000,5;0,5\n1700000001;1\n1700000002,5;2,5\n")
+    found = [one for one in contents([str(tmp_path / "rows.csv")], 2, None) if isinstance(one, Block)]
+    assert [(one.rows, one.columns, one.times) for one in found] == [
+        ([[0.5], [1.0]], ["acc"], [1700000000.5, 1700000001.0]),
+        ([[2.5]], ["acc"], [1700000002.5]),
+    ]
+    assert capsys.readouterr().err == f"{tmp_path}/rows.csv: left out, as no signal: column 1 (timestamp)\n"
+    with pytest.raises(typer.BadParameter, match=r"timestamp runs backwards, from 1700000001\.0 to 1700000000\.0"):
+        read(monkeypatch, b"timestamp,acc\n1700000001,1\n1700000000,2\n", 1, "csv")
+
+
+def test_a_row_is_given_as_soon_as_it_is_there() -> None:
+    table = _blocks(iter(["1,2\n", "x\n"]), "a pipe", 1)
+    assert next(table).rows == [[1, 2]]
+    with pytest.raises(typer.BadParameter, match="row 2 has 1 columns"):
+        next(table)
+
+
 def test_lines_are_rows_or_words_by_what_they_look_like(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(monkeypatch, b"a,b\n1,2\n") == [([[1.0, 2.0]], ["a", "b"])]
+    assert read(monkeypatch, b"time;a\n2024-01-01;0,5\n") == [([[0.5]], ["a"])]
     assert read(monkeypatch, b"7\n") == [([[7.0]], None)]
     assert read(monkeypatch, b"a stirring, funny film\n\nand more\n") == ["a stirring, funny film\n", "and more\n"]
     assert read(monkeypatch, b"12\n", kind="text") == ["12\n"]
@@ -67,9 +89,11 @@ def test_lines_are_rows_or_words_by_what_they_look_like(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("data", "kind", "told"),
     [
-        (b"1,2\nx,y\n", "csv", "line 2: 'x,y' is not a row of numbers"),
-        (b"a,b\nc,d\n", "csv", "line 2: 'c,d' is not a row of numbers"),
-        (b"1,x\n", "csv", "line 1: '1,x' is not a row of numbers"),
+        (b"1,2\nx,y\n", "csv", "row 2, column 1: 'x' is not a number"),
+        (b"a,b\nc,d\n", "csv", "row 1, column 1: 'c' is not a number"),
+        (b"1,x\n", "csv", "row 1, column 2: 'x' is not a number"),
+        (b"1,2\n3,NA\n", None, r"standard input: row 2, column 2: nan; expected a finite number"),
+        (b"0,1\n3,4\n", None, r"first line 0, 1: heading or row\?"),
         (b"\xff\xfe1,2\n", None, "byte 0 is no UTF-8: expected an image, CSV or text"),
     ],
 )
@@ -177,7 +201,9 @@ def test_a_film_that_contradicts_itself_is_said(tmp_path: Path) -> None:
     whole = (tmp_path / "film.avi").read_bytes()
     (tmp_path / "half.avi").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "none.mp4").write_bytes(b"\0" * 100)
-    with pytest.raises(typer.BadParameter, match=r"half.avi: \d+ of the 50 frames that it announces could be read"):
+    with pytest.raises(
+        typer.BadParameter, match=r"half.avi: \d+ of the 50 frames that it announces can be read; they were posted"
+    ):
         list(contents([str(tmp_path / "half.avi")], 1, None))
     with pytest.raises(typer.BadParameter, match=r"none\.mp4: not a film that can be read"):
         sources([str(tmp_path / "none.mp4")], 1, None)
@@ -196,7 +222,7 @@ def test_a_column_of_times_is_taken_out_and_read_as_people_write_it(tmp_path: Pa
     assert second.times == [1763860001.5]
     for written in (["1763860000500", "1763860001000"], ["2025-11-23T01:06:40.5Z", "2025-11-23 02:06:41+01:00"]):
         assert timed(*written)[0].times == first.times
-    for wrong, told in (("soon", "line 3, column when: 'soon' is no time"), ("1763860000", "line 3, .* runs back")):
+    for wrong, told in (("soon", "row 2, column when: 'soon' is no time"), ("1763860000", "when runs backwards")):
         with pytest.raises(typer.BadParameter, match=told):
             timed("1763860000.5", wrong)
     with pytest.raises(typer.BadParameter, match="no column 'date' in its heading: acc, when, mic"):

@@ -247,6 +247,8 @@ def test_a_bad_entry_is_refused_in_its_turn_kept_with_its_bytes_and_stops_nothin
     refused = [body for body in bodies["a"] if body["type"] == "refused"]
     assert [body["reason"] for body in refused] == [reason]
     assert len(refused[0]["detail"]) > 20, "it says what was wrong and what was expected"
+    if reason == "non_finite":  # in the words of the api
+        assert refused[0]["detail"] == "row 1, column 2 (x1): nan; expected a finite number of float32's range"
     assert world.dead() == [(reason, "a", FAULTS[reason]["data"])]
     assert bodies["b"][0]["type"] == "prediction"
     if expected == 3:

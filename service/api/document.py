@@ -20,7 +20,7 @@ TYPES: Final = (
     Prediction, Refused, Dropped, Duplicate, Done, Manifest, StreamSummary, StreamDetail, NewSettings, DeadSummary,
     PostedEntry, LoggedEntry,
 )  # fmt: skip
-BEFORE_A_CALL: Final = (400, 403, 408, 421, 431)  # said before it is known which call it is
+BEFORE_A_CALL: Final = (400, 403, 408, 415, 421, 431)  # said before it is known which call it is
 OF_ALL: Final = (*BEFORE_A_CALL, 500, 503)
 _PROBLEM: Final[Schema] = {
     "type": "object",

@@ -19,6 +19,7 @@ from service.turns import Gate, Turn
 FRAME_TYPES: Final = "image/jpeg, image/png or image/webp, or multipart/form-data with one part named frame"
 TEXT_TYPES: Final = "text/plain (UTF-8) or application/json"
 LINES_BYTES: Final = 64 * 2**20  # that one packed request of lines may hold, unless one line may have more
+LINES: Final = 200_000  # of it, blank ones among them: a kilobyte may hold a million
 
 
 # --- reading within a bound --------------------------------------------------------------------------------------
@@ -137,18 +138,19 @@ async def read_lines(request: Request, limit: int) -> AsyncGenerator[bytes | Rol
 
 
 async def _stream(request: Request, limit: int) -> AsyncGenerator[bytes]:
-    """The body as it comes; where it is packed, unpacked, `limit` bytes at most."""
+    """The body as it comes; where it is packed, unpacked, LINES and `limit` bytes of it at most."""
     coding = read_coding(request.scope.get("headers", ()))
     if not coding:
         async for chunk in request.stream():
             yield chunk
         return
-    unpacker, turn, left = Unpacker(coding), Turn(), limit
+    unpacker, turn, size, lines = Unpacker(coding), Turn(), 0, 0
     async for packed in request.stream():
         for piece in unpacker.pieces(packed):
-            left -= len(piece)
-            if left < 0:
-                raise TooLarge(f"body of more than {limit} bytes, unpacked: nothing was appended from here on")
+            size, lines = size + len(piece), lines + piece.count(b"\n")
+            if size > limit or lines > LINES:
+                most = f"{limit} bytes" if size > limit else f"{LINES} lines"
+                raise TooLarge(f"body of more than {most}, unpacked: nothing was appended from here on")
             hold(request, len(piece))
             yield piece
             if turn.due():

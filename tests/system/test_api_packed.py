@@ -144,6 +144,12 @@ def test_a_body_that_grows_beyond_its_limit_is_too_large(
     assert value(api, "rollcast_unfinished_bytes") == 0
 
 
+def test_a_million_blank_lines_are_too_many(api: Serving, world: InMemory) -> None:
+    answer = send(api, POSTS["entries"], gzip.compress(b"\n" * 1_000_000), "gzip")
+    assert told(answer) == (413, "too-large")
+    assert "200000 lines" in answer.json()["detail"]
+
+
 def test_the_limit_is_of_what_is_unpacked_and_what_is_packed(api: Serving, world: InMemory) -> None:
     post, most = POSTS["samples, float32"], LIMITS.entry_bytes // 12 * 12
     assert send(api, post, gzip.compress(bytes(12 * 4096)), "gzip").status_code == 202

@@ -45,8 +45,9 @@ class Client:
     """Posts entries and follows predictions. Every call raises Problem (the server said no) or ServerAway.
 
     `retry_s`: how long a call is tried again where that is safe: the server asked to wait (429, 503), or nothing was
-    appended; the last try is at its end. `numbered`: gives every entry the stream's next `seq`, so that whatever
-    happens to an answer, a retry never steps twice; a stream then has one producer. Not for several threads at once.
+    appended; the last try is at its end, and a `wait_s` does not count. `numbered`: gives every entry the stream's next
+    `seq`, so that whatever happens to an answer, a retry never steps twice; a stream then has one producer. Not for
+    several threads at once.
     """
 
     def __init__(

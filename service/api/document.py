@@ -24,7 +24,7 @@ BEFORE_A_CALL: Final = (400, 403, 408, 415, 421, 431)  # said before it is known
 OF_ALL: Final = (*BEFORE_A_CALL, 500, 503)
 _PROBLEM: Final[Schema] = {
     "type": "object",
-    "description": "RFC 9457. Where a call waited, it adds the entry's `id`, `stream` and `reason`, or `of`.",
+    "description": "RFC 9457. After a wait it adds the entry's `id` and `stream`, and `reason`, `of` or `stopping`.",
     "required": ["type", "title", "status", "detail"],
     "properties": {
         "type": {"type": "string"},
@@ -35,6 +35,7 @@ _PROBLEM: Final[Schema] = {
         "stream": {"type": "string"},
         "reason": {"type": "string"},
         "of": {"type": "string"},
+        "stopping": {"type": "boolean"},
     },
 }
 

@@ -244,7 +244,7 @@ class Follower:
             _discard(self._waiters, stream, waiter)
 
     def close(self) -> None:
-        """Ends every subscription and every wait, at once, and those that are yet to begin: they would hold up the server's stop."""
+        """Ends every subscription and every wait, at once, and those yet to begin: they would hold up the stop."""
         self._closing = True
         for subscription in self._everybody():
             subscription.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import msgspec
 import pytest
 
 import service.errors as errors
-from rollcast import Problem, ServerAway, calls, text
+from rollcast import AsyncClient, Client, Problem, ServerAway, calls, text
 from rollcast.errors import to_problem
 from rollcast.flow import Flow
 from rollcast.talk import Batch, Talk
@@ -177,6 +178,38 @@ def test_the_last_try_is_when_patience_ends_however_long_the_server_asks_to_wait
     next(steps)
     with pytest.raises(Problem):
         steps.send(full)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("post_frame", ("a", b"\xff\xd8\xff")),
+        ("post_samples", ("a", [[1.0]])),
+        ("post_text", ("a", "a word")),
+        ("post_entry", (text("a", "a word"),)),
+        ("retry_dead", ("a", "17-0")),
+    ],
+)
+def test_both_clients_listen_longer_than_they_ask_the_server_to_wait(name: str, given: tuple[Any, ...]) -> None:
+    heard: list[tuple[str, float]] = []
+
+    def answer_all(request: httpx.Request) -> httpx.Response:
+        heard.append((request.url.params["wait"], request.extensions["timeout"]["read"]))
+        return httpx.Response(400, json={"type": TYPE_PREFIX + "malformed"})
+
+    async def ask() -> None:
+        async with AsyncClient("http://x") as client:
+            client._http._mounts, client._http._transport = {}, httpx.MockTransport(answer_all)
+            with pytest.raises(Problem):
+                await getattr(client, name)(*given, wait_s=60)
+
+    with Client("http://x") as client:
+        client._http._mounts, client._http._transport = {}, httpx.MockTransport(answer_all)
+        with pytest.raises(Problem):
+            getattr(client, name)(*given, wait_s=60)
+    asyncio.run(ask())
+    assert [asked for asked, _ in heard] == ["60", "60"]
+    assert all(60 + 10 <= limit_s <= 60 + 60 for _, limit_s in heard)
 
 
 @pytest.mark.parametrize("retry_s", [0.0, 30.0])

@@ -45,9 +45,10 @@ class Client:
     """Posts entries and follows predictions. Every call raises Problem (the server said no) or ServerAway.
 
     `retry_s`: how long a call is tried again where that is safe: the server asked to wait (429, 503), or nothing was
-    appended; the last try is at its end. `numbered`: gives every entry the stream's next `seq`, so that whatever
-    happens to an answer, a retry never steps twice; a stream then has one producer. `waiting` is called before each
-    pause with the reason and its seconds, and with None when the server has answered. Not for several threads at once.
+    appended; the last try is at its end, and a `wait_s` does not count. `numbered`: gives every entry the stream's next
+    `seq`, so that whatever happens to an answer, a retry never steps twice; a stream then has one producer. `waiting`
+    is called before each pause with the reason and its seconds, and with None when the server has answered. Not for
+    several threads at once.
     """
 
     def __init__(

@@ -156,8 +156,8 @@ def main() -> None:
     """Answers requests until the socket ends."""
     from service.decode import decode_frame  # the worker's side has it already; the child pays for it here, once
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # a terminal's Ctrl-C is the worker's to handle
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # what a terminal sends to all at once is the worker's to handle
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # one that is ended leaves nothing behind
     with contextlib.suppress(OSError):
         os.nice(NICE)

@@ -16,7 +16,7 @@ class Cutting:
 
     def __init__(self, port: int, at: int = 0) -> None:
         """`at`: the proxy's own port; else any that is free."""
-        self._port = port
+        self.port = port  # of the server; of the next one, when the test says so
         self.cuts: deque[int] = deque()
         self.dies: deque[int] = deque()
         self.cut = 0  # connections that were
@@ -38,7 +38,7 @@ class Cutting:
         with suppress(OSError):
             while True:
                 client = self._listener.accept()[0]
-                server = socket.create_connection(("127.0.0.1", self._port))
+                server = socket.create_connection(("127.0.0.1", self.port))
                 self._open += [client, server]
                 left = self.cuts.popleft() if self.cuts else None
                 asked = self.dies.popleft() if self.dies else None

@@ -105,6 +105,7 @@ DETAILS: Final[dict[str, str]] = {
     "not-in-quarantine": "no entry 1763860000250-0 of stream 'belt-1' in quarantine: it may have been dropped",
     "foreign-host": "Host 'example.org' is not a name of this server: expected its address, or a name in the setting …",
     "foreign-origin": "Origin 'https://example.org': pages of other sites may not call this server; expected none, …",
+    "unsupported-encoding": "Content-Encoding 'br': expected one of gzip, deflate, or none",
     "head-too-large": "head or trailers of more than 65536 bytes",
     "too-slow": "nothing of the body came for 30 s",
     "not-found": "GET /v1/nothing is no call of this server; /docs lists them",

@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from service.api import openapi
-from service.api.bodies import let_go, media_type, read_body, read_frame, read_lines, read_text, said_of_heading
+from service.api.bodies import hold, media_type, read_body, read_frame, read_lines, read_text, said_of_heading
 from service.api.context import LARGE_BYTES, Context
 from service.api.intake import Intake, More, Ready
 from service.api.messages import problem_of, read_entry
@@ -42,7 +42,9 @@ def ingest_routes(context: Context) -> APIRouter:
         """Post one image: JPEG, PNG or WebP. It is one step of the stream's state."""
         check_stream_id(stream)
         query = read_post_query(request.query_params, rows=False)
-        ready = intake.frame(stream, await read_frame(request, context.limits.frame_bytes), _more(query))
+        ready = intake.frame(
+            stream, await read_frame(request, context.limits.frame_bytes, context.bodies), _more(query)
+        )
         return await append(await ready, query, request)
 
     @router.post("/v1/streams/{stream}/samples", **openapi.POST_SAMPLES)
@@ -53,7 +55,7 @@ def ingest_routes(context: Context) -> APIRouter:
         return await append(await read_samples(stream, query, request), query, request)
 
     async def read_samples(stream: str, query: PostQuery, request: Request) -> Ready:
-        body = await read_body(request, context.limits.entry_bytes)
+        body = await read_body(request, context.limits.entry_bytes, context.bodies)
         async with context.bodies.above(len(body), LARGE_BYTES):
             block = await read_block(media_type(request), body, said_of_heading(request))
             return await intake.samples(stream, block, _more(query))
@@ -63,9 +65,10 @@ def ingest_routes(context: Context) -> APIRouter:
         """Post a piece of text: whole words. Each of its tokens is one step of the stream's state."""
         check_stream_id(stream)
         query = read_post_query(request.query_params, rows=False)
-        text = read_text(media_type(request), await read_body(request, context.limits.entry_bytes))
+        body = await read_body(request, context.limits.entry_bytes, context.bodies)
+        text = read_text(media_type(request), body)
         ready = intake.text(stream, text, _more(query))
-        del text
+        del text, body
         return await append(await ready, query, request)
 
     @router.post("/v1/entries", **openapi.POST_ENTRIES)
@@ -126,7 +129,7 @@ def ingest_routes(context: Context) -> APIRouter:
         with context.follower.waiting(ready.stream) as waiter:
             entry_id = await intake.append(ready, query.fsync)
             del ready
-            let_go(request)
+            hold(request, None)
             record = await waiter.record(entry_id, query.wait_s)
         if record.type == "prediction":
             return Response(record.body, 200, headers, media_type="application/json")

@@ -453,6 +453,7 @@ def test_wait_ends_and_the_entry_stays(api: Serving, world: OnBroker, stream: st
     found = entry(world, stream)
     assert is_problem(answer, 504, "wait-timeout", found.id.decode(), "in the log")
     assert answer.json()["id"] == found.id.decode()
+    assert "stopping" not in answer.json()
 
 
 def test_many_waits_on_one_stream_each_get_their_own_record(api: Serving, world: OnBroker, stream: str) -> None:

@@ -72,6 +72,14 @@ def test_what_it_refuses_it_refuses_in_the_same_words(process: DecoderProcess) -
     assert decode(process, LARGE).max() == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_a_terminal_sends_to_all_at_once_is_the_workers_to_handle(
+    process: DecoderProcess, number: signal.Signals
+) -> None:
+    os.kill(process.pid, number)
+    assert decode(process, LARGE).max() == 0
+
+
 def test_a_picture_that_takes_more_memory_is_refused_and_the_bound_named(process: DecoderProcess) -> None:
     with pytest.raises(BadImage, match="it may take 8,000,000 bytes of memory"):
         decode(process, LARGE, memory_bytes=8_000_000)

@@ -17,7 +17,7 @@ from service.tables import Table
 
 APART = 0.05  # of a rate, by which another may differ and still be the same
 EVENLY = "rises evenly"
-_SINCE_1970_S, _FAR = 1e8, 1e20  # from seconds to nanoseconds
+_DATES_S = (1e9, 2.2e9)  # of the years 2001 to 2039
 
 
 class Tables:
@@ -106,7 +106,7 @@ def signals(
 
 def no_signals(xs: Sequence[np.ndarray], names: Sequence[str]) -> dict[int, str]:
     """Columns that tell where in a file a row stands, and what they are: of all x (T, F) those that rise by one, are
-    called as an index or a time is, or, without names, rise evenly or count since 1970."""
+    called as an index or a time is, or count since 1970; without names also those that rise evenly."""
     found = {n: clock or "no name" for n, name in enumerate(names) if (clock := clock_of(name)) is not None}
     if not any(len(x) > 2 for x in xs):
         return found  # of so few rows nothing else can be said
@@ -114,10 +114,11 @@ def no_signals(xs: Sequence[np.ndarray], names: Sequence[str]) -> dict[int, str]
         low = np.min([np.diff(x, axis=0).min(0) for x in xs if len(x) > 1], 0)
         high = np.max([np.diff(x, axis=0).max(0) for x in xs if len(x) > 1], 0)
         least = np.min([x.min(0) for x in xs if len(x)], 0)
+        most = np.max([x.max(0) for x in xs if len(x)], 0)
         told = {
             "rises by one": (low == 1) & (high == 1),
             EVENLY: (low > 0) & (high - low <= 1e-3 * high) & (not names),
-            "counts since 1970": (low >= 0) & (high > 0) & (least >= _SINCE_1970_S) & (least < _FAR) & (not names),
+            "counts since 1970": (low >= 0) & _is_date(least) & _is_date(most),
         }
     for what, columns in told.items():
         for column in np.flatnonzero(columns):
@@ -125,6 +126,12 @@ def no_signals(xs: Sequence[np.ndarray], names: Sequence[str]) -> dict[int, str]
     if len(found) == xs[0].shape[1]:  # then what rises evenly is all there is to learn
         found = {column: what for column, what in found.items() if what != EVENLY}
     return dict(sorted(found.items()))
+
+
+def _is_date(values: np.ndarray) -> np.ndarray:
+    """Which values (F,) are times as clocks count them: in seconds since 1970, milli-, micro- or nanoseconds."""
+    low, high = _DATES_S
+    return np.any([(low * scale <= values) & (values < high * scale) for scale in (1, 1e3, 1e6, 1e9)], 0)
 
 
 def agreed_hz(asked: float | None, found: float | None) -> float | None:

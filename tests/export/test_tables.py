@@ -165,6 +165,7 @@ def wave(heading: str, first: str, rows: int = 20) -> str:
         (",acc,mic", "n", ["column 1 (no name)"]),
         ("timestamp,acc,mic", "1.7e9 + n", ["column 1 (timestamp)"]),
         ("frame,acc,mic", "n + 500", ["frame (rises by one)"]),
+        ("ts,acc,mic", "1.7e12 + n ** 1.5", ["ts (counts since 1970)"]),
         ("", "n", ["column 1 (rises by one)"]),
         ("", "n * 0.02", ["column 1 (rises evenly)"]),
         ("", "1.7e9 + n ** 1.5", ["column 1 (counts since 1970)"]),

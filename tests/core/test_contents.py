@@ -201,3 +201,29 @@ def test_a_column_of_times_is_taken_out_and_read_as_people_write_it(tmp_path: Pa
             timed("1763860000.5", wrong)
     with pytest.raises(typer.BadParameter, match="no column 'date' in its heading: acc, when, mic"):
         list(sources([str(path)], 2, None, "date")[0].contents())
+
+
+class Damaged:
+    """A film of three frames, of which the second one says that it is shown in eleven days."""
+
+    def __init__(self) -> None:
+        self.times_ms = [0.0, 1e9, 80.0]
+        self.read_ones = 0
+
+    def get(self, what: int) -> float:
+        return {cv2.CAP_PROP_FPS: 25.0, cv2.CAP_PROP_FRAME_COUNT: 3.0}.get(what, self.times_ms[self.read_ones - 1])
+
+    def read(self) -> tuple[bool, np.ndarray]:
+        self.read_ones += 1
+        return self.read_ones <= 3, np.full((48, 64, 3), 4 * self.read_ones, np.uint8)
+
+    def release(self) -> None:
+        pass
+
+
+def test_a_damaged_time_in_a_film_does_not_repeat_a_frame_for_days(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.cli.films._opened", lambda _: Damaged())
+    (tmp_path / "film.avi").write_bytes(b"x")
+    assert levels(tmp_path / "film.avi") == [1, 2, 3]

@@ -13,6 +13,7 @@ import numpy as np
 
 ENDINGS: Final = (".mp4", ".m4v", ".mkv", ".avi", ".mov", ".webm")
 MOST_HZ: Final = 1000.0
+LONGEST_S: Final = 60.0  # that one frame is shown; a time that lies further on is damaged
 _CLOSE_S: Final = 1e-6  # a container's times are whole units of its own
 _NUMBER: Final = re.compile(r"(\d+)")
 
@@ -81,7 +82,8 @@ class Film(NamedTuple):
                     break
                 said_s = film.get(cv2.CAP_PROP_POS_MSEC) / 1000
                 first = said_s if first is None else first
-                at_s = said_s - first if said_s - first > at_s else at_s + 1 / self.hz
+                advance_s = said_s - first - at_s
+                at_s += advance_s if 0.0 < advance_s <= LONGEST_S else 1 / self.hz
                 yield at_s, np.asarray(picture)
         finally:
             film.release()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from pathlib import Path
 
 import cv2
@@ -227,3 +228,47 @@ def test_a_column_of_times_is_taken_out_and_read_as_people_write_it(tmp_path: Pa
             timed("1763860000.5", wrong)
     with pytest.raises(typer.BadParameter, match="no column 'date' in its heading: acc, when, mic"):
         list(sources([str(path)], 2, None, "date")[0].contents())
+
+
+class Damaged:
+    """A film of three frames, of which the second one says that it is shown in eleven days."""
+
+    def __init__(self, hz: float = 25.0) -> None:
+        self.hz = hz
+        self.times_ms = [0.0, 1e9, 80.0]
+        self.read_ones = 0
+
+    def get(self, what: int) -> float:
+        return {cv2.CAP_PROP_FPS: self.hz, cv2.CAP_PROP_FRAME_COUNT: 3.0}.get(what, self.times_ms[self.read_ones - 1])
+
+    def read(self) -> tuple[bool, np.ndarray]:
+        self.read_ones += 1
+        return self.read_ones <= 3, np.full((48, 64, 3), 4 * self.read_ones, np.uint8)
+
+    def release(self) -> None:
+        pass
+
+
+def test_a_damaged_time_in_a_film_does_not_repeat_a_frame_for_days(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.cli.films._opened", lambda _: Damaged())
+    (tmp_path / "film.avi").write_bytes(b"x")
+    assert levels(tmp_path / "film.avi") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("hz", [0.0, -1.0, float("nan"), 90_000.0])
+def test_a_film_without_a_rate_is_refused(hz: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.cli.films._opened", lambda _: Damaged(hz))
+    (tmp_path / "film.avi").write_bytes(b"x")
+    with pytest.raises(typer.BadParameter, match="frames a second; expected more than 0"):
+        sources([str(tmp_path / "film.avi")], 1, None)
+
+
+def test_a_head_that_comes_before_its_picture_says_what_comes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "camera")
+    with os.fdopen(os.open(tmp_path / "camera", os.O_RDWR), "wb", buffering=0) as into:
+        into.write(b"--frame\r\nContent-Type: image/png\r\n\r\n")
+        given = sources([str(tmp_path / "camera")], 1, None)[0].contents()
+        threading.Timer(0.2, into.write, (PICTURES[3],)).start()
+        assert next(given) == PICTURES[3]

@@ -108,3 +108,10 @@ def test_what_is_kept_of_a_pipe_is_bounded(begin: bytes, monkeypatch: pytest.Mon
     assert len(found._pipe.data) <= 1 << 20
     assert any("still looking" in said for said in told)
     assert sum("still looking" in said for said in told) == 1
+
+
+def test_padding_between_pictures_is_no_silence_however_much_it_comes_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "SILENT_BYTES", 100)
+    told: list[str] = []
+    assert len(list(Pictures(io.BytesIO((WEBP + b"\0" * 30) * 10), told.append))) == 10
+    assert told == ["skipped 300 bytes between pictures"]

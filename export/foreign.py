@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from export.asked import asked, check_finite, check_y, first
 from export.causes import Around, ForeignError, place_of, said, suspects
 from export.checks import read_npz, wrong_names
-from export.data import DataError
+from export.data import DataError, mean_and_spread
 from export.states import DTYPES, begin, dtype_of, first_states
 from export.to_onnx import Output
 from export.weights import fill
@@ -270,7 +270,7 @@ def foreign_manifest(
     names = example.features or [f"x{i}" for i in range(flat.shape[1])]
     if len(names) != flat.shape[1]:
         raise ForeignError(f"{len(names)} features are named, the rows have {flat.shape[1]}")
-    spread = np.maximum(flat.std(0), 1e-6)
+    mean, spread = mean_and_spread(flat)
     low, high = flat.min(0).tolist(), flat.max(0).tolist()
-    rows = RowInput(names, hz or 1.0, flat.mean(0).tolist(), spread.tolist(), low, high)
+    rows = RowInput(names, hz or 1.0, mean, spread, low, high)
     return Manifest(kind="samples", rows=rows, **common)

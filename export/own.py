@@ -5,7 +5,7 @@
 | rows | `.ts`, `.ts.gz`: the text format of the UEA archive and sktime, lengths may differ |
 |      | `.npz`: `x` (N, T, F), or concatenated (rows, F) with `length` (N,); `label` (N,), optionally `group` (N,) |
 |      | a folder with a folder of CSV files a label; a first line without a number names the columns |
-| frames | a folder with a folder a label, in it images, or clips: video files, or folders of images in order |
+| frames | a folder with a folder a label, in it images, or clips: films, or folders of images by their numbers |
 
 Examples of one group (a person, a machine) stay on one side of every cut.
 """
@@ -16,24 +16,22 @@ import csv
 import gzip
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from export.checks import check_alike, check_certificate, check_rows, oddities, read_npz, series, texts, wrong_names
+from export.clips import one_rate, read_clip, read_image
 from export.data import Data, DataError, Split, hold_out
 from service.contracts import FrameInput, TrainingData
-from service.decode import decode_frame, fit_frame
-from service.errors import EntryError
+from service.films import ENDINGS, visible
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
-CLIPS = (".mp4", ".mkv", ".avi", ".mov", ".webm")
+CLIPS = ENDINGS
 FEW = 500  # examples to learn from, below which validation is done in folds, so that all are learnt from
 FOLDS = 4
-MAX_PIXELS = 64 << 20
 
 
 @dataclass
@@ -45,6 +43,7 @@ class Examples:
     name: list[str]
     group: list[str] = field(default_factory=list)  # empty: every example by itself
     features: list[str] = field(default_factory=list)
+    hz: float | None = None  # rows or frames a second, where the files say
 
 
 def read_own(name: str, path: Path, test: Path | None, form: FrameInput | None, seed: int = 0) -> Data:
@@ -95,10 +94,24 @@ def read_frames(path: Path, form: FrameInput) -> Examples:
     """Images, or clips: whichever the folder holds. Decoded and resized as the server will do it."""
     if not path.is_dir():
         raise DataError(f"{path}: expected a folder with a folder of images or clips a label")
-    below = [entry for label in _folders(path) for entry in label.iterdir()]
+    below = [entry for label in _folders(path) for entry in visible(label)]
     if any(entry.is_dir() or entry.suffix.lower() in CLIPS for entry in below):
-        return _read_folder(path, (*CLIPS, ""), lambda each: (_read_clip(each, form), []))
-    return _read_folder(path, IMAGES, lambda each: (_read_image(each, form), []))
+        return _read_clips(path, form)
+    return _read_folder(path, IMAGES, lambda each: (read_image(each, form), []))
+
+
+def _read_clips(path: Path, form: FrameInput) -> Examples:
+    rate: float | None = None
+
+    def read(each: Path) -> tuple[np.ndarray, list[str]]:
+        nonlocal rate
+        clip, hz = read_clip(each, form)
+        rate = one_rate(each, rate, hz)
+        return clip, []
+
+    found = _read_folder(path, (*CLIPS, ""), read)
+    found.hz = rate
+    return found
 
 
 # --- splitting ---------------------------------------------------------------------------------------------------
@@ -130,7 +143,8 @@ def split_own(name: str, path: Path, found: Examples, test: Examples | None = No
         licence="the owner's",
         split=f"{'given' if test is not None else 'a fifth'} to test, {how}",
     )
-    return Data(train, validation, held, labels, about, _digest(found, test), found.features)
+    digest = _digest(found, test)
+    return Data(train, validation, held, labels, about, digest, found.features, hz=found.hz)
 
 
 def _to_split(found: Examples, labels: list[str]) -> Split:
@@ -293,7 +307,7 @@ def _read_npz(path: Path) -> Examples:
 
 
 def _folders(path: Path) -> list[Path]:
-    found = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    found = [entry for entry in visible(path) if entry.is_dir()]
     if not found:
         raise DataError(f"{path}: expected a folder a label in it, found none")
     return found
@@ -305,7 +319,7 @@ def _read_folder(
     """A folder a label, an example an entry in it. What ends otherwise is refused: it would be missed in silence."""
     found = Examples([], [], [])
     for folder in _folders(path):
-        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+        entries = visible(folder)
         if not entries:
             raise DataError(f"{folder}: expected examples of label {folder.name!r}, found none")
         for entry in entries:
@@ -347,31 +361,3 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _read_image(path: Path, form: FrameInput) -> np.ndarray:
-    try:
-        return decode_frame(path.read_bytes(), form, max_pixels=MAX_PIXELS)
-    except (OSError, EntryError) as error:
-        raise DataError(f"damaged file {path}: {error}") from None
-
-
-def _read_clip(path: Path, form: FrameInput) -> np.ndarray:
-    """(T, H, W, C) uint8."""
-    frames = [_read_image(each, form) for each in sorted(path.iterdir())] if path.is_dir() else [*_film(path, form)]
-    if not frames:
-        raise DataError(f"{path}: no frame in it can be read")
-    return np.stack(frames)
-
-
-def _film(path: Path, form: FrameInput) -> Iterator[np.ndarray]:
-    film = cv2.VideoCapture(str(path))
-    try:
-        while True:
-            more, image = film.read()
-            if not more:
-                return
-            code = cv2.COLOR_BGR2GRAY if form.colour == "gray" else cv2.COLOR_BGR2RGB
-            yield fit_frame(np.asarray(cv2.cvtColor(image, code)), form)
-    finally:
-        film.release()

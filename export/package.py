@@ -30,9 +30,10 @@ from export.foreign import adapt, foreign_manifest, read_example, read_module
 from export.metrics import accuracy, confusion, interval95
 from export.plots import confusion_matrix, learning_curves, seen_so_far
 from export.runs import CheckpointError, Trained, load_trained
+from export.samples import right_of_shipped, write_samples
 from export.states import first_states
 from export.streaming import choose_rolling, describe
-from export.tasks import Decisions, Run, Task, Trace, write_samples
+from export.tasks import Decisions, Run, Task, Trace
 from export.to_onnx import Output, decided_once, run_torch, to_onnx
 from export.zoo import TASKS
 from service.contracts import Manifest, RollingSettings, TextInput
@@ -46,12 +47,15 @@ MAX_VERSION = 999_999_999  # of nine digits, as the server looks for
 OFFSET = 1_000_000  # more than a part has examples
 
 
-def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: int = 1) -> Path:
+def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: int | None = None) -> Path:
     """The package of a trained task in `into/NAME/VERSION`: proven, measured on the test split, described.
+
+    Without `version` the task's own.
 
     The accuracy is that of the package in ONNX Runtime, every test example a stream from a fresh state. Raises
     PackageRefused when a parity check fails.
     """
+    version = version or task.version
     manifest = describe_task(task, data, version)
     with _Draft(into / task.name / str(version)) as folder:
         if data.tokenizer:
@@ -73,10 +77,11 @@ def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: 
             measured["streaming"] = streaming
             manifest = msgspec.structs.replace(manifest, rolling=rolling)
             seen_so_far(streaming, folder / "streaming.png")
-        manifest = msgspec.structs.replace(manifest, metrics=measured)
-        _write_manifest(manifest, folder)
         if task.samples and data.test is not None:
             write_samples(task, data, folder / "samples")
+            measured["on_samples"] = right_of_shipped(task, Package(manifest, folder), run)
+        manifest = msgspec.structs.replace(manifest, metrics=measured)
+        _write_manifest(manifest, folder)
         learning_curves(trained.history, trained.best, folder / "learning.png")
         confusion_matrix(confusion(decisions, len(data.labels)), data.labels, folder / "confusion.png")
         (folder / "card.md").write_text(card(task, data, manifest, trained.best, len(trained.history), parity))
@@ -265,7 +270,9 @@ def main(
     name: Annotated[str | None, typer.Option(help="The package's name; none: the run's folder's name.")] = None,
     data_dir: Annotated[Path, typer.Option(envvar="ROLLCAST_DATA", help="Folder of data sets.")] = Path("data"),
     into: Annotated[Path | None, typer.Option(help="Folder of packages; none: RUN/package, or packages.")] = None,
-    version: Annotated[int, typer.Option(min=1, max=MAX_VERSION, help="Version of the package.")] = 1,
+    version: Annotated[
+        int | None, typer.Option(min=1, max=MAX_VERSION, help="Version of the package; none: the task's, or 1.")
+    ] = None,
     module: Annotated[
         str | None, typer.Option(help="PACKAGE.MODULE:FACTORY that makes your torch module.", rich_help_panel=OWN)
     ] = None,
@@ -281,7 +288,7 @@ def main(
     try:
         if module is not None:
             place = _package_module(
-                module, weights, labels, example, name, into or Path("packages"), version, hz, output
+                module, weights, labels, example, name, into or Path("packages"), version or 1, hz, output
             )
         elif run is not None:
             place = _package_run(run, name, data_dir, into, version)
@@ -293,7 +300,7 @@ def main(
     typer.echo(str(place))
 
 
-def _package_run(run: Path, name: str | None, data_dir: Path, into: Path | None, version: int) -> Path:
+def _package_run(run: Path, name: str | None, data_dir: Path, into: Path | None, version: int | None) -> Path:
     task = TASKS.get(name or run.name)
     if task is None:
         raise ForeignError(f"no task {name or run.name!r}; give --name, one of: {', '.join(TASKS)}")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from export.checks import check_rate, oddities
 from export.data import DataError
+from export.deadline import Deadline
 from export.own import FOLDS, Examples, parse_form, read_frames, read_own, read_rows, split_own
-from export.plan import FAMILIES, MEMBERS, Candidate, Choice, choose, own_task
+from export.plan import FAMILIES, MEMBERS, Candidate, Choice, Found, choose, own_task
 from service.contracts import FrameInput
 
 TS = """# a comment
@@ -275,15 +278,65 @@ def test_images_and_clips_are_read_as_the_server_will(tmp_path: Path) -> None:
     assert clips.label == ["dark", "light"]
 
 
-def test_films_are_read(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    film = cv2.VideoWriter(str(tmp_path / "a" / "1.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (30, 20))
-    for value in (0, 100, 200):
-        film.write(picture(value))
-    film.release()
-    (clip,) = read_frames(tmp_path, FORM).x
-    assert clip.shape == (3, 16, 16, 1)
-    assert np.abs(clip.mean((1, 2, 3)) - [0, 100, 200]).max() < 10
+def film(path: Path, values: Sequence[int], hz: float = 10) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), hz, (30, 20))
+    for value in values:
+        writer.write(picture(value))
+    writer.release()
+    return path
+
+
+def shades(clip: np.ndarray) -> list[int]:
+    """To tens."""
+    return [round(value, -1) for value in clip.mean((1, 2, 3)).round().astype(int).tolist()]
+
+
+def test_frames_in_a_folder_are_read_by_their_numbers(tmp_path: Path) -> None:
+    clip = tmp_path / "a" / "clip"
+    clip.mkdir(parents=True)
+    for i in range(12):
+        cv2.imwrite(str(clip / f"frame{i}.png"), picture(20 * i))
+    (clip / ".DS_Store").write_bytes(b"notes of the system")
+    (tmp_path / "a" / "._clip").write_bytes(b"others")
+    (read,) = read_frames(tmp_path, FORM).x
+    assert shades(read) == [20 * i for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("hz", "expected"),
+    [
+        (None, [0, 50, 100, 150, 200]),
+        (10.0, [0, 50, 100, 150, 200]),
+        (5.0, [0, 100, 200]),
+        (20.0, [0, 50, 50, 100, 100, 150, 150, 200, 200, 200]),
+    ],
+)
+def test_of_a_film_the_frames_nearest_to_the_rate_are_read(
+    tmp_path: Path, hz: float | None, expected: list[int]
+) -> None:
+    film(tmp_path / "a" / "1.avi", [0, 50, 100, 150, 200])
+    found = read_frames(tmp_path, replace(FORM, rate_hz=hz))
+    assert [shades(clip) for clip in found.x] == [expected]
+    assert found.hz == (hz or 10.0)
+
+
+def test_films_of_two_rates_want_one(tmp_path: Path) -> None:
+    film(tmp_path / "a" / "1.avi", [0, 50], 10)
+    film(tmp_path / "b" / "1.avi", [0, 50], 25)
+    with pytest.raises(DataError, match=r"b/1\.avi: 25 frames a second, the first film has 10; say --hz"):
+        read_frames(tmp_path, FORM)
+    assert [len(clip) for clip in read_frames(tmp_path, replace(FORM, rate_hz=10)).x] == [2, 1]
+
+
+def test_a_film_that_lost_its_end_is_refused(tmp_path: Path) -> None:
+    short = film(tmp_path / "a" / "1.avi", list(range(0, 200, 10)))
+    data = bytearray(short.read_bytes())
+    length = data.find(b"strh") + 40  # of the stream, in frames
+    data[length : length + 4] = (30).to_bytes(4, "little")
+    short.write_bytes(data)
+    with pytest.raises(DataError, match=r"a/1\.avi: 20 of the 30 frames that it announces can be read"):
+        read_frames(tmp_path, FORM)
 
 
 @pytest.mark.parametrize("name", ["1.png", "1.avi"])
@@ -348,7 +401,10 @@ def test_few_examples_are_validated_in_folds_and_test_data_may_come_apart(tmp_pa
         (examples(30, labels=1), "at least two labels"),
         (examples(30, labels=30), "has 1 examples left"),
         (examples(30, groups=2), "groups are left"),
-        (replace(examples(30, labels=6), group=[f"g{i % 6}" for i in range(30)]), "stands in too few groups"),
+        (
+            dataclasses.replace(examples(30, labels=6), group=[f"g{i % 6}" for i in range(30)]),
+            "stands in too few groups",
+        ),
     ],
 )
 def test_too_few_to_split_says_so(tmp_path: Path, found: Examples, said: str) -> None:
@@ -363,17 +419,17 @@ def test_of_equally_right_candidates_the_least_surprised_is_chosen_and_remembere
     data = split_own("own", tmp_path, examples(800))
     tried: list[str] = []
 
-    def trial(task, rest, held, epochs, path) -> tuple[float, float]:
+    def trial(task, rest, held, until, path) -> Found:
         tried.append(path.stem)
         assert not set(rest.names) & set(held.names)
         assert data.test is not None
         assert not set(data.test.names) & set(held.names)
-        return (0.9, -0.2) if path.stem == "try-lstm-64" else (0.9, -0.3)
+        return Found(0.9, -0.2 if path.stem == "try-lstm-64" else -0.3, task.epochs)
 
-    task, choice = choose("own", data, 10.0, "auto", 3600, tmp_path, trial)
+    task, choice = choose("own", data, 10.0, "auto", Deadline(3600), tmp_path, trial)
     assert (choice.family, choice.width, task.net.family) == ("lstm", 64, "lstm")
     assert {name.split("-")[1] for name in tried} == set(FAMILIES) - {"auto"}
-    again, same = choose("own", data, 10.0, "auto", 3600, tmp_path, trial)
+    again, same = choose("own", data, 10.0, "auto", Deadline(3600), tmp_path, trial)
     assert (same, again.epochs, len(tried)) == (choice, task.epochs, 9), "nothing was tried again"
 
 
@@ -381,11 +437,12 @@ def test_of_few_examples_the_better_half_is_tried_on_the_next_fold(tmp_path: Pat
     data = split_own("own", tmp_path, examples(40))
     tried: dict[str, list[frozenset[str]]] = {}
 
-    def trial(task, rest, held, epochs, path) -> tuple[float, float]:
+    def trial(task, rest, held, until, path) -> Found:
         tried.setdefault("-".join(path.stem.split("-")[1:3]), []).append(frozenset(held.names))
-        return (0.9 if task.net.family in ("cnn1d", "rocket") else 0.8), -0.1 * (task.net.family == "rocket")
+        family = task.net.family
+        return Found(0.9 if family in ("cnn1d", "rocket") else 0.8, -0.1 * (family == "rocket"), task.epochs)
 
-    task, choice = choose("own", data, 10.0, "auto", 3600, tmp_path, trial)
+    task, choice = choose("own", data, 10.0, "auto", Deadline(3600), tmp_path, trial)
     rounds = {name: len(folds) for name, folds in tried.items()}
     assert sorted(rounds.values()) == [1, 1, 1, 1, 2, 2, 3, 4, 4]
     assert {name for name, count in rounds.items() if count > 1} >= {"cnn1d-32", "cnn1d-64", "rocket-32", "rocket-64"}
@@ -397,7 +454,9 @@ def test_of_few_examples_the_better_half_is_tried_on_the_next_fold(tmp_path: Pat
 def test_a_short_time_tries_fewer_and_learns_shorter(tmp_path: Path) -> None:
     data = split_own("own", tmp_path, examples(800))
     tried: list[str] = []
-    task, choice = choose("own", data, 10.0, "gru", 1e-9, tmp_path, lambda *given: tried.append("one") or (0.5, 0.0))
+    task, choice = choose(
+        "own", data, 10.0, "gru", Deadline(1e-9), tmp_path, lambda *given: tried.append("one") or Found(0.5, 0.0, 9)
+    )
     assert isinstance(choice, Choice)
     assert tried == ["one"]
     assert task.epochs == 5
@@ -406,7 +465,10 @@ def test_a_short_time_tries_fewer_and_learns_shorter(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["lstm", "gru", "rnn", "cnn1d", "rocket"])
 def test_a_family_that_is_asked_for_is_taken(tmp_path: Path, family: str) -> None:
     data = split_own("own", tmp_path, examples(800))
-    assert choose("own", data, 10.0, family, 3600, tmp_path, lambda *given: (0.5, 0.0))[1].family == family
+    assert (
+        choose("own", data, 10.0, family, Deadline(3600), tmp_path, lambda *given: Found(0.5, 0.0, 9))[1].family
+        == family
+    )
 
 
 # --- the command -------------------------------------------------------------------------------------------------

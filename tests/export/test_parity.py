@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +76,101 @@ def test_a_net_that_forgets_its_state_is_found(tmp_path: Path) -> None:
     assert {"torch, step by step", "blocks"} <= failing(write(ForgetsItsState().eval(), tmp_path))
 
 
+# --- one fault, one check --------------------------------------------------------------------------------------------
+
+
+def in_another_order(golden: np.ndarray, x: np.ndarray, lengths: Sequence[int]) -> bool:
+    return x.shape[1] == 1 and not np.array_equal(x[:, 0], golden[:, sum(lengths) - 1])
+
+
+def ends_in_another_order(golden: np.ndarray, x: np.ndarray, lengths: Sequence[int]) -> bool:
+    return len(lengths) == golden.shape[1] and in_another_order(golden, x, lengths)
+
+
+def ends_unevenly(golden: np.ndarray, x: np.ndarray, lengths: Sequence[int]) -> bool:
+    return sum(lengths) == golden.shape[1] and len(set(lengths)) > 1
+
+
+def in_a_batch_of_nine(golden: np.ndarray, x: np.ndarray, lengths: Sequence[int]) -> bool:
+    return len(x) == 9
+
+
+def beside_loud_neighbours(golden: np.ndarray, x: np.ndarray, lengths: Sequence[int]) -> bool:
+    return bool(np.abs(x).max() > 20 * np.abs(golden).max())
+
+
+class Faulty:
+    """An engine that adds something to its scores or its state where `when` says so."""
+
+    def __init__(self, package: Package, when: Callable[..., bool], scores: float, state: float) -> None:
+        self.engine, self.manifest = OnnxEngine(package), package.manifest
+        self.when, self.scores, self.state = when, np.float32(scores), np.float32(state)
+        self.lengths: list[int] = []  # of the blocks so far
+        with np.load(package.folder / parity.GOLDEN) as golden:
+            self.golden = golden["x"]
+
+    def run(self, x: np.ndarray, states: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        scores, after = self.engine.run(x, states)
+        self.lengths = [*(self.lengths if states["h"].any() else []), x.shape[1]]
+        if self.when(self.golden, x, self.lengths):
+            return scores + self.scores, after | {"c": after["c"] + self.state}
+        return scores, after
+
+
+@pytest.mark.parametrize(
+    ("when", "scores", "state", "found_by"),
+    [
+        (in_another_order, 2e-5, 0.0, "slots"),
+        (ends_in_another_order, 0.0, 1e-3, "slots"),
+        (ends_unevenly, 2e-5, 0.0, "blocks"),
+        (ends_unevenly, 0.0, 1e-3, "blocks"),
+        (in_a_batch_of_nine, 2e-5, 0.0, "batch"),
+        (in_a_batch_of_nine, 0.0, 1e-3, "batch"),
+        (in_a_batch_of_nine, np.nan, 0.0, "batch"),
+        (beside_loud_neighbours, 2e-5, 0.0, "neighbours"),
+        (beside_loud_neighbours, 0.0, 1e-3, "neighbours"),
+    ],
+)
+def test_whatever_only_one_check_can_see_is_found(
+    sound: Path, when: Callable[..., bool], scores: float, state: float, found_by: str
+) -> None:
+    package = load_package(sound)
+    engine: Any = Faulty(package, when, scores, state)
+    assert {each.name for each in check(package, engine).checks if not each.passed} == {found_by}
+
+
+def altered(sound: Path, folder: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> Package:
+    """A copy of the package with another certificate."""
+    shutil.copytree(sound, folder)
+    rewrite(folder, change)
+    return load_package(folder)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> None:
+    with np.load(folder / parity.GOLDEN) as golden:
+        arrays = dict(golden)
+    change(arrays)
+    np.savez(folder / parity.GOLDEN, **arrays)
+
+
+def test_a_state_that_is_not_pytorchs_is_found(sound: Path, tmp_path: Path) -> None:
+    package = altered(sound, tmp_path / "1", lambda arrays: arrays.update({"state:c": arrays["state:c"] + 1e-3}))
+    assert failing(package) == {"torch, state"}
+
+
+@pytest.mark.parametrize(("streams", "steps"), [(1, 12), (2, 1), (2, 65)])
+def test_a_certificate_has_two_streams_or_more_of_2_to_64_steps(
+    sound: Path, tmp_path: Path, streams: int, steps: int
+) -> None:
+    def cut(arrays: dict[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            some = array[:streams] if name.startswith("state:") else np.resize(array, (streams, steps, array.shape[2]))
+            arrays[name] = np.ascontiguousarray(some)
+
+    with pytest.raises(PackageRefused, match="at least 2 streams of 2 to 64 steps"):
+        check(altered(sound, tmp_path / "1", cut))
+
+
 def test_a_pass_is_kept_for_the_same_files_and_measured_anew_for_others(
     sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +190,26 @@ def test_a_pass_is_kept_for_the_same_files_and_measured_anew_for_others(
     monkeypatch.setattr(parity.onnxruntime, "__version__", "another")
     verify(package, tmp_path)
     assert len(measured) == 3, "another library is measured anew"
+
+
+def test_a_pass_of_another_certificate_or_manifest_is_no_pass(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    monkeypatch.setattr(parity, "check", lambda package: measured.append(package.manifest.name) or check(package))
+    folder, cache = tmp_path / "tiny" / "1", tmp_path / "cache"
+    shutil.copytree(sound, folder)
+    verify(load_package(folder), cache)
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"labels": manifest["labels"][::-1]}))
+    verify(load_package(folder), cache)
+    assert len(measured) == 2, "another manifest is measured anew"
+
+    rewrite(folder, lambda arrays: arrays.update(probabilities=arrays["probabilities"] + np.float32(1e-3)))
+    with pytest.raises(PackageRefused, match="torch"):
+        verify(load_package(folder), cache)
+    assert len(measured) == 3, "and so is another certificate"
 
 
 def test_a_failure_is_not_kept(tmp_path: Path) -> None:

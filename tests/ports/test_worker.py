@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from service.codec import parse_head
-from service.contracts import GapPolicy, Limits, RollingSettings
+from service.contracts import GapPolicy, Limits, RollingSettings, StateTensor
 from service.keys import shard_of
 from tests.doubles import BrightnessEngine, TinyEngine, rows_fields, tiny_manifest
 from tests.oracle import Oracle, same
@@ -193,6 +193,25 @@ def test_a_hole_in_time_resets_where_the_gap_policy_says_so(world: World) -> Non
     with working(world.new_log(), engine):
         bodies = answered(world, {"a": 3})["a"]
     assert [body["restarted"] for body in bodies] == ["first", None, "gap"]
+
+
+def test_whatever_begins_anew_begins_with_the_learnt_state(world: World) -> None:
+    row = [[0.1, 0.2, 0.3]]
+    learnt = StateTensor("h", [6], initial=[0.9, -0.8, 0.7, -0.6, 0.5, -0.4])
+    manifest = tiny_manifest(gap=GapPolicy("reset", 5.0), states=[learnt, StateTensor("n", [1], "int64")])
+    post(world, "a", row, time=b"100")
+    post(world, "a", row, time=b"200")  # behind a gap
+    world.append("a", {"stream": b"a", "kind": b"control", "data": b'{"action": "reset"}'})
+    post(world, "a", row, time=b"201")
+    post(world, "a", row, time=b"202", start=b"1")
+    with working(world.new_log(), TinyEngine(manifest)):
+        bodies = [body for body in answered(world, {"a": 5})["a"] if body["type"] == "prediction"]
+    assert [body["restarted"] for body in bodies] == ["first", "gap", "reset", "start"]
+    expected = Oracle(TinyEngine(manifest)).step(np.float32(row), 100.0)["probabilities"]
+    zeros = TinyEngine(manifest).run(np.float32([row]), {"h": np.zeros((1, 6), "f4"), "n": np.zeros((1, 1), int)})
+    assert np.abs(zeros[0][0, 0] - expected).max() > 1e-3
+    for body in bodies:
+        assert np.allclose(body["probabilities"], expected, atol=1e-6)
 
 
 def test_a_state_that_vanished_is_said_to_be_lost(world: World) -> None:

@@ -187,15 +187,15 @@ class Table:
 
     def _row(self, line: str) -> Iterator[None]:
         cells = split(line, self._mark)
+        self.count += 1
         width = self._width
         if self.heading is None:
             if self._signals is not None and cells[-1].strip():
-                raise Malformed(f"row {self.count + 1}: it does not end with a mark, as the rows before")
+                raise Malformed(f"row {self.count}: it does not end with a mark, as the rows before")
             if self._signals is None and self._names is not None:
                 width = len(self._names)
         if len(cells) != width:
             raise self._wrong_width(len(cells), line)
-        self.count += 1
         if self.doubtful:
             self.doubtful = self.heading is None and _WHOLE_COMMA_WHOLE.fullmatch(line) is not None
         row: list[float] = []
@@ -212,9 +212,9 @@ class Table:
 
     def _wrong_width(self, width: int, line: str) -> WrongShape:
         if self.heading is None and self._names is None:
-            return WrongShape(f"row {self.count + 1} has {width} columns, the rows before {self._width}")
+            return WrongShape(f"row {self.count} has {width} columns, the rows before {self._width}")
         names = self._names or self.heading or []
-        told = f"row {self.count + 1} has {width} columns, expected {expected(names)}"
+        told = f"row {self.count} has {width} columns, expected {expected(names)}"
         if self._others:
             told += f", and {', '.join(self.left_out)}"
         elif len(names) == 1 and DECIMAL_COMMA.fullmatch(line.strip()):

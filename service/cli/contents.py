@@ -16,7 +16,7 @@ from functools import cache
 from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal
+from typing import Any, BinaryIO, Final, Literal, NamedTuple
 
 import numpy as np
 import typer
@@ -53,6 +53,12 @@ class Block:
         return np.array(self.rows, dtype)
 
 
+class Garbled(NamedTuple):
+    """Rows of a pipe that are none, behind others that were: what is wrong with them."""
+
+    said: str
+
+
 Content = bytes | str | Block
 
 
@@ -69,7 +75,7 @@ class Source:
         self._film = film_of(path) if self._kind == "film" else None
         self.hz = self._film.hz if self._film else None
 
-    def contents(self, hz: float | None = None) -> Iterator[Content]:
+    def contents(self, hz: float | None = None) -> Iterator[Content | Garbled]:
         """`hz`: so many frames of a film a second; else all."""
         if self._film is not None:
             yield from pictures(self._film, hz or self._film.hz)
@@ -109,7 +115,7 @@ def sources(
     return found
 
 
-def contents(files: Iterable[str], rows: int, kind: Kind | None) -> Iterator[Content]:
+def contents(files: Iterable[str], rows: int, kind: Kind | None) -> Iterator[Content | Garbled]:
     """Each image as bytes; each line of a text; each CSV as blocks of `rows` rows."""
     for source in sources(files, rows, kind):
         yield from source.contents()
@@ -127,7 +133,7 @@ def _in_folder(folder: Path) -> list[str]:
 
 def _content(
     file: BinaryIO, source: Source, rows: int, kind: Kind | None, column: str | None, tell: Tell
-) -> Iterator[Content]:
+) -> Iterator[Content | Garbled]:
     name = source.name
     head = file.peek(_SNIFFED)[:_SNIFFED] if hasattr(file, "peek") else b""
     if kind == "image" or (kind is None and _are_pictures(head)):
@@ -143,7 +149,7 @@ def _content(
         if kind == "text":
             yield from (line for line in lines if line.strip())
         else:
-            yield from _blocks(lines, name, rows, column)
+            yield from _blocks(lines, name, rows, column, source.live)
     except UnicodeDecodeError as error:
         raise typer.BadParameter(f"{name}: byte {error.start} is no UTF-8: expected an image, CSV or text") from None
     finally:
@@ -176,22 +182,26 @@ def _pictures(file: BinaryIO, name: str, tell: Tell) -> Iterator[bytes]:
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
-def _blocks(lines: Iterable[str], name: str, size: int, column: str | None = None) -> Iterator[Block]:
-    """`column`: with the rows' times. Raises BadParameter for what is no table, and for a value that is not finite."""
-    table = Table(time_column=column)
-    try:
-        for line in lines:
-            deque(table.feed(line), 0)
-            while len(table.rows) >= size:
-                yield _block(table, name, size, column)
-        deque(table.end(), 0)
-        while table.rows:
-            yield _block(table, name, size, column)
-    except EntryError as error:
-        raise typer.BadParameter(f"{name}: {error.detail}") from None
+def _blocks(
+    lines: Iterable[str], name: str, size: int, column: str | None = None, live: bool = False
+) -> Iterator[Block | Garbled]:
+    """`column`: with the rows' times. Raises BadParameter for what is no table, and for a value that is not finite; of
+    a pipe (`live`) that has had rows the next ones are read."""
+    table, given = Table(time_column=column), False
+    for line in chain(lines, (None,)):
+        try:
+            deque(table.end() if line is None else table.feed(line), 0)
+            while len(table.rows) >= (1 if line is None else size):
+                yield _block(table, name, size, column, live)
+                given = True
+        except EntryError as error:
+            if not (live and given):
+                raise typer.BadParameter(f"{name}: {error.detail}") from None
+            yield Garbled(error.detail)
 
 
-def _block(table: Table, name: str, size: int, column: str | None) -> Block:
+def _block(table: Table, name: str, size: int, column: str | None, live: bool) -> Block:
+    """The next rows. Where the clock of a pipe is put back, the stream's gap policy says what that means."""
     if table.left_out:
         _say_once(f"{name}: left out, as no signal: {', '.join(table.left_out)}")
     before = table.count - len(table.rows)
@@ -204,12 +214,12 @@ def _block(table: Table, name: str, size: int, column: str | None) -> Block:
     if table.clock is None:
         return block
     if column is not None:
-        block.times = [_time(cells[table.clock.at], before + n, column) for n, cells in enumerate(beside, 1)]
-        table.check_order(block.times)
-        return block
-    table.span(beside)
-    known = [time for cells in beside if (time := table.clock.since_1970(cells)) is not None]
-    block.times = known if len(known) == len(rows) else None
+        times = [_time(cells[table.clock.at], before + n, column) for n, cells in enumerate(beside, 1)]
+    else:
+        times = [time for cells in beside if (time := table.clock.since_1970(cells)) is not None]
+    if not live:
+        table.check_order(times)
+    block.times = times if len(times) == len(rows) else None
     return block
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rollcast import Accepted, Client, Prediction, Problem, ServerAway
 from rollcast.client import DEFAULT_URL
 from rollcast.errors import BadAnswer
-from service.cli.contents import Block, Content, Kind, Source, sources
+from service.cli.contents import Block, Content, Garbled, Kind, Source, sources
 from service.cli.going_on import FILES_S, Numbers, Waiting, look, reached, settled
 from service.cli.reach import AsJson, Stream, Url, connect
 from service.cli.shown import line, printable
@@ -117,6 +117,9 @@ def post(
             if (said := clock.said_of(source)) is not None:
                 tell(said)
             for content in source.contents(clock.hz(source)):
+                if isinstance(content, Garbled):
+                    poster.leave_out(content.said)
+                    continue
                 if rate is not None:
                     time.sleep(max(0.0, begun + posted / rate - time.monotonic()))
                 more = {"model": model, "start": start and not poster.taken, "wait_s": WAIT_S if wait else None}
@@ -150,7 +153,7 @@ class Poster:
             if goes_on and problem.unknown and seq is None:
                 self._unknown()
             elif goes_on and any(map(problem.is_a, LEFT_OUT)) and (self.taken or not isinstance(content, Block)):
-                self._leave_out(problem)
+                self.leave_out(f"{problem.title}: {problem.detail}")
             else:
                 raise
         except ServerAway as away:
@@ -171,11 +174,11 @@ class Poster:
         if not self.taken:
             self._tell("nothing was posted: there was nothing in it")
 
-    def _leave_out(self, problem: Problem) -> None:
+    def leave_out(self, why: str) -> None:
         """The first ones are said one by one, of the others every hundredth."""
         self._left_out += 1
         if self._left_out <= SHOWN or self._left_out % 100 == 0:
-            self._tell(f"no prediction of an entry ({self._left_out:,}): {problem.title}: {problem.detail}")
+            self._tell(f"no prediction of an entry ({self._left_out:,}): {why}")
 
     def _unknown(self) -> None:
         self._tell("an entry may be in the log or not: its answer was lost, and it is not posted again")

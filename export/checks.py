@@ -114,6 +114,10 @@ def check_rows(path: Path, x: Sequence[np.ndarray], names: Sequence[str]) -> Non
                 f"{path}: example {name}, row {row + 1}, column {column + 1}: {each[row, column]:g}; expected at most "
                 f"{LARGEST:g}"
             )
+
+
+def check_differ(path: Path, x: Sequence[np.ndarray]) -> None:
+    """Raises DataError."""
     if len(x) > 1 and all(np.array_equal(each, x[0]) for each in x):
         raise DataError(f"{path}: all {len(x)} examples are the same: nothing tells their labels apart")
 

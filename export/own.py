@@ -21,7 +21,17 @@ from pathlib import Path
 
 import numpy as np
 
-from export.checks import check_alike, check_certificate, check_rows, oddities, read_npz, series, texts, wrong_names
+from export.checks import (
+    check_alike,
+    check_certificate,
+    check_differ,
+    check_rows,
+    oddities,
+    read_npz,
+    series,
+    texts,
+    wrong_names,
+)
 from export.clips import one_rate, read_clip, read_image
 from export.data import Data, DataError, Split, hold_out
 from export.tables import Tables, in_order, signals
@@ -57,6 +67,7 @@ def read_own(name: str, path: Path, test: Path | None, form: FrameInput | None, 
 
     found, held = read(path), None if test is None else read(test)
     if form is None:
+        check_differ(path, found.x)
         if test is not None and held is not None:
             if held.features != found.features and places_of(held.features, found.features) is not None:
                 held.x = [in_order(test, x, held.features, found.features) for x in held.x]

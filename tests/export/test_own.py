@@ -126,7 +126,7 @@ X, L = np.zeros((4, 5, 2)), [1, 2, 1, 2]
 def test_a_spoilt_npz_says_what_was_expected(tmp_path: Path, values: dict[str, np.ndarray], said: str) -> None:
     np.savez(tmp_path / "mine.npz", **values)
     with pytest.raises(DataError) as caught:
-        read_rows(tmp_path / "mine.npz")
+        read_own("mine", tmp_path / "mine.npz", None, None)
     assert "mine.npz" in str(caught.value)
     assert said in str(caught.value)
 

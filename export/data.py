@@ -54,6 +54,8 @@ class Data:
     features: list[str] = field(default_factory=list)  # of rows
     copies: frozenset[str] = frozenset()  # test examples that also stand in the training data under another name
     tokenizer: str = ""  # of texts: tokenizer.json
+    hz: float | None = None  # rows or frames a second, where the files say: a column of times, a film
+    left_out: list[str] = field(default_factory=list)  # columns of own rows that are no signal, in words
 
 
 def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:

@@ -114,7 +114,7 @@ def own_task(name: str, data: Data, hz: float | None, choice: Candidate, members
         )
     else:
         task = SequenceTask(
-            description="Own sequences of rows.",
+            description="Own sequences of rows." + left_out_of(data),
             unit="a sequence's last row",
             own=together(_row_net(choice, [len(x) for x in data.train.x]), members),
             hz=hz or 1.0,
@@ -201,6 +201,10 @@ def _try(
         each.name: round(float(np.mean([result.accuracy for result in results])), 4) for each, results in found.items()
     }
     return Choice(best.family, best.width, epochs, tried, members)
+
+
+def left_out_of(data: Data) -> str:
+    return f" Left out, as no signal: {', '.join(data.left_out)}." if data.left_out else ""
 
 
 def _best(found: dict[Candidate, list[Found]], judged: list[Candidate]) -> list[Candidate]:

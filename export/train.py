@@ -18,6 +18,7 @@ import typer
 from torch import nn
 
 from export import package
+from export.checks import check_rate
 from export.data import Data, DataError, Split, folds
 from export.deadline import Deadline
 from export.keep import TooLarge, best, keep, validation
@@ -34,6 +35,7 @@ from export.runs import (
     with_folds,
 )
 from export.sequences import in_turn, surprise
+from export.tables import agreed_hz
 from export.tasks import Task
 from export.zoo import TASKS, ZOO
 from service.errors import PackageRefused
@@ -139,7 +141,10 @@ def main(
     minutes: Annotated[
         float, typer.Option(min=0.01, help="Time it may take, packaging apart.", rich_help_panel=OWN)
     ] = 10.0,
-    hz: Annotated[float | None, typer.Option(min=1e-6, help="Rows or frames a second.", rich_help_panel=OWN)] = None,
+    hz: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="Rows or frames a second; none: by a column of times.", rich_help_panel=OWN),
+    ] = None,
     frames: Annotated[
         bool, typer.Option("--frames", help="The folder has images or clips a label.", rich_help_panel=OWN)
     ] = False,
@@ -161,12 +166,14 @@ def main(
         if everything:
             _remake(data_dir, settings, out or Path("runs"), zoo, resume, version, threads)
             return
+        check_rate(hz)
         folder = out if out is not None else Path("runs") / name
         until = Deadline()
         if own is not None:
             until = Deadline(minutes * 60)
             use_threads(threads, "frame" if frames else "samples")
             data = read_own(name, own, test, parse_form(size, gray, hz) if frames else None, seed)
+            hz = _said_of_columns(data, hz)
             task = _choose(name, data, settings, folder, family, until, hz, resume)
         else:
             task = _known(name)
@@ -234,6 +241,15 @@ def _remake(
             places.append(place)
         kept = keep(best(places), names, zoo)
         console.print(f"{kind}: {kept} is kept; " + ", ".join(f"{p.parts[-2]} {validation(p):.4f}" for p in places))
+
+
+def _said_of_columns(data: Data, hz: float | None) -> float | None:
+    """Says what is left out. Returns the rate: as asked for, else as a column of times has it."""
+    if data.left_out:
+        console.print(f"left out, as no signal: {', '.join(data.left_out)}", highlight=False, markup=False)
+    if hz is None and data.hz is not None:
+        console.print(f"{data.hz:g} rows a second, by the column of times", highlight=False)
+    return agreed_hz(hz, data.hz)
 
 
 def _known(name: str) -> Task:

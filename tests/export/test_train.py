@@ -28,7 +28,6 @@ from export.zoo import TASKS
 from models.catalogue import Net, recurrent
 from models.cnn2d import CNN2d
 from models.rnn import Cell, Recurrent
-from service.errors import PackageRefused
 from service.packages import load_packages, samples
 from service.parity import verify
 from tests.deployment import interruptible
@@ -346,11 +345,6 @@ def test_a_perfect_score_is_not_certain() -> None:
     low, high = interval95(decisions([0] * 40, [0] * 40, [i // 20 for i in range(40)]))
     assert high == 1.0
     assert low < 0.5, "two examples prove little"
-
-
-def test_a_state_that_begins_with_several_values_is_refused() -> None:
-    with pytest.raises(PackageRefused, match="one value everywhere"):
-        package._state("h", np.array([[0.0, 1.0]], np.float32))
 
 
 def test_a_draft_that_fails_leaves_the_old_package(tmp_path: Path) -> None:

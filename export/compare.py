@@ -128,7 +128,7 @@ def call_us(exported: Package, batch: int) -> float:
     return float(np.quantile(took, 0.1))
 
 
-def _shifted(task: FrameTask, data: Data, run: train.Run) -> list[float]:
+def _shifted(task: FrameTask, data: Data, run: package.Run) -> list[float]:
     """Accuracy on test images shifted by 0, 1, … pixels, the mean of four directions."""
     split = data.test.take(range(min(SHIFTED_IMAGES, len(data.test))))
     found = []

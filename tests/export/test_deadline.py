@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from export import package, train
+from export import learner, package, train
 from export.data import Data, Split
 from export.deadline import Deadline
 from export.plan import TRIAL_SHARE, Found, choose
@@ -91,11 +91,11 @@ def test_what_is_cut_short_comes_to_rest(tmp_path: Path, clock: Clock) -> None:
     """Its rate of learning ends where that of a whole training ends, and what is kept is not the beginning."""
     task, data = early(of_text(), epochs=1000)
     task = slow(task, clock, 1.0)
-    learner = train._Learner(task, data.train, 2, settings(task), tmp_path / "c.pt", {})
-    before = {name: value.clone() for name, value in learner.net.state_dict().items()}
-    learner.learn(data.validation, 1000, False, Deadline(12.0, clock))
-    assert learner.optimiser.param_groups[0]["lr"] < 1e-2 * task.learning_rate
-    moved, kept = learner.net.state_dict(), learner.average.module.state_dict()
+    net = learner.Learner(task, data.train, 2, settings(task), tmp_path / "c.pt", {})
+    before = {name: value.clone() for name, value in net.net.state_dict().items()}
+    net.learn(data.validation, 1000, False, Deadline(12.0, clock))
+    assert net.optimiser.param_groups[0]["lr"] < 1e-2 * task.learning_rate
+    moved, kept = net.net.state_dict(), net.average.module.state_dict()
     way = {name: (moved[name] - before[name]).norm() for name in before if before[name].is_floating_point()}
     assert all((kept[name] - moved[name]).norm() < 0.5 * far for name, far in way.items() if far > 1e-3)
 
@@ -115,18 +115,18 @@ def test_own_data_ends_early_where_validation_is_perfect_or_stands(
 ) -> None:
     task, data = of_text()
     given = iter([*scores, *[scores[-1]] * 100])
-    monkeypatch.setattr(train, "accuracy", lambda decisions: next(given))
+    monkeypatch.setattr(learner, "accuracy", lambda decisions: next(given))
     task = dataclasses.replace(task, early=True, epochs=40, patience=40)
     trained = train.train(task, data, settings(task), tmp_path)
-    assert len(trained.history) == (train.PERFECT if scores == [1.0] else 2 + 20)
+    assert len(trained.history) == (learner.PERFECT if scores == [1.0] else 2 + 20)
     assert said in capsys.readouterr().err
 
 
 def test_the_net_itself_learns_no_longer_than_its_folds_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "accuracy", lambda decisions: 1.0)
+    monkeypatch.setattr(learner, "accuracy", lambda decisions: 1.0)
     task, data = early(of_rows())
     trained = train.train(task, data, settings(task), tmp_path)
-    assert len(trained.history) == train.PERFECT
+    assert len(trained.history) == learner.PERFECT
     assert trained.history[-1]["validation"] == 1.0
 
 
@@ -145,8 +145,8 @@ def test_a_net_that_is_solved_leaves_out_copies_and_penalties_when_time_is_up(
     task, data = of_patterns()
     task = dataclasses.replace(task, copies=9)
     seen: list[int] = []
-    solve = train.Rocket._pooled
-    monkeypatch.setattr(train.Rocket, "_pooled", lambda net, x, *rest: seen.append(len(x)) or solve(net, x, *rest))
+    solve = learner.Rocket._pooled
+    monkeypatch.setattr(learner.Rocket, "_pooled", lambda net, x, *rest: seen.append(len(x)) or solve(net, x, *rest))
     whole = train.train_in_folds(task, data, settings(task), tmp_path / "whole", False)
     assert sum(seen) == 9 * 3 * 32  # each fold leaves one person of four out
     seen.clear()

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from export.learner import surprise_of, torch_run
 from export.package import write_model, write_tokenizer
 from export.sequences import join
 from export.tasks import pad
 from export.texts import learn_tokenizer
 from export.to_onnx import to_onnx
-from export.train import surprise_of, torch_run
 from models.cnn1d import CausalCNN, RunningMean, WindowMean
 from models.cnn2d import vision
 from models.convolution import Layer, receptive_field

@@ -11,13 +11,14 @@ import torch
 
 from export import package
 from export.data import Data, Split
+from export.learner import torch_run
 from export.metrics import accuracy
 from export.motion import WatchTask
 from export.package import stream_run
 from export.runs import Settings
 from export.sequences import moving_blobs
 from export.tasks import Task
-from export.train import torch_run, train
+from export.train import train
 from models.catalogue import Net
 from models.memory import LegendreMemory
 from models.motion import DepthNet, MotionNet

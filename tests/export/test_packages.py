@@ -261,6 +261,22 @@ def test_edited_weights_fail_with_their_figure(place: Path) -> None:
     assert "found 0." in error.detail
 
 
+@pytest.mark.parametrize(
+    ("value", "check"),
+    [("probabilities", "torch, step by step"), ("state:h", "torch, state"), ("state:c", "torch, state")],
+)
+def test_torch_may_be_a_ten_thousandth_away_and_no_more(place: Path, value: str, check: str) -> None:
+    stored = dict(np.load(place / "golden.npz"))
+    for apart, refused in ((0.8e-4, False), (1.2e-4, True)):
+        changed = stored[value].copy()
+        changed.reshape(-1)[-1] += apart
+        np.savez_compressed(place / "golden.npz", **stored | {value: changed})
+        if refused:
+            assert refusal(place).check == check
+        else:
+            assert verify(load_package(place)).passed
+
+
 def test_weights_that_are_not_finite_fail(place: Path) -> None:
     def spoil(model: onnx.ModelProto) -> None:
         for tensor in model.graph.initializer:

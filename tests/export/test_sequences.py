@@ -13,11 +13,12 @@ import torch
 
 from export import package
 from export.data import Data, Split
+from export.learner import torch_run
 from export.runs import Settings, load_trained
 from export.sequences import SequenceTask, TextTask, VideoTask, join, surprise, weigh
 from export.tasks import Batch, Task, at_the_end, pad, trace
 from export.texts import learn_tokenizer, tokens
-from export.train import torch_run, train
+from export.train import train
 from export.zoo import TASKS
 from models.catalogue import Net, Shape, causal, patterns, recurrent, video
 from models.text import TextRecurrent

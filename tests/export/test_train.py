@@ -19,10 +19,11 @@ from torch.nn import functional as F
 
 from export import package
 from export.data import Data, Split, mean_and_spread
+from export.learner import torch_run
 from export.metrics import accuracy, confusion, interval95
 from export.runs import CheckpointError, Settings, load_trained
 from export.tasks import Decisions, FrameTask, RowTask, Task
-from export.train import torch_run, train
+from export.train import train
 from export.zoo import TASKS
 from models.catalogue import Net, recurrent
 from models.cnn2d import CNN2d

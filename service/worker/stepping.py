@@ -22,7 +22,7 @@ from service.controls import decode_control
 from service.errors import EntryError, NonFinite, WrongShard
 from service.worker import records
 from service.worker.controls import Controls
-from service.worker.model import GROUP_STEPS, Scores, ServedModel, Stepped
+from service.worker.model import GROUP_STEPS, Scores, ServedModel, Stepped, judged_us
 from service.worker.runs import (
     CATCH_UP_ENTRIES,
     CATCH_UP_S,
@@ -359,9 +359,10 @@ class Stepper:
             if item.missed:
                 return "gap"
             first_us = item.time_us - round((steps - 1) * model.interval_of(entry))
-            restored = stream.stepped.endswith(RESTORED)
+            restored = stream.stepped.endswith(RESTORED)  # whose times need have nothing to do with this stream's
             last_us = stream.stepped_ms * 1000 if restored else int(model.table.row(stream.slot)["time_us"])
-            if first_us - last_us > gap.gap_s * 1e6:
+            behind_us = 0 if restored else last_us - judged_us(entry, first_us, item.time_us)
+            if max(first_us - last_us, behind_us) > gap.gap_s * 1e6:
                 return "gap"
         return None
 

@@ -150,14 +150,15 @@ def fold(
     return events
 
 
-def set_back(rows: np.ndarray, first_us: np.ndarray) -> None:
-    """The time of these streams (B,), whose clock was put back, becomes `first_us` (B,): the state goes on, and no
-    deadline of the old time is left. A label that is inside has been so for as long as before."""
+def set_back(rows: np.ndarray, first_us: np.ndarray, gap_us: np.ndarray | int) -> None:
+    """The time of these streams (B,), whose clock was put back, becomes that of a hole of `gap_us` before `first_us`
+    (B,), their next step's: the state goes on, and no deadline of the old time is left. A label that is inside has been
+    so for as long as before."""
     by_us, inside = (rows["time_us"] - first_us)[:, None], rows["inside"]
     begun = np.maximum(rows["since"], FLOOR_US + by_us) - by_us
     rows["since"] = np.where(inside, begun, NEVER)
     rows["mark"] = np.where(inside, first_us[:, None], NEVER)
-    rows["time_us"] = first_us
+    rows["time_us"] = first_us - gap_us
 
 
 def close(row: np.void, labels: Sequence[str]) -> list[Event]:

@@ -116,12 +116,12 @@ class Oracle:
         return round(self.last - time, 6) > self.gap.gap_s
 
     def set_back(self, time: float) -> None:
-        """The state goes on at another time, and no deadline is left."""
+        """The state goes on behind a hole, at another time, and no deadline is left."""
         by = self.last - time
         for label in self.labels:
             label.since = round(label.since - by, 6) if label.inside and label.since is not None else None
             label.quiet_until, label.told_at = -math.inf, time
-        self.last = time
+        self.last = round(time - self.gap.gap_s, 6)
 
     def _roll(self, probabilities: np.ndarray, now: float, events: list[Told]) -> set[str]:
         """Returns the labels that were unsure at this step."""

@@ -153,7 +153,7 @@ def _set_back(
     gap_us = np.broadcast_to(np.reshape(limits.gap_us, -1), len(rows))
     for b in places:
         if rows["time_us"][b] - judged_us(entries[b], times[b, 0], times[b, -1]) > gap_us[b]:
-            rolling.set_back(rows[b : b + 1], times[b, :1])
+            rolling.set_back(rows[b : b + 1], times[b, :1], gap_us[b])
 
 
 def judged_us(entry: Entry, first_us: int, last_us: int) -> int:

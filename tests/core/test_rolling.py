@@ -143,7 +143,7 @@ def test_no_deadline_of_a_clock_that_was_put_back_is_left() -> None:
     made = manifest(rolling=RollingSettings(0.0, 0.5, 0.4, 0.0, 60.0, 1.0))
     rows = fresh(made, 1)
     fold(made, rows, np.array([[[0, 0.9, 0.6], [0, 0.1, 0.6]]], np.float32), [5000.0])  # walk has left, run is inside
-    rolling.set_back(rows, np.array([1_000_000_000]))
+    rolling.set_back(rows, np.array([1_000_000_000]), 10_000_000)
     told = fold(made, rows, np.array([[[0, 0.9, 0.6]]], np.float32), [1000.0])[0]
     assert [(e.type, e.label, e.time) for e in told] == [("enter", "walk", 1000.0)]
     (update,) = fold(made, rows, np.array([[[0, 0.9, 0.7]]], np.float32), [1001.0])[0]

@@ -119,7 +119,9 @@ class Prediction(msgspec.Struct, frozen=True, tag="prediction", tag_field="type"
     rolling: Rolling
     events: list[Event]
     restarted: Restart | None = None
-    missed: int | msgspec.UnsetType = msgspec.UNSET  # numbers between the stream's last `seq` and this one
+    missed: int | msgspec.UnsetType = (
+        msgspec.UNSET
+    )  # numbers between this `seq` and the last; without: lost unread, at most
     retry_of: str | msgspec.UnsetType = msgspec.UNSET
 
 

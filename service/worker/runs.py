@@ -34,6 +34,7 @@ class Run:
         self._model, self._budget, self._ttl_ms = model, budget - first.steps, ttl_ms(stream, model, ttl)
         self._before, self._seq = first, first.entry.seq if first.entry.seq is not None else stream.seq
         gap = stream.settings.gap or model.manifest.gap
+        self._hole = stream.lost_after if stream.lost and first.number <= stream.lost_after else None
         self._resets = gap.policy == "reset"  # so that a hole, in time or in `seq`, begins anew
         self._gap_us = gap.gap_s * 1e6
         self._least_us = self._most_us = first.time_us  # the stream's time lies between: `first` may begin it anew
@@ -50,7 +51,7 @@ class Run:
             return False
         if entry.kind == "frame" and (item.x is None or item.model is not model):
             return False
-        if entry.ms - before.entry.ms > self._ttl_ms:
+        if entry.ms - before.entry.ms > self._ttl_ms or (self._hole is not None and entry.number > self._hole):
             return False
         missed = 0 if entry.seq is None or self._seq is None else entry.seq - self._seq - 1
         if missed < 0 or (missed and self._resets):

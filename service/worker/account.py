@@ -83,10 +83,6 @@ class Account:
     def answered(self, entries: int) -> None:
         self._behind += entries
 
-    def forget(self) -> None:
-        """The log was written anew."""
-        self._sure = False
-
     def behind(self, cursor: int) -> Behind | None:
         """What a commit says of it."""
         return Behind(self._behind, max(cursor, self._answered_to)) if self._sure else None

@@ -518,7 +518,6 @@ class Worker:
             shard.beyond = found.more
             if found.first:
                 shard.kept = 0  # what was finished has left the log
-                shard.account.forget()
                 self._tally.expelled(found.refused)
                 self._tally.dead_overflow(found.overflow)
                 log.error(

@@ -207,3 +207,25 @@ def test_what_leaves_the_log_when_it_is_finished_is_no_loss(world: World, histor
         answered(world, {HERE: n + 1})
     assert metrics.entries_trimmed.value == 0
     assert not any(body.get("missed") for body in bodies(world))
+
+
+def test_entries_that_are_taken_out_for_ids_that_no_clock_gives_are_no_loss(world: World) -> None:
+    metrics, engine = counted(), TinyEngine(tiny_manifest())
+    with working(world.new_log(), engine, metrics=metrics):
+        post(world)
+        answered(world, {HERE: 1})
+        world.append(HERE, rows_fields(HERE, np.ones((1, 3), np.float32)), entry_id=f"{2**60}-0")
+        post(world)  # moved to an id of now
+        answered(world, {HERE: 2})
+    for worker in ("w2", "w3"):
+        with working(world.new_log(worker), engine, metrics=metrics):
+            post(world)
+            answered(world, {HERE: 3 + (worker == "w3")})
+    assert metrics.entries_trimmed.value == 0
+    post(world)
+    post(world)
+    keep(world, lambda ids: ids[-1:])
+    with working(world.new_log("w4"), engine, metrics=metrics):
+        answered(world, {HERE: 5})
+    assert metrics.entries_trimmed.value == 1
+    assert missed(world)[-1] == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time as clock
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -20,13 +20,18 @@ _ID: Final = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 _NOTHING_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 Result = TypeVar("Result")
 Steps = Generator[Call[object] | float, httpx.Response | None, Result]  # send this, or sleep so many seconds
+Waits = Callable[[RollcastError | None, float], None]  # before a pause why and how long, s; None: it is over
+
+
+def unsaid(_why: RollcastError | None, _pause_s: float) -> None:
+    """Nothing is said of a wait."""
 
 
 class Flow:
     """What one client remembers between calls."""
 
-    def __init__(self, url: str, *, retry_s: float, numbered: bool) -> None:
-        self._url, self._retry_s, self._numbered = url, retry_s, numbered
+    def __init__(self, url: str, *, retry_s: float, numbered: bool, waiting: Waits = unsaid) -> None:
+        self._url, self._retry_s, self._numbered, self._waiting = url, retry_s, numbered, waiting
         self._next_seq: dict[str, int] = {}
         self._reached = False  # a server has answered here before
 
@@ -51,9 +56,11 @@ class Flow:
                 again, wait_s = self._reached and (repeatable or isinstance(error, _NOTHING_SENT)), pause_s
             else:
                 self._reached = True
-                if response.status_code < 400:
+                problem = to_problem(response) if response.status_code >= 400 else None
+                if tries > 1 and (problem is None or not problem.passes):
+                    self._waiting(None, 0.0)
+                if problem is None:
                     return understood(self._url, call.read, response)
-                problem = to_problem(response)
                 of = str(problem.body.get("of"))
                 if tries > 1 and problem.is_a("duplicate") and call.entry is not None and _ID.fullmatch(of):
                     return (yield from self._first_answer(call, problem))
@@ -63,6 +70,7 @@ class Flow:
             left_s = give_up - clock.monotonic()
             if not again or left_s <= 0:
                 raise failure
+            self._waiting(failure, min(wait_s, left_s))
             yield min(wait_s, left_s)  # what the server asks for is an estimate: the last try is when patience ends
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
 

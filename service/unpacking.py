@@ -57,8 +57,8 @@ class DecoderProcess:
         command = tied([sys.executable, "-P", "-m", "service.unpacking"], signal.SIGKILL)
         try:
             with theirs:
-                self._process = subprocess.Popen(
-                    command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=variables
+                self._process = subprocess.Popen(  # a decoder's own lines have no place between those of our log
+                    command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=variables
                 )
         except OSError:
             self._socket.close()

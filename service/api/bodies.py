@@ -58,6 +58,18 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+def said_of_heading(request: Request) -> bool | None:
+    """What `text/csv; header=present` or `header=absent` (RFC 4180) says of the first line; None: nothing."""
+    parameters = request.headers.get("content-type", "").lower().split(";")[1:9]
+    pairs = (each.partition("=") for each in parameters)
+    said = [value.strip(' "') for name, _, value in pairs if name.strip() == "header"]
+    if not said:
+        return None
+    if said[0] not in ("present", "absent"):
+        raise Malformed(f"Content-Type with header={said[0][:40]}: expected present or absent")
+    return said[0] == "present"
+
+
 # --- text --------------------------------------------------------------------------------------------------------
 
 

@@ -94,7 +94,7 @@ DETAILS: Final[dict[str, str]] = {
     "wrong-kind": "model 'digits-cnn' takes entries of kind frame, not samples",
     "wrong-shape": "row 2 has 5 columns, expected 6: avg_rss12, var_rss12, avg_rss13, var_rss13, avg_rss23, var_rss23",
     "non-finite": "row 1, column 2 (var_rss12): nan; expected a finite number of float32's range",
-    "bad-image": "truncated JPEG image: no end mark in its 2048 bytes",
+    "bad-image": "JPEG: cut off before the frame header",
     "step-failed": "the model failed on this entry",
     "crash": "the worker's process ended twice while it worked on this entry",
     "bad-request": "query: unknown parameter 'sequence'; known are: model, seq, time, start, end, wait, ack",

@@ -132,3 +132,26 @@ def test_without_patience_or_a_server_a_call_ends_at_once(retry_s: float) -> Non
     else:
         with pytest.raises(Problem):
             steps.send(answer(503, None))
+
+
+def test_who_waits_is_told_why_and_for_how_long_and_when_it_is_over() -> None:
+    told: list[tuple[str | None, float]] = []
+    flow = Flow("http://x", retry_s=30.0, numbered=False, waiting=lambda why, s: told.append((type(why).__name__, s)))
+    for _ in range(2):  # the second call finds a server that answers at once
+        steps = flow.steps(calls.models())
+        next(steps)
+        if not told:
+            assert steps.send(answer(503, None)) == 0.1
+            next(steps)
+            assert steps.throw(httpx.ReadError("cut")) == 0.2
+            next(steps)
+        with pytest.raises(StopIteration):
+            steps.send(httpx.Response(200, json={"models": []}))
+    assert told == [("Problem", 0.1), ("ServerAway", 0.2), ("NoneType", 0.0)]
+    steps = flow.steps(calls.models())
+    next(steps)
+    steps.send(answer(503, None))
+    next(steps)
+    with pytest.raises(Problem):
+        steps.send(answer(500, None))
+    assert told[3:] == [("Problem", 0.1), ("NoneType", 0.0)], "whatever the answer is"

@@ -76,7 +76,7 @@ def test_any_cutting_and_batching_equals_the_plain_automaton(
         for b, oracle in enumerate(oracles):
             expected = oracle.step(block[b], last)
             np.testing.assert_array_equal(rows["smooth"][b], np.float32(expected["rolling"]))
-            assert [(e.type, e.label, e.step, e.time) for e in events.get(b, [])] == expected["events"]
+            assert [(e.type, e.label, e.step, e.time, e.start) for e in events.get(b, [])] == expected["events"]
 
 
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
@@ -107,7 +107,7 @@ def test_late_and_equal_times_decide_the_same_however_steps_are_cut_and_whatever
                 LABELS,
                 np.array([True, False, False]),
             )
-            told += [(e.type, e.label, e.step, e.time) for e in more.get(0, [])]
+            told += [(e.type, e.label, e.step, e.time, e.start) for e in more.get(0, [])]
     oracle = Oracle(Scores(made))  # type: ignore[arg-type]
     expected = [oracle.step(scores[0, t : t + 1], times[0, t] / 1e6, stated=False) for t in range(len(walk))]
     np.testing.assert_allclose(rows["smooth"][0], expected[-1]["rolling"], atol=1e-6)

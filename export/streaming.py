@@ -161,7 +161,7 @@ def _fold(
     streams, _, labels = probabilities.shape
     times = np.tile(np.round(np.arange(begin, end) * interval_s * 1e6).astype(np.int64), (streams, 1))
     names, silent, ids = [str(k) for k in range(labels)], np.zeros(labels, bool), [(begin, 0)] * streams
-    events = fold(rows, probabilities[:, begin:end], times, ids, thresholds(rolling, gap), names, silent)
+    events = fold(rows, probabilities[:, begin:end], times, ids, thresholds(rolling, gap, interval_s), names, silent)
     return [events.get(b, []) for b in range(streams)]
 
 

@@ -65,7 +65,7 @@ class Prediction(Answer, frozen=True, tag="prediction", kw_only=True):
     rolling: Rolling
     events: list[Event] = []
     restarted: str | None = None  # why the state began anew, if it did
-    missed: int = 0  # numbers between the stream's last `seq` and this one
+    missed: int = 0  # numbers between the stream's last `seq` and this one; without: entries lost unread, at most
     retry_of: str | None = None
 
     type: ClassVar[str] = "prediction"

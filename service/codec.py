@@ -23,6 +23,7 @@ from service.contracts import (
     StreamSettings,
 )
 from service.errors import BadStreamId, EntryError, Malformed, WrongShape
+from service.ports import Behind
 
 ZERO_ID: Final = b"0-0"
 MAX_TIME_S: Final = 253_402_300_800.0  # the end of the year 9999
@@ -453,6 +454,31 @@ def parse_feed(value: bytes) -> list[tuple[str, str]]:
     """
     words = value.decode().split(" ") if value else []
     return list(zip(words[::2], words[1::2], strict=True))
+
+
+def encode_behind(behind: Behind | None, last: bytes) -> bytes:
+    """`ENTRIES ID`, or `ENTRIES` alone where that is the id of the item's last record, `last`.
+
+    >>> encode_behind(Behind(42, id_number("17-0")), b"17-0"), encode_behind(None, b"")
+    (b'42', b'-')
+    """
+    if behind is None:
+        return b"-"
+    read = number_id(behind.read)
+    return b"%d" % behind.entries if read == last else b"%d %b" % (behind.entries, read)
+
+
+def read_behind(value: bytes | None, records: bytes) -> Behind | None:
+    """None where nothing is known, as after a commit of an earlier version, or where somebody else wrote.
+
+    >>> read_behind(b"42", b"cam-1 17-0") == read_behind(b"42 17-0", b"") == Behind(42, id_number("17-0"))
+    True
+    """
+    entries, _, read = (value or b"").partition(b" ")
+    try:
+        return Behind(int(entries), id_number(read or records.rpartition(b" ")[2]))
+    except ValueError:
+        return None
 
 
 # --- records and settings ----------------------------------------------------------------------------------------

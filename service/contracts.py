@@ -25,6 +25,8 @@ STREAM_ID: Final = re.compile(rf"[A-Za-z0-9][{STREAM_CHARACTERS}]{{0,127}}")
 NO_STREAM: Final = "?"  # the stream under which entries without a legal stream id are answered; never a legal id
 
 TOKEN_BYTES: Final = 64  # a text of more bytes than this times its allowed tokens is not even tokenised
+FRAME_S: Final = 0.04  # between frames, where neither times nor the package say: 25 a second
+TOKEN_S: Final = 0.25  # between the words of a text, which have one time: about as fast as people read
 MAX_ROWS: Final = 4096  # rows of one block; longer recordings are cut by the producer
 
 
@@ -117,7 +119,9 @@ class Prediction(msgspec.Struct, frozen=True, tag="prediction", tag_field="type"
     rolling: Rolling
     events: list[Event]
     restarted: Restart | None = None
-    missed: int | msgspec.UnsetType = msgspec.UNSET  # numbers between the stream's last `seq` and this one
+    missed: int | msgspec.UnsetType = (
+        msgspec.UNSET
+    )  # numbers between this `seq` and the last; without: lost unread, at most
     retry_of: str | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -237,7 +241,8 @@ class RollingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GapPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a hole of more than `gap_s` between two entries' times does: `carry` the state on or `reset` it."""
+    """What a hole of more than `gap_s` between two entries' times does, or a step back: `carry` the state on or `reset`
+    it."""
 
     policy: Literal["carry", "reset"] = "carry"
     gap_s: float = 10.0
@@ -297,6 +302,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.frames is not None and self.frames.rate_hz:
             return 1.0 / self.frames.rate_hz
         return 0.0
+
+    @property
+    def nominal_s(self) -> float:
+        """Seconds that a step counts for where it does not advance its stream's time."""
+        return self.interval_s or (FRAME_S if self.text is None else TOKEN_S)
 
     @property
     def info(self) -> ModelInfo:

@@ -177,6 +177,7 @@ class WorkerMetrics:
         self.dropped = add.counters("dropped", "Entries that came too late to be stepped", "reason")
         self.dead = add.counters("dead", "Entries put into quarantine", "reason")
         self.dead_overflow = add.counter("dead_overflow", "Entries that left quarantine: it was full")
+        self.entries_trimmed = add.counter("entries_trimmed", "Entries that left the log before they were answered")
         self.duplicates = add.counter("duplicates", "Entries whose seq was finished before")
         self.restarts = add.counters("restarts", "States that started anew", "model", "reason")
         self.streams = add.gauges("streams", "Streams whose state is held", "where")

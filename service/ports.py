@@ -74,6 +74,13 @@ class DeadWrite(NamedTuple):
     more: tuple[tuple[bytes, bytes], ...] = ()  # the entry's other fields
 
 
+class Behind(NamedTuple):
+    """Where a shard's log is left behind by a commit."""
+
+    entries: int  # answered by then, or known to have left the log unread, of all that were ever added
+    read: int  # its worker had read up to here (as id_number): no entry above it was answered
+
+
 class Commit(NamedTuple):
     """Everything one transaction of one shard writes. `before` is the head it demands, `after` the one it sets."""
 
@@ -95,6 +102,7 @@ class Commit(NamedTuple):
     configured: Mapping[str, int] = MappingProxyType({})  # stream -> ms of the control that set its settings
     drops: Mapping[str, int] = MappingProxyType({})  # stream -> entries dropped here
     restarts: Mapping[str, int] = MappingProxyType({})  # stream -> how often its state began anew here
+    behind: Behind | None = None  # entries of the log that are answered or gone; None: not known
 
 
 class Committed(NamedTuple):
@@ -135,6 +143,16 @@ class Expelled(NamedTuple):
     overflow: int = 0  # refused entries that left the quarantine, which is bounded
 
 
+class Looked(NamedTuple):
+    """A log, as it was before a read. Ids as id_number; 0 where there is no entry."""
+
+    added: int | None  # entries ever added; None: this broker does not count them
+    length: int
+    first: int
+    last: int
+    ahead: int | None  # entries above the cursor; None: too many to count them
+
+
 class Log(Protocol):
     """The worker's side of the broker. Plain calls; one thread.
 
@@ -148,6 +166,10 @@ class Log(Protocol):
     def acquire(self, shard: int) -> bytes | None:
         """Takes the lease and arms the fence. Returns the head; None when another owner lives. Raises BadHead, and
         takes nothing then."""
+        ...
+
+    def behind(self, shard: int) -> Behind | None:
+        """What the last commit before this worker acquired the shard said of its log."""
         ...
 
     def suspected(self, shard: int) -> bool:
@@ -175,12 +197,17 @@ class Log(Protocol):
         """Closes the shard's connection: what is unread on it is never believed."""
         ...
 
-    def ask(self, cursors: Mapping[int, int], count: int, block_s: float) -> None:
-        """Sends one read of at most `count` entries a shard above its cursor. One read at a time is under way."""
+    def ask(self, cursors: Mapping[int, int], count: int, block_s: float, look: Sequence[int] = ()) -> None:
+        """Sends one read of at most `count` entries a shard above its cursor. One read at a time is under way. The logs
+        of the shards in `look` are looked at just before."""
         ...
 
     def poll(self, wait_s: float, wake: int | None) -> list[tuple[int, list[tuple[bytes, list[bytes]]]]] | None:
         """The answer to `ask`: (shard, [(id, fields)]); None when none came within `wait_s` or `wake` is readable."""
+        ...
+
+    def looked(self) -> dict[int, Looked]:
+        """What was seen before the read that was answered last, told once; of shards that are this worker's."""
         ...
 
     def load(self, wanted: Mapping[int, Sequence[str]]) -> dict[int, list[Loaded]]:

@@ -4,6 +4,10 @@ One automaton a label. Outside, a label whose smoothed score stays at or above `
 inside, it leaves as soon as the score falls below `exit`, and cannot enter again for `refractory_s`.
 All decisions compare integer microseconds of event time, so that a sequence cut differently into entries
 decides the same.
+
+A stream's time is the highest that it has seen. A step counts for what it advances that; where it does not (it is
+late, or has the time of the one before) it counts for the package's interval. Only a clock that was put back, by more
+than the gap, sets the time back.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import numpy as np
 from service.contracts import Event, GapPolicy, RollingSettings
 
 NEVER: Final = np.iinfo(np.int64).min
+FLOOR_US: Final = -(10**12)  # deadlines are not moved below it: those of a clock that stands still would fall for ever
 ROW_FORMAT: Final = 1  # of the fields below; part of a package's schema
 
 
@@ -51,9 +56,11 @@ class Thresholds(NamedTuple):
     refractory_us: int | np.ndarray
     update_us: int | np.ndarray
     gap_us: int | np.ndarray
+    interval_us: int | np.ndarray  # what a step counts for that does not advance the stream's time
 
 
-def thresholds(rolling: RollingSettings, gap: GapPolicy) -> Thresholds:
+def thresholds(rolling: RollingSettings, gap: GapPolicy, interval_s: float) -> Thresholds:
+    """`interval_s`: Manifest.nominal_s of the stream's package."""
     return Thresholds(
         rolling.half_life_s * 1e6,
         rolling.enter,
@@ -62,6 +69,7 @@ def thresholds(rolling: RollingSettings, gap: GapPolicy) -> Thresholds:
         round(rolling.refractory_s * 1e6),
         round(rolling.update_s * 1e6),
         round(gap.gap_s * 1e6),
+        round(interval_s * 1e6),
     )
 
 
@@ -82,16 +90,27 @@ def fold(
     labels: Sequence[str],  # K
     silent: np.ndarray,  # (K,) bool: background labels, which make no events
 ) -> dict[int, list[Event]]:
-    """Folds T steps into B rows. Returns the events by place in the batch, in order; most batches have none."""
+    """Folds T steps into B rows. Returns the events by place in the batch, in order; most batches have none.
+
+    Events have the stream's time, which is above that of a step that is late.
+    """
     events: dict[int, list[Event]] = {}
     smooth, inside, since, mark = rows["smooth"].copy(), rows["inside"].copy(), rows["since"].copy(), rows["mark"]
     peak, reported = rows["peak"], rows["reported"]
     last_us, step = rows["time_us"].copy(), rows["step"]
     watching = bool(inside.any() or (since != NEVER).any())
     audible = ~silent
+    new = step == 0
+    np.copyto(last_us, times_us[:, 0], where=new)
     for t in range(probabilities.shape[1]):
-        now = times_us[:, t]
-        smooth += _weight(now - last_us, limits, step == 0)[:, None] * (probabilities[:, t] - smooth)
+        now = np.maximum(last_us, times_us[:, t])
+        passed_us = now - last_us
+        if not passed_us.all():
+            _count(passed_us, since, mark, inside, limits)
+        weight = _weight(passed_us, limits)
+        if t == 0:
+            weight[new] = 1.0
+        smooth += weight[:, None] * (probabilities[:, t] - smooth)
         last_us = now
         step += 1
         above = (smooth >= limits.enter) & audible
@@ -131,18 +150,44 @@ def fold(
     return events
 
 
+def set_back(rows: np.ndarray, first_us: np.ndarray, gap_us: np.ndarray | int) -> None:
+    """The time of these streams (B,), whose clock was put back, becomes that of a hole of `gap_us` before `first_us`
+    (B,), their next step's: the state goes on, and no deadline of the old time is left. A label that is inside has been
+    so for as long as before."""
+    by_us, inside = (rows["time_us"] - first_us)[:, None], rows["inside"]
+    begun = np.maximum(rows["since"], FLOOR_US + by_us) - by_us
+    rows["since"] = np.where(inside, begun, NEVER)
+    rows["mark"] = np.where(inside, first_us[:, None], NEVER)
+    rows["time_us"] = first_us - gap_us
+
+
 def close(row: np.void, labels: Sequence[str]) -> list[Event]:
     """The exits of a state that ends (end, reset, TTL): at its last step's time."""
     return [_event("exit", labels[k], row, k, int(row["time_us"])) for k in np.flatnonzero(row["inside"]).tolist()]
 
 
-def _weight(dt_us: np.ndarray, limits: Thresholds, first: np.ndarray) -> np.ndarray:
-    """(B,) float32: how far the smoothed score moves to the new one; 1 at a stream's first step."""
+def _count(
+    passed_us: np.ndarray,  # (B,) what the step advances each stream's time; changed, as since and mark are
+    since: np.ndarray,
+    mark: np.ndarray,
+    inside: np.ndarray,
+    limits: Thresholds,
+) -> None:
+    """Steps that advance nothing count for an interval: deadlines come nearer by it, since the time does not pass."""
+    still = passed_us == 0
+    np.copyto(passed_us, np.reshape(limits.interval_us, -1), where=still)
+    by_us = np.where(still, passed_us, 0)[:, None]
+    for deadlines, waiting in ((since, ~inside & (since != NEVER)), (mark, mark != NEVER)):
+        nearer = np.maximum(deadlines - by_us, FLOOR_US)  # NEVER overflows, and is not waiting
+        np.copyto(deadlines, np.minimum(deadlines, nearer), where=waiting)
+
+
+def _weight(dt_us: np.ndarray, limits: Thresholds) -> np.ndarray:
+    """(B,) float32: how far the smoothed score moves to the new one."""
     half_life = np.reshape(limits.half_life_us, -1)
-    dt = np.clip(dt_us, 0, np.reshape(limits.gap_us, -1))
+    dt = np.minimum(dt_us, np.reshape(limits.gap_us, -1))
     with np.errstate(divide="ignore", invalid="ignore"):
         weight = np.where(half_life > 0, 1.0 - np.exp2(-dt / half_life), 1.0)
-    weight[first] = 1.0
     return weight.astype(np.float32)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import select
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from service.codec import MAX_MS, Head, id_number, last_honest, number_id, parse
 from service.contracts import FrameInput, GapPolicy, Manifest, RollingSettings, RowInput, StateTensor
 from service.errors import BadHead, BrokerAway, Fenced
 from service.keys import shard_of
-from service.ports import Commit, Committed, DeadWrite, Expelled, Idle, Loaded, Renewed, Tidied
+from service.ports import Behind, Commit, Committed, DeadWrite, Expelled, Idle, Loaded, Looked, Renewed, Tidied
 
 Fields = list[bytes]
 
@@ -25,6 +26,8 @@ class MemoryShard:
 
     log: dict[int, Fields] = field(default_factory=dict)  # ascending
     last: int = 0  # last generated id
+    gone: int = 0  # entries that left the log
+    behind: Behind | None = None  # what the last commit said of the log
     owner: str = ""
     head: bytes = b""
     out: dict[str, dict[int, tuple[bytes, bytes, bytes]]] = field(default_factory=dict)  # type, body, prev
@@ -38,6 +41,12 @@ class MemoryShard:
     feed: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
     dead: dict[int, dict[str, bytes]] = field(default_factory=dict)  # by place: fields
     suspect: dict[bytes, int] = field(default_factory=dict)  # at most one: id, how often it was tried
+
+    def remove(self, numbers: Sequence[int]) -> None:
+        """Entries from the log."""
+        for number in numbers:
+            del self.log[number]
+        self.gone += len(numbers)
 
 
 class MemoryBroker:
@@ -79,6 +88,8 @@ class MemoryLog:
         self.fail_send = 0
         self.fail_reply = 0
         self._asked: tuple[dict[int, int], int] | None = None
+        self._until = 0.0  # when the read under way ends without an entry
+        self._looked: dict[int, Looked] = {}
         self._fences: dict[int, bytes] = {}
         self._sent: dict[int, Commit] = {}
         self._overflow: dict[int, int] = {}
@@ -103,12 +114,14 @@ class MemoryLog:
             raise BadHead(f"shard {shard}: {it.head!r} is no head that a worker goes on from")
         it.owner = self.worker
         self.broker.acquisitions += 1
-        for number in [n for n in list(it.log) if n <= old.low]:
-            del it.log[number]
+        it.remove([n for n in list(it.log) if n <= old.low])
         tries = old.tries + 1 if any(n > old.low for n in list(it.log)) else 1
         it.head = Head(old.life, f"{self.broker.acquisitions:04x}", old.n, old.low, 0, tries).encode()
         self._fences[shard] = it.head
         return it.head
+
+    def behind(self, shard: int) -> Behind | None:
+        return self.broker.shards[shard].behind
 
     def suspected(self, shard: int) -> bool:
         return bool(self.broker.shards[shard].suspect)
@@ -147,8 +160,21 @@ class MemoryLog:
         self._fences.pop(shard, None)
         self._sent.pop(shard, None)
 
-    def ask(self, cursors: Mapping[int, int], count: int, block_s: float) -> None:
-        self._asked = dict(cursors), count
+    def ask(self, cursors: Mapping[int, int], count: int, block_s: float, look: Sequence[int] = ()) -> None:
+        self._asked, self._until = (dict(cursors), count), time.monotonic() + block_s
+        self._looked = {}
+        for shard in look:
+            it = self.broker.shards[shard]
+            if it.head.split(b" ")[1] == self._fences.get(shard, b"- -").split(b" ")[1]:
+                numbers = list(it.log)
+                ahead = sum(number > cursors[shard] for number in numbers) if len(numbers) <= 64 else None
+                self._looked[shard] = Looked(
+                    it.gone + len(numbers), len(numbers), min(numbers, default=0), max(numbers, default=0), ahead
+                )
+
+    def looked(self) -> dict[int, Looked]:
+        seen, self._looked = self._looked, {}
+        return seen
 
     def poll(self, wait_s: float, wake: int | None) -> list[tuple[int, list[tuple[bytes, list[bytes]]]]] | None:
         self._check()
@@ -159,6 +185,9 @@ class MemoryLog:
                 log = self.broker.shards[shard].log
                 if entries := [(number_id(n), fields) for n, fields in list(log.items()) if n > cursor][:count]:
                     found.append((shard, entries))
+        if not found and self._asked is not None and time.monotonic() > self._until:
+            self._asked = None
+            return []
         if not found:
             if wake is not None:
                 select.select([wake], [], [], min(wait_s, 0.005))
@@ -221,6 +250,7 @@ class MemoryLog:
             it.dead = {place: fields for place, fields in it.dead.items() if fields["id"] != number_id(n)}
             self._bury(it, DeadWrite(number_id(n), stream, kind, "bad_id", "", values.get(b"data", b""), more))
         moved = [it.log[n] for n in beyond if n not in refused]
+        it.gone += len(it.log) - len(refused) - len(moved)
         it.log, it.last = {}, low
         for fields in moved:
             it.last = max(self.broker.clock_ms << 64, it.last + 1)
@@ -305,6 +335,7 @@ class MemoryLog:
             number = id_number(record.id)
             assert not out or number > max(out), "XADD: the id is equal or smaller"
             out[number] = (record.type, record.body, record.prev)
+        it.behind = commit.behind
         it.feed[commit.n] = [(r.stream, r.id.decode()) for r in commit.records]
 
     def result(self, shard: int) -> Committed:
@@ -321,8 +352,7 @@ class MemoryLog:
         if commit.trim_below is not None:
             gone = [n for n in list(it.log) if n < id_number(commit.trim_below)]
             trimmed = len(gone)
-            for number in gone:
-                del it.log[number]
+            it.remove(gone)
         return Committed(trimmed, [], self._overflow.pop(shard, 0))
 
     def _quarantine(self, it: MemoryShard, commit: Commit) -> int:

@@ -79,6 +79,12 @@ BROKER = Dashboard(
                     (f"sum(rate(rollcast_dead_overflow_total{JOB}{RATE}))", "entries"),
                     unit="cps",
                 ),
+                lines(
+                    "Entries lost to trimming a second",
+                    "They left the log before they were answered: a producer adds with MAXLEN.",
+                    (f"sum(rate(rollcast_entries_trimmed_total{JOB}{RATE}))", "entries"),
+                    unit="cps",
+                ),
             ],
         ),
         Row(

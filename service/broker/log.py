@@ -12,6 +12,7 @@ import re
 import secrets
 import select
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -21,10 +22,10 @@ from service.broker import scripts
 from service.broker.idle import Housekeeping
 from service.broker.packing import Keep, pack_commit, repairs_of
 from service.broker.wire import Argument, Wire, pack
-from service.codec import MAX_MS, number_id
+from service.codec import MAX_MS, id_number, number_id, read_behind
 from service.errors import BadHead, BrokerAway, CommitRefused, Disagreement, Fenced
 from service.keys import FORMAT, ShardKeys, meta_key, worker_key, workers_key
-from service.ports import Commit, Committed, Loaded, Renewed
+from service.ports import Behind, Commit, Committed, Loaded, Looked, Renewed
 
 # Nothing was applied; it may be sent again. Not among them: READONLY, MOVED, CLUSTERDOWN, … (another primary).
 _REFUSALS: Final = ("OOM", "MISCONF", "LOADING", "NOREPLICAS", "BUSY", "EXECABORT")
@@ -33,6 +34,7 @@ _Error: Final = hiredis.ReplyError
 _MAXMEMORY: Final = re.compile(rb"^maxmemory:(\d+)", re.MULTILINE)
 _GROUP_GONE: Final = ("NOGROUP", "ERR The XGROUP subcommand requires the key to exist")
 STATE_GRACE_S: Final = 7 * 86_400  # states outlive their TTL by this; the TTL itself is decided by entry ids
+COUNTED: Final = 64  # entries that a look counts
 ATTEMPTS: Final = 2  # of an entry in careful mode, before it is refused
 log = logging.getLogger("rollcast.worker")
 
@@ -75,9 +77,12 @@ class RedisLog(Housekeeping):
         self._asked: list[bytes] | None = None  # the logs of the read under way
         self._read_by = 0.0  # when more of its answer must have come, by this process's clock
         self._read_lost = False  # the last read's connection broke
+        self._looking: deque[int] = deque()  # shards whose logs are looked at before that read
+        self._looked: dict[int, Looked] = {}
         self._commits: dict[int, Wire] = {}
         self._owner: dict[int, bytes] = {}  # what stands in the shard's `owner` while it is ours
         self._suspected: set[int] = set()
+        self._behind: dict[int, Behind] = {}
         self._tokens: dict[int, str] = {}  # of this process's last acquisitions
         self._tried: dict[int, bytes] = {}  # entries it tried last, in careful mode
         self._sent: dict[int, tuple[Commit, list[bytes]]] = {}  # in flight, a command each
@@ -110,7 +115,8 @@ class RedisLog(Housekeeping):
         wire = Wire(self._url, self._timeout_s)
         try:
             wire.send(pack(("WATCH", keys.head)) + pack(("GET", keys.head)) + pack(("GET", keys.suspect)))
-            watched, found, suspect = wire.reply(), wire.reply(), wire.reply()
+            wire.send(pack(("XREVRANGE", keys.feed, "+", "-", "COUNT", 1)))
+            watched, found, suspect, newest = wire.reply(), wire.reply(), wire.reply(), wire.reply()
         except BrokerAway:
             wire.close()
             raise
@@ -121,7 +127,15 @@ class RedisLog(Housekeeping):
         self._suspected.discard(shard)
         if suspect is not None:
             self._suspected.add(shard)
+        self._behind.pop(shard, None)
+        if isinstance(newest, list) and newest and newest[0][0] == b"%b-0" % head.split(b" ")[2]:
+            said = dict(zip(newest[0][1][::2], newest[0][1][1::2], strict=True))
+            if (behind := read_behind(said.get(b"behind"), said.get(b"records", b""))) is not None:
+                self._behind[shard] = behind
         return head
+
+    def behind(self, shard: int) -> Behind | None:
+        return self._behind.get(shard)
 
     def suspected(self, shard: int) -> bool:
         return shard in self._suspected
@@ -192,7 +206,7 @@ class RedisLog(Housekeeping):
 
     # --- reading -------------------------------------------------------------------------------------------------
 
-    def ask(self, cursors: Mapping[int, int], count: int, block_s: float) -> None:
+    def ask(self, cursors: Mapping[int, int], count: int, block_s: float, look: Sequence[int] = ()) -> None:
         logs = [self._keys[shard].inbox for shard in cursors]
         if self._asked is not None:
             self._stop_reading()
@@ -201,11 +215,32 @@ class RedisLog(Housekeeping):
                 self._reading = Wire(self._url, self._timeout_s)
             ids = map(number_id, cursors.values())
             block = max(1, int(block_s * 1000))
-            self._reading.send(pack(("XREAD", "COUNT", count, "BLOCK", block, "STREAMS", *logs, *ids)))
+            looks = [self._look(shard, cursors[shard]) for shard in look]
+            read = pack(("XREAD", "COUNT", count, "BLOCK", block, "STREAMS", *logs, *ids))
+            self._reading.send(b"".join([*looks, read]))
         except BrokerAway:
             self._stop_reading()
             raise
         self._asked, self._read_by = logs, time.monotonic() + block_s + self._timeout_s
+        self._looking.extend(look)
+
+    def _look(self, shard: int, cursor: int) -> bytes:
+        keys, token = self._keys[shard], self._tokens.get(shard, "")
+        return pack(("EVAL", scripts.LOOK, 2, keys.head, keys.inbox, token, number_id(cursor), COUNTED))
+
+    def _read(self, wire: Wire) -> Any:
+        """The read's reply, or False as long as it is not there. Those of the looks before it are put aside."""
+        while self._looking and (reply := wire.parsed()) is not False:
+            shard = self._looking.popleft()
+            if isinstance(reply, list):  # else it is lost, or is no log: the next commit finds out
+                added, length, first, last, ahead = reply
+                known = (None if added < 0 else added), length, id_number(first), id_number(last)
+                self._looked[shard] = Looked(*known, None if ahead < 0 else ahead)
+        return False if self._looking else wire.parsed()
+
+    def looked(self) -> dict[int, Looked]:
+        seen, self._looked = self._looked, {}
+        return seen
 
     def poll(self, wait_s: float, wake: int | None) -> list[tuple[int, list[tuple[bytes, list[bytes]]]]] | None:
         wire = self._reading
@@ -216,7 +251,7 @@ class RedisLog(Housekeeping):
         deadline = time.monotonic() + wait_s
         watched = [wire.fileno()] if wake is None else [wire.fileno(), wake]
         try:
-            while (reply := wire.parsed()) is False:
+            while (reply := self._read(wire)) is False:
                 now = time.monotonic()
                 readable = select.select(watched, [], [], max(0.0, deadline - now))[0]
                 if wire.fileno() not in readable:
@@ -409,6 +444,8 @@ class RedisLog(Housekeeping):
         if self._reading is not None:
             self._reading.close()
         self._reading, self._asked = None, None
+        self._looking.clear()
+        self._looked.clear()
 
     def _script(self, text: str, keys: Sequence[bytes], arguments: Sequence[Argument]) -> Any:
         return self._ask_all([pack(("EVAL", text, len(keys), *keys, *arguments))])[0]

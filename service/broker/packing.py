@@ -9,7 +9,7 @@ import hiredis
 
 from service.broker import quarantine, scripts
 from service.broker.wire import Argument, pack
-from service.codec import encode_feed
+from service.codec import encode_behind, encode_feed
 from service.keys import GROUP, ShardKeys
 from service.ports import Commit
 
@@ -84,11 +84,12 @@ def pack_commit(commit: Commit, keys: ShardKeys, keep: Keep, repairs: Sequence[b
     for key, counts in ((keys.drops, commit.drops), (keys.restarts, commit.restarts)):
         for stream, more in counts.items():
             append((b"ZINCRBY", key, more, stream))
+    behind = encode_behind(commit.behind, commit.records[-1].id if commit.records else b"")
     answered = encode_feed([part for record in commit.records for part in (record.stream.encode(), record.id)])
     append(
         (
             b"XADD", keys.feed, b"MAXLEN", b"~", keep.feed_commits, b"%d-0" % commit.n,
-            b"token", commit.token, b"records", answered,
+            b"token", commit.token, b"records", answered, b"behind", behind,
         )
     )  # fmt: skip
     if commit.dead:

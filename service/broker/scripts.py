@@ -64,6 +64,20 @@ redis.pcall('XGROUP', 'CREATE', KEYS[3], 'rollcast', '0', 'MKSTREAM')
 return head
 """
 
+# KEYS head in.  ARGV our token, our cursor, how many entries may be counted.  Before a read: changes nothing. A script,
+# because XINFO by itself would send the log's first and last entries, too.
+# Returns how many entries were ever added (-1: this broker does not count them), how many there are, the ids of the
+# first and the last, and how many lie above the cursor (-1: too many to count); nothing when the shard is lost.
+LOOK: Final = """
+local head = redis.pcall('GET', KEYS[1])
+if type(head) ~= 'string' or string.match(head, '^%S+ (%S+)') ~= ARGV[1] then return false end
+local info, said = redis.call('XINFO', 'STREAM', KEYS[2]), {}
+for i = 1, #info, 2 do said[info[i]] = info[i + 1] end
+local first, last, ahead = said['first-entry'], said['last-entry'], -1
+if said.length <= tonumber(ARGV[3]) then ahead = #redis.call('XRANGE', KEYS[2], '(' .. ARGV[2], '+') end
+return {said['entries-added'] or -1, said.length, first and first[1] or '0-0', last and last[1] or '0-0', ahead}
+"""
+
 # KEYS owner head.  ARGV owner's value, lease ms, token.  A lease that ran out is ours again as long as nobody took it:
 # whoever does puts another token into the head.  Returns 1 when the lease is ours, else who has it.
 RENEW: Final = """
@@ -123,6 +137,8 @@ return redis.call('XTRIM', KEYS[2], 'MINID', ARGV[2])
 # far beyond the clock an id may lie (ms)  4, 5 how many entries and bytes at once  6 carry honest entries that wait,
 # and begin the log anew in any case: 1 or 0  7 the last finished id, as the broker counted; `-`: not known, nothing is
 # moved  8 the id after which the log goes on  9 an entry with more bytes than that is kept without them.
+# The broker's count of entries ever added loses what was refused, since that has no record, and does not count twice
+# what was moved; where the log begins anew in any case it begins anew, too.
 # Takes out of the log what no clock gives. Behind such an id the broker counts on by one: so entries of honest
 # producers are known, and moved in their order; all else goes into quarantine. XDEL is no way to do it, since the last
 # id of a log cannot be set below one that was deleted.
@@ -134,6 +150,12 @@ EXPEL: Final = (
 if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return false end
 local low, carry = ARGV[2], ARGV[6] == '1'
 redis.call('XTRIM', KEYS[2], 'MINID', low)
+local function counted()
+  local info, said = redis.call('XINFO', 'STREAM', KEYS[2]), {}
+  for i = 1, #info, 2 do said[info[i]] = info[i + 1] end
+  return said
+end
+local added = counted()['entries-added']
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local last = math.max(0, tonumber(string.match(low, '^%d+')))
@@ -221,6 +243,9 @@ else
   redis.call('XSETID', KEYS[2], ARGV[8])
   for _, words in ipairs(moved) do redis.call('XADD', KEYS[2], '*', unpack(words)) end
 end
+local after = counted()
+added = added and (carry and after.length or added - refused)
+if added then redis.pcall('XSETID', KEYS[2], after['last-generated-id'], 'ENTRIESADDED', added) end
 return {now, refused, #moved, found[1] and found[1][1] or '', more and 1 or 0}
 """
 )

@@ -89,9 +89,11 @@ class Oracle:
         """Labels whose events are not to be compared now."""
         return {name for name, label in zip(self.manifest.labels, self.labels, strict=True) if label.unsure}
 
-    def step(self, x: np.ndarray, time: float, interval_s: float | None = None) -> dict[str, Any]:
-        """`x` (T, …), `time` of its last step."""
+    def step(self, x: np.ndarray, time: float, interval_s: float | None = None, stated: bool = True) -> dict[str, Any]:
+        """`x` (T, …), `time` of its last step; `stated` by the entry, or its id's."""
         interval_s = self.manifest.interval_s if interval_s is None else interval_s
+        if self.steps and self.is_behind(time - (len(x) - 1) * interval_s if stated else time):
+            self.set_back(round(time - (len(x) - 1) * interval_s, 6))
         events: list[Told] = []
         unsure: set[str] = set()
         probabilities = np.zeros((1, 1, 0), np.float32)
@@ -109,6 +111,18 @@ class Oracle:
             "unsure": unsure,
         }
 
+    def is_behind(self, time: float) -> bool:
+        """Was the clock put back by more than the gap?"""
+        return round(self.last - time, 6) > self.gap.gap_s
+
+    def set_back(self, time: float) -> None:
+        """The state goes on behind a hole, at another time, and no deadline is left."""
+        by = self.last - time
+        for label in self.labels:
+            label.since = round(label.since - by, 6) if label.inside and label.since is not None else None
+            label.quiet_until, label.told_at = -math.inf, time
+        self.last = round(time - self.gap.gap_s, 6)
+
     def _best(self, scores: np.ndarray) -> tuple[str, float]:
         """The label of the highest score, and by how much it is higher than the next."""
         ordered = np.sort(scores)
@@ -119,7 +133,18 @@ class Oracle:
         """Returns the labels that were unsure at this step."""
         rolling, gap = self.rolling, self.gap
         self.steps += 1
-        dt = min(max(now - self.last, 0.0), gap.gap_s)
+        if self.steps == 1:
+            self.last = now
+        now = max(now, self.last)
+        passed = round(now - self.last, 6)
+        if passed == 0:  # it counts for an interval all the same
+            passed = self.manifest.nominal_s
+            for label in self.labels:
+                label.quiet_until = round(label.quiet_until - passed, 6)
+                label.told_at = round(label.told_at - passed, 6)
+                if label.since is not None and not label.inside:
+                    label.since = round(label.since - passed, 6)
+        dt = min(passed, gap.gap_s)
         weight = 1.0 if self.steps == 1 or rolling.half_life_s == 0 else 1 - 2 ** (-dt / rolling.half_life_s)
         self.last = now
         self.smooth = self.smooth + np.float32(weight) * (probabilities - self.smooth)

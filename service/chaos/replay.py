@@ -120,13 +120,13 @@ class Replay:
         rows, columns = map(int, fields[b"shape"].split(b","))
         x = np.frombuffer(fields[b"data"], "<f4").reshape(rows, columns)
         time = float(fields[b"time"]) if b"time" in fields else ms / 1000
-        restarted = self._restarted(ms, time, rows, missed, start=b"start" in fields)
+        restarted = self._restarted(ms, time, rows, missed, fields)
         closed: list[Told] = []
         unsure: set[str] = set()
         if restarted is not None:
             closed, unsure = self._close()
             self.oracle.begin()
-        told = self.oracle.step(x, time)
+        told = self.oracle.step(x, time, stated=b"time" in fields)
         told["events"] = [*closed, *told["events"]]
         told["unsure"] |= unsure
         told["restarted"], told["missed"] = restarted, missed
@@ -137,8 +137,8 @@ class Replay:
             self.alive, self._restart = False, "first"
         return Expected("prediction", told)
 
-    def _restarted(self, ms: int, time: float, rows: int, missed: int, *, start: bool) -> str | None:
-        if start:
+    def _restarted(self, ms: int, time: float, rows: int, missed: int, fields: Mapping[bytes, bytes]) -> str | None:
+        if b"start" in fields:
             return "start"
         if self._restart is not None:
             return self._restart
@@ -148,7 +148,8 @@ class Replay:
         gap = self.oracle.gap
         first = time - (rows - 1) * self.oracle.manifest.interval_s
         last = self._stepped_ms / 1000 if self._restored else self.oracle.last
-        if gap.policy == "reset" and (missed or round(first - last, 6) > gap.gap_s):
+        behind = not self._restored and self.oracle.is_behind(first if b"time" in fields else time)
+        if gap.policy == "reset" and (missed or behind or round(first - last, 6) > gap.gap_s):
             return "gap"
         return None
 

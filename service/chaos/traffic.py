@@ -135,9 +135,13 @@ class StreamTraffic:
         }  # fmt: skip
         if self._timed:
             self._clock += len(rows) / self._rows.rate_hz
-            if self._dice.random() < 0.01:
-                self._clock += 2 * self._manifest.gap.gap_s
-            fields["time"] = repr(round(self._clock, 6)).encode()
+            dice, gap_s = self._dice.random(), self._manifest.gap.gap_s
+            if dice < 0.01:
+                self._clock += 2 * gap_s
+            elif dice < 0.02:  # put back
+                self._clock = max(1000.0, self._clock - self._dice.choice([2, 50]) * gap_s)
+            late_s = gap_s * self._dice.random() if 0.02 < dice < 0.05 else 0.0  # overtaken on its way
+            fields["time"] = repr(round(max(1000.0, self._clock - late_s), 6)).encode()
         return fields
 
     def make_rows(self, count: int, width: int | None = None) -> np.ndarray:

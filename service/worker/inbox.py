@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from service.batching import Scheduler
+from service.codec import predecessor
 from service.contracts import Entry, Freshness
 from service.errors import EntryError
 from service.ports import Log
@@ -54,10 +55,11 @@ class Inbox:
         stream.shard.held += 1
         return True
 
-    def fetch(self, broker: Log) -> list[tuple[Stream, list[tuple[bytes, list[bytes]]]]]:
-        """Entries of streams whose queues have become short, in log order, by one round trip."""
+    def fetch(self, broker: Log) -> list[tuple[Stream, list[tuple[bytes, list[bytes]]], int, int]]:
+        """Entries of streams whose queues have become short, in log order, by one round trip; how many of them were
+        not there any more, and the id that these lie behind."""
         wanted: dict[int, list[int]] = {}
-        asked: list[tuple[Stream, int]] = []
+        asked: list[tuple[Stream, list[int]]] = []
         for stream, held in list(self._holders.items()):
             if stream.held is not held or stream.shard.lost:
                 del self._holders[stream]
@@ -65,14 +67,15 @@ class Inbox:
                 ids = held.take(STREAM_ENTRIES - waiting, STREAM_BYTES)
                 stream.shard.held -= len(ids)
                 wanted.setdefault(stream.shard.number, []).extend(ids)
-                asked.append((stream, len(ids)))
+                asked.append((stream, ids))
         if not asked:
             return []
         found = {number: iter(entries) for number, entries in broker.fetch(wanted).items()}
-        return [
-            (stream, [entry for _, entry in zip(range(n), found[stream.shard.number], strict=False) if entry])
-            for stream, n in asked
-        ]
+        answer = []
+        for stream, ids in asked:
+            entries = [entry for _, entry in zip(ids, found[stream.shard.number], strict=False) if entry]
+            answer.append((stream, entries, len(ids) - len(entries), predecessor(ids[0])))
+        return answer
 
     # --- fresh streams ---------------------------------------------------------------------------------------------
 

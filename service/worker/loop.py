@@ -22,7 +22,16 @@ from typing import Final, TypeVar
 import msgspec
 
 from service.batching import Scheduler
-from service.codec import NOWHERE, Position, decode_settings, id_number, last_honest, parse_entry, parse_position
+from service.codec import (
+    NOWHERE,
+    Position,
+    decode_settings,
+    id_number,
+    last_honest,
+    number_id,
+    parse_entry,
+    parse_position,
+)
 from service.contracts import NO_STREAM, Entry, FrameInput, Limits, StreamSettings
 from service.decode import Tokenizer
 from service.errors import BadHead, BrokerAway, CommitRefused, EntryError, Fenced, Stuck, TooLarge
@@ -320,7 +329,7 @@ class Worker:
         if not self._shards:
             self._deadline = before + self._lease_s
         self._deadline = min(self._deadline, before + self._lease_s)
-        shard = Shard(number, head)
+        shard = Shard(number, head, self._broker.behind(number))
         self._shards[number] = shard
         if careful.is_doubtful(shard, self._broker.suspected(number)):
             self._doubts.add(shard)
@@ -374,10 +383,13 @@ class Worker:
         answer = self._broker.poll(wait_s, self._wake_read)
         if answer is not None:
             asked, self._reading = self._reading or {}, None
+            self._compare(asked)
             self._admit(answer, asked)
             self._tally.stage("read", time.perf_counter() - began if busy else 0.0)
             self._ask()
-        for stream, entries in [] if self._trial_waits else self._inbox.fetch(self._broker):
+        for stream, entries, gone, after in [] if self._trial_waits else self._inbox.fetch(self._broker):
+            if gone and not self._miss_held(stream, gone, after):
+                continue
             now = time.perf_counter()
             for entry_id, fields in entries:
                 item = self._item(parse_entry(entry_id, fields), stream, now)
@@ -401,8 +413,39 @@ class Worker:
             return
         budget = min(READ_BYTES / self._entry_bytes, self._read_entries) / len(wanted)
         count = int(max(1, min(budget, COMMIT_ENTRIES)))
-        self._broker.ask({number: shard.cursor for number, shard in wanted.items()}, count, 1.0)
+        now = time.monotonic()
+        look = [number for number, shard in wanted.items() if shard.account.look(now)]
+        self._broker.ask({number: shard.cursor for number, shard in wanted.items()}, count, 1.0, look)
         self._reading = wanted
+
+    def _compare(self, asked: Mapping[int, Shard]) -> None:
+        """Finds out whether entries left the logs before they were read."""
+        for number, seen in self._broker.looked().items():
+            shard = self._shards.get(number)
+            if shard is None or asked.get(number) is not shard:
+                continue
+            if missing := shard.compare(seen, time.monotonic()):
+                self._missing(shard, missing, shard.cursor)
+
+    def _miss_held(self, stream: Stream, entries: int, after: int) -> bool:
+        """Entries of which only the ids were kept have left the log. Returns whether the shard is this worker's still:
+        else its new owner answered them."""
+        shard = stream.shard
+        if not shard.lost and self._broker.extend([shard.number]):
+            self._lose([shard], "the lease is another's", "lease")
+        if shard.lost:
+            return False
+        stream.lose(entries, after)
+        shard.account.gone(entries)
+        self._missing(shard, entries, after)
+        return True
+
+    def _missing(self, shard: Shard, entries: int, after: int) -> None:
+        self._tally.trimmed(entries)
+        log.error(
+            "entries left the log unanswered: somebody else trims it",
+            extra={"shard": shard.number, "entries": entries, "after": number_id(after).decode()},
+        )
 
     def _admit(self, answer: list[tuple[int, list[tuple[bytes, list[bytes]]]]], asked: Mapping[int, Shard]) -> None:
         arrived = []
@@ -427,12 +470,12 @@ class Worker:
             self._meet(strangers)
         now = time.perf_counter()
         for shard, parsed in arrived:
-            streams, unfinished = shard.streams, shard.unfinished
+            streams, unfinished, repeats = shard.streams, shard.unfinished, 0
             for entry in parsed:
                 stream = streams[entry.stream]
                 shard.cursor = entry.number
                 if entry.number <= stream.last:  # finished before: a repeat, after a takeover
-                    shard.kept += 1
+                    repeats += 1
                     continue
                 if shard.careful:
                     item = self._item(entry, stream, now)
@@ -443,6 +486,8 @@ class Worker:
                 else:
                     item = self._offer(self._item(entry, stream, now))
                 unfinished.append(item)
+            shard.kept += repeats
+            shard.account.read(len(parsed) - repeats)
         if count := sum([len(parsed) for _, parsed in arrived]):
             average = 128 + sum([len(entry.data) for _, parsed in arrived for entry in parsed]) / count
             self._entry_bytes = max(average, (self._entry_bytes + average) / 2)
@@ -552,6 +597,8 @@ class Worker:
                         stream.model, stream.slot = model, model.table.put(row)
                         self._tally.loaded()
                 self._residence.add(stream, strangers[number][name])
+                if shard.holes:
+                    shard.meet(stream, strangers[number][name])
 
     def _too_large(self, entry: Entry) -> TooLarge | None:
         limit = self._limits.frame_bytes if entry.kind == "frame" else self._limits.entry_bytes

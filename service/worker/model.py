@@ -48,7 +48,7 @@ class ServedModel:
         self.layout = StateLayout(manifest, schema)
         self.table = StateTable(self.layout)
         self.interval_us = manifest.interval_s * 1e6
-        self.limits = rolling.thresholds(manifest.rolling, manifest.gap)
+        self.limits = rolling.thresholds(manifest.rolling, manifest.gap, manifest.nominal_s)
         self.freshness = manifest.freshness if manifest.freshness.mode == "latest" else None
         self.step_s = 0.0  # moving average of what one step costs in a run of entries, s of this process's clock
         self.silent = np.array([label in manifest.background for label in manifest.labels], bool)
@@ -83,6 +83,9 @@ class ServedModel:
         times = times_of_steps(last_us, intervals, scores.probabilities.shape[1])
         ids = [(e.ms, e.number & 0xFFFF_FFFF_FFFF_FFFF) for e in entries]
         limits = self._limits(settings, len(rows)) if settings else self.limits
+        behind = rows["time_us"] - times[:, 0] > np.reshape(limits.gap_us, -1)
+        if behind.any():
+            _set_back(rows, np.flatnonzero(behind).tolist(), entries, times, limits)
         events = rolling.fold(rows, scores.probabilities, times, ids, limits, self.labels, self.silent)
         return Stepped(rows, scores.probabilities[:, -1], events, scores.failed)
 
@@ -90,7 +93,8 @@ class ServedModel:
         """The thresholds of a batch whose streams differ: (B, 1) each."""
         each = [self.limits] * size
         for b, mine in settings.items():
-            each[b] = _thresholds(mine.rolling or self.manifest.rolling, mine.gap or self.manifest.gap)
+            own = mine.rolling or self.manifest.rolling, mine.gap or self.manifest.gap
+            each[b] = _thresholds(*own, self.manifest.nominal_s)
         return rolling.of_batch(each)
 
     def _run(
@@ -140,6 +144,22 @@ class ServedModel:
 
 
 _thresholds = lru_cache(maxsize=1024)(rolling.thresholds)
+
+
+def _set_back(
+    rows: np.ndarray, places: Sequence[int], entries: Sequence[Entry], times: np.ndarray, limits: rolling.Thresholds
+) -> None:
+    """Sets the time back of those of these streams whose clock was put back."""
+    gap_us = np.broadcast_to(np.reshape(limits.gap_us, -1), len(rows))
+    for b in places:
+        if rows["time_us"][b] - judged_us(entries[b], times[b, 0], times[b, -1]) > gap_us[b]:
+            rolling.set_back(rows[b : b + 1], times[b, :1], gap_us[b])
+
+
+def judged_us(entry: Entry, first_us: int, last_us: int) -> int:
+    """The time by which an entry, from `first_us` to `last_us`, is behind its stream's. One that states no time came
+    when its id says, however far its rows reach back: blocks that are posted at once overlap, and are no gap."""
+    return last_us if entry.time is None else first_us
 
 
 def _finite(array: np.ndarray) -> np.ndarray:

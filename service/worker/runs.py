@@ -15,7 +15,7 @@ from service.codec import MAX_MS
 from service.contracts import Entry
 from service.decode import decode_text
 from service.errors import BadId, EntryError, StepFailed
-from service.worker.model import ServedModel
+from service.worker.model import ServedModel, judged_us
 from service.worker.shard import Item, Stream
 
 CATCH_UP_ENTRIES: Final = 64  # of one stream in one call
@@ -34,8 +34,12 @@ class Run:
         self._model, self._budget, self._ttl_ms = model, budget - first.steps, ttl_ms(stream, model, ttl)
         self._before, self._seq = first, first.entry.seq if first.entry.seq is not None else stream.seq
         gap = stream.settings.gap or model.manifest.gap
+        self._hole = stream.lost_after if stream.lost and first.number <= stream.lost_after else None
         self._resets = gap.policy == "reset"  # so that a hole, in time or in `seq`, begins anew
-        self._gap_us = gap.gap_s * 1e6 if self._resets else float("inf")
+        self._gap_us = gap.gap_s * 1e6
+        self._least_us = self._most_us = first.time_us  # the stream's time lies between: `first` may begin it anew
+        if stream.model is model and stream.slot >= 0:
+            self._most_us = max(first.time_us, int(model.table.row(stream.slot)["time_us"]))
 
     def __call__(self, item: Item) -> bool:
         entry, before, model = item.entry, self._before, self._model
@@ -47,7 +51,7 @@ class Run:
             return False
         if entry.kind == "frame" and (item.x is None or item.model is not model):
             return False
-        if entry.ms - before.entry.ms > self._ttl_ms:
+        if entry.ms - before.entry.ms > self._ttl_ms or (self._hole is not None and entry.number > self._hole):
             return False
         missed = 0 if entry.seq is None or self._seq is None else entry.seq - self._seq - 1
         if missed < 0 or (missed and self._resets):
@@ -57,11 +61,14 @@ class Run:
         except EntryError:
             return False  # it is refused in its turn
         begins_us = time_us - round((steps - 1) * model.interval_of(entry))
-        if steps == 0 or steps > self._budget or begins_us - before.time_us > self._gap_us:
+        if steps == 0 or steps > self._budget or (self._resets and begins_us - self._least_us > self._gap_us):
+            return False
+        if self._most_us - judged_us(entry, begins_us, time_us) > self._gap_us:
             return False
         item.model, item.served, item.steps, item.time_us = model, model.name, steps, time_us
         item.missed = missed
         self._budget -= steps
+        self._least_us, self._most_us = max(self._least_us, time_us), max(self._most_us, time_us)
         self._before, self._seq = item, entry.seq if entry.seq is not None else self._seq
         return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -19,16 +20,19 @@ from service.codec import (
 )
 from service.contracts import NO_STREAM, Entry, Event, Freshness, Restart, StreamSettings
 from service.errors import EntryError
-from service.ports import Commit, DeadWrite, OutWrite
+from service.ports import Behind, Commit, DeadWrite, Looked, OutWrite
+from service.worker.account import Account, Hole
 from service.worker.model import ServedModel
+
+HOLES: Final = 64  # that are remembered of a shard
 
 
 class Stream:
     """One stream of an owned shard, as far as it was answered in memory. Written only by Worker.run."""
 
     __slots__ = (
-        "held", "last", "misplaced", "model", "name", "newest", "record", "restart", "seen", "seq", "seq_id",
-        "settings", "shard", "slot", "stepped", "stepped_ms", "usual",
+        "held", "last", "lost", "lost_after", "misplaced", "model", "name", "newest", "record", "restart", "seen",
+        "seq", "seq_id", "settings", "shard", "slot", "stepped", "stepped_ms", "usual",
     )  # fmt: skip
 
     def __init__(self, name: str, shard: Shard, position: Position, settings: StreamSettings) -> None:
@@ -42,11 +46,18 @@ class Stream:
         self.usual: Freshness | None = None  # its model's, where the settings do not say
         self.held: Held | None = None  # what waits in the log only
         self.newest: Item | None = None  # where only the latest counts: the last one read, or a control before it
+        self.lost = self.lost_after = 0  # at most so many of its entries left the log unread, behind that one
         self.last, self.record, self.seq, self.seq_id, self.stepped = position
         if self.stepped == self.record:
             self.stepped = self.record  # one object for both
         self.stepped_ms = int(self.stepped.partition(b"-")[0]) if self.stepped[:1].isdigit() else 0
         self.seen = self.last  # its last entry when its place among the least recently used was looked at
+
+    def lose(self, entries: int, after: int) -> None:
+        """Its next prediction of an entry behind `after` says that so many are missing."""
+        if not self.lost:
+            self.lost_after = after
+        self.lost += entries
 
     def position(self) -> bytes:
         """What `pos` is to hold: every finished entry left a record, so that `last` and `record` are one id."""
@@ -156,9 +167,11 @@ class Held:
 class Shard:
     """An owned shard. A new acquisition is a new object: what an older one left behind is recognised by `lost`."""
 
-    def __init__(self, number: int, head: bytes) -> None:
+    def __init__(self, number: int, head: bytes, behind: Behind | None = None) -> None:
         self.number = number
+        self.holes: deque[Hole] = deque(maxlen=HOLES)  # for streams that are met later
         self.head: Head = parse_head(head)
+        self.account = Account(behind, self.head.n > 0)
         self.written = head  # what stands in the broker after the last commit
         self.cursor = self.head.low
         self.kept = self.head.kept
@@ -179,6 +192,22 @@ class Shard:
         self.good = 0  # trials that ended well
         self.repair = False  # elements of the last commit failed: the next one does them again
         self.unwritten: list[Item] = []  # whose records were among them
+
+    def compare(self, log: Looked, now: float) -> int:
+        """Finds out whether entries left the log before they were read, and how many. Which streams lost some nobody
+        knows: the next prediction of each says it."""
+        if missing := self.account.compare(log, self.cursor, now):
+            self.holes.append(Hole(self.cursor, log.last, missing))
+            for stream in self.streams.values():
+                stream.lose(missing, self.cursor)
+        return missing
+
+    def meet(self, stream: Stream, number: int) -> None:
+        """What left the log unread may have been a stream's that is only met now, with its entry `number`: behind its
+        last record; and of a new stream if what came of it was waiting then."""
+        for hole in self.holes:
+            if stream.last <= hole.after and (stream.last or number <= hole.last):
+                stream.lose(hole.entries, hole.after)
 
     @property
     def idle(self) -> bool:
@@ -250,6 +279,7 @@ class Shard:
             touched[name] = entry.ms
             item.done = True
         self.kept += len(records)
+        self.account.answered(len(records))
         low = self.low()
         tries = 0 if low > self.head.low else self.head.tries  # the oldest entry may be what ends workers
         after = Head(self.head.life, self.head.token, self.head.n + 1, low, self.kept, tries)
@@ -275,5 +305,6 @@ class Shard:
             configured=configured,
             drops=drops,
             restarts=restarts,
+            behind=self.account.behind(self.cursor),
         )
         return self.in_flight

@@ -23,7 +23,7 @@ from service.controls import decode_control
 from service.errors import EntryError, NonFinite, WrongShard
 from service.worker import records
 from service.worker.controls import Controls
-from service.worker.model import GROUP_STEPS, Scores, ServedModel, Stepped
+from service.worker.model import GROUP_STEPS, Scores, ServedModel, Stepped, judged_us
 from service.worker.runs import (
     CATCH_UP_ENTRIES,
     CATCH_UP_S,
@@ -355,12 +355,13 @@ class Stepper:
             return stream.restart
         gap = stream.settings.gap or model.manifest.gap
         if gap.policy == "reset":
-            if item.missed:
+            if item.missed and entry.seq is not None:
                 return "gap"
             first_us = item.time_us - round((steps - 1) * model.interval_of(entry))
-            restored = stream.stepped.endswith(RESTORED)
+            restored = stream.stepped.endswith(RESTORED)  # whose times need have nothing to do with this stream's
             last_us = stream.stepped_ms * 1000 if restored else int(model.table.row(stream.slot)["time_us"])
-            if first_us - last_us > gap.gap_s * 1e6:
+            behind_us = 0 if restored else last_us - judged_us(entry, first_us, item.time_us)
+            if max(first_us - last_us, behind_us) > gap.gap_s * 1e6:
                 return "gap"
         return None
 
@@ -369,6 +370,9 @@ class Stepper:
         entry, stream = item.entry, item.key
         stream.restart = None
         stream.stepped, stream.stepped_ms = entry.id, entry.ms
+        if stream.lost and entry.number > stream.lost_after:
+            stream.lost = 0
+            stream.shard.account.told()
         if entry.seq is not None:
             stream.seq, stream.seq_id = entry.seq, entry.id
         if stream.settings.model is None:
@@ -392,9 +396,12 @@ class Stepper:
 
 
 def _missed(item: Item) -> int:
-    """Numbers between the last `seq` that was stepped and this one."""
-    seq, last = item.entry.seq, item.key.seq
-    return 0 if seq is None or last is None else seq - last - 1
+    """Numbers between the last `seq` that was stepped and this one; without a `seq`, how many of its stream's entries
+    may have left the log unread."""
+    entry, stream = item.entry, item.key
+    if entry.seq is None:
+        return stream.lost if stream.lost and entry.number > stream.lost_after else 0
+    return 0 if stream.seq is None else entry.seq - stream.seq - 1
 
 
 def _exits_at_end(model: ServedModel, group: Sequence[Item], rows: np.ndarray, stepped: Stepped) -> None:

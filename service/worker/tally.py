@@ -110,6 +110,10 @@ class Tally:
         """Put into quarantine under an id that no clock gives: they have no record."""
         self._metrics.dead.labels(BadId.reason).inc(entries)
 
+    def trimmed(self, entries: int) -> None:
+        """They left the log unanswered."""
+        self._metrics.entries_trimmed.inc(entries)
+
     def dead_overflow(self, entries: int) -> None:
         self._metrics.dead_overflow.inc(entries)
 

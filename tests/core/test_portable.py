@@ -149,7 +149,7 @@ def test_whatever_an_automaton_comes_to_goes_back() -> None:
             dwell_s=float(rng.choice([0, 1])), refractory_s=float(rng.choice([0, 1e9])),
             update_s=float(rng.choice([0, 2])),
         )  # fmt: skip
-        limits = rolling_module.thresholds(settings, GapPolicy())
+        limits = rolling_module.thresholds(settings, GapPolicy(), 0.1)
         at = int(rng.choice([0, 1_763_860_000_000_000, int(MAX_TIME_S * 1e6)]))
         for n in range(20):
             scores = rng.dirichlet([0.2] * len(labels), (1, 3)).astype(np.float32)

@@ -179,6 +179,7 @@ class WorkerMetrics:
         self.dead_overflow = add.counter("dead_overflow", "Entries that left quarantine: it was full")
         self.duplicates = add.counter("duplicates", "Entries whose seq was finished before")
         self.restarts = add.counters("restarts", "States that started anew", "model", "reason")
+        self.silenced = add.counters("silenced", "Streams that fell silent with labels inside", "model")
         self.streams = add.gauges("streams", "Streams whose state is held", "where")
         self.state_bytes = add.gauge("state_bytes", "Bytes of the resident states")
         self.evictions = add.counter("evictions", "Streams that left memory because others needed the room")

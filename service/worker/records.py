@@ -50,6 +50,7 @@ def write_predictions(
         item.state = records[b]
         item.group, item.at, item.events = group, b, told
         if told or item.reason is not None:
+            item.open = bool(stepped.rows["inside"][b].any())
             group.told.append(item)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from service.chaos.objects import object_of, put_back
 from service.chaos.oracle import Oracle
 from service.chaos.replay import Expected, Replay, superseding
-from service.contracts import GapPolicy
+from service.contracts import GapPolicy, RollingSettings
 from tests.doubles import TinyEngine, rows_fields, tiny_manifest
 
 ROWS = np.array([[1, 2, 3]], np.float32)
@@ -89,3 +89,20 @@ def test_a_gap_is_counted_from_the_restoring_entry_and_then_from_the_step_after_
         replay.expect("1000000-0", control("restore", state=state))
         found = [replay.expect(f"{s}000-0", good(time=b"%d" % s)) for s in times]
         assert [restarted(one) for one in found] == expected
+
+
+def test_a_silence_is_believed_when_it_came_and_judged_by_what_it_tells() -> None:
+    low = RollingSettings(0.0, 0.1, 0.0, 0.0, 0.0, 99.0)
+    replay = Replay(TinyEngine(tiny_manifest(rolling=low)), 60.0)
+    silence = {b"kind": b"control", b"chaos": b"silence"}
+    entered = {event[1] for event in replay.expect("1000-0", good()).body["events"]}
+    assert replay.expect("1001-0", silence | {b"told": b"0"}).body["events"] == []
+    told = replay.expect("1002-0", silence | {b"told": b"1"}).body
+    assert (told["action"], {event[:2] for event in told["events"]}) == (
+        "silence",
+        {("exit", name) for name in entered},
+    )
+    assert replay.expect("1003-0", silence | {b"told": b"1"}).body["events"] == []
+    back = replay.expect("1004-0", good())
+    assert restarted(back) is None
+    assert {event[:2] for event in back.body["events"]} == {("enter", name) for name in entered} != set()

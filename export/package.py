@@ -277,12 +277,15 @@ def main(
     output: Annotated[
         str, typer.Option(help="What it gives: auto, logits, logit, probabilities.", rich_help_panel=OWN)
     ] = "auto",
+    idle_exit: Annotated[
+        float | None, typer.Option(min=1e-3, help="Seconds of silence after which labels exit.", rich_help_panel=OWN)
+    ] = None,
 ) -> None:
     """Writes INTO/NAME/VERSION: of a finished run anew, or of any torch module with forward(x, state) -> (y, state)."""
     try:
         if module is not None:
             place = _package_module(
-                module, weights, labels, example, name, into or Path("packages"), version, hz, output
+                module, weights, labels, example, name, into or Path("packages"), version, hz, output, idle_exit
             )
         elif run is not None:
             place = _package_run(run, name, data_dir, into, version)
@@ -312,6 +315,7 @@ def _package_module(
     version: int,
     hz: float | None,
     output: str,
+    idle_exit_s: float | None,
 ) -> Path:
     """The certificate proves that the package computes what the module does; what that is worth its owner knows."""
     if example is None:
@@ -325,6 +329,7 @@ def _package_module(
     if NAME.fullmatch(name) is None:
         raise ForeignError(f"name {name!r}: expected 1 to 64 of a-z 0-9 . _ -; give --name")
     manifest = foreign_manifest(name, version, said, given, hz, f"Own module {module}.")
+    manifest = msgspec.structs.replace(manifest, idle_exit_s=idle_exit_s)
     with _Draft(into / name / str(version)) as folder:
         write_model(adapted, manifest, given.x, folder, gives)
         parity = verify(load_package(folder))

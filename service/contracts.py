@@ -281,9 +281,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gap: GapPolicy = GapPolicy()
     freshness: Freshness = Freshness()
     state_ttl_s: Annotated[float, msgspec.Meta(gt=0)] | None = None  # shorter than the deployment's; never longer
-    idle_exit_s: Annotated[float, msgspec.Meta(gt=0)] | None = (
-        None  # none: 10 intervals, 30 s at least; never above the TTL
-    )
+    idle_exit_s: Annotated[float, msgspec.Meta(gt=0)] | None = None  # after this silence its streams' labels exit
     family: str = ""  # "cnn2d", "lstm", …
     parameters: int = 0
     data: TrainingData | None = None
@@ -331,9 +329,7 @@ class StreamSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     gap: GapPolicy | None = None
     freshness: Freshness | None = None
     state_ttl_s: Annotated[float, msgspec.Meta(gt=0)] | None = None  # shorter than the deployment's; never longer
-    idle_exit_s: Annotated[float, msgspec.Meta(gt=0)] | None = (
-        None  # after this silence its labels exit; within the TTL
-    )
+    idle_exit_s: Annotated[float, msgspec.Meta(gt=0)] | None = None  # after this silence its labels exit
 
 
 IDLE_INTERVALS: Final = 10  # of the usual time between two steps, that a stream may be silent for with a label inside

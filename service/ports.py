@@ -114,9 +114,7 @@ class Commit(NamedTuple):
     configured: Mapping[str, int] = MappingProxyType({})  # stream -> ms of the control that set its settings
     drops: Mapping[str, int] = MappingProxyType({})  # stream -> entries dropped here
     restarts: Mapping[str, int] = MappingProxyType({})  # stream -> how often its state began anew here
-    openings: Mapping[str, int | None] = MappingProxyType(
-        {}
-    )  # stream -> ms since when labels are inside; None: none is
+    openings: Mapping[str, int | None] = MappingProxyType({})  # stream -> ms since when it is open; None: no label is
 
 
 class Committed(NamedTuple):

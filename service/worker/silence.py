@@ -38,13 +38,10 @@ class Silence:
         if not quiet:
             return
         cursors = {number: shard.cursor for number, shard in quiet.items()}
-        looks = {
-            number: (
-                quiet[number].written,
-                [self._look(quiet[number], overdue, row, pinned) for row in overdue.streams],
-            )
-            for number, overdue in self._broker.overdue(cursors, PORTION).items()
-        }
+        looks = {}
+        for number, overdue in self._broker.overdue(cursors, PORTION).items():
+            shard = quiet[number]
+            looks[number] = shard.written, [self._look(shard, overdue, row, pinned) for row in overdue.streams]
         if looks:
             self._broker.silence(looks)  # where a shard is another's the next commit finds out
         if any(len(mine) == PORTION for _, mine in looks.values()):

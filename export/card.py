@@ -20,6 +20,7 @@ def card(task: Task, data: Data, manifest: Manifest, best: int, epochs: int, par
         _how_measured(metrics),
         _accuracy_table(metrics),
         *_copies(metrics),
+        _by_whom(metrics),
         *_goal(task, metrics),
         _validation(task, metrics, best, epochs),
         "![learning curves](learning.png)",
@@ -114,6 +115,22 @@ def _copies(metrics: dict[str, Any]) -> list[str]:
         f"The data set holds some recordings twice: the test's {copies} also stand among the training recordings under "
         "another number, byte for byte. The second row leaves them out; it is the one to believe."
     ]
+
+
+def _by_whom(metrics: dict[str, Any]) -> str:
+    """Which figures can be measured again by whoever has the package, and which only with the data."""
+    once = (
+        "measured once, when this package was written, from data that does not ship with it: to measure again needs "
+        "the data."
+    )
+    found = metrics.get("on_samples")
+    if found is None:
+        return f"Every accuracy in this card was {once}"
+    return (
+        f"Of the samples that ship beside it, {found['right']} of {found['units']} decisions are right "
+        f"({found['right'] / found['units']:.4f}); the tests measure this again from those files. Every other accuracy "
+        f"in this card was {once}"
+    )
 
 
 def _goal(task: Task, metrics: dict[str, Any]) -> list[str]:

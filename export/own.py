@@ -4,36 +4,36 @@
 | --- | --- |
 | rows | `.ts`, `.ts.gz`: the text format of the UEA archive and sktime, lengths may differ |
 |      | `.npz`: `x` (N, T, F), or concatenated (rows, F) with `length` (N,); `label` (N,), optionally `group` (N,) |
-|      | a folder with a folder of CSV files a label; a first line without a number names the columns |
-| frames | a folder with a folder a label, in it images, or clips: video files, or folders of images in order |
+|      | a folder with a folder of CSV files a label: tables, read as what is posted (docs/http.md) |
+| frames | a folder with a folder a label, in it images, or clips: films, or folders of images by their numbers |
 
 Examples of one group (a person, a machine) stay on one side of every cut.
 """
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
-import io
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from export.checks import check_alike, check_certificate, check_rows, oddities, read_npz, series, texts, wrong_names
+from export.clips import one_rate, read_clip, read_image
 from export.data import Data, DataError, Split, hold_out
+from export.tables import Tables, in_order, signals
+from service.cells import number as value_of
+from service.columns import not_finite, places_of
 from service.contracts import FrameInput, TrainingData
-from service.decode import decode_frame, fit_frame
-from service.errors import EntryError
+from service.films import ENDINGS, visible
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
-CLIPS = (".mp4", ".mkv", ".avi", ".mov", ".webm")
+CLIPS = ENDINGS
 FEW = 500  # examples to learn from, below which validation is done in folds, so that all are learnt from
 FOLDS = 4
-MAX_PIXELS = 64 << 20
 
 
 @dataclass
@@ -45,15 +45,26 @@ class Examples:
     name: list[str]
     group: list[str] = field(default_factory=list)  # empty: every example by itself
     features: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # columns that are no signal, in words
+    hz: float | None = None  # rows or frames a second, where the files say: a column of times, a film
 
 
 def read_own(name: str, path: Path, test: Path | None, form: FrameInput | None, seed: int = 0) -> Data:
-    """Reads and splits; with `form` as frames. Raises DataError."""
+    """Reads and splits; with `form` as frames. What is odd in it is said on standard error. Raises DataError."""
 
     def read(each: Path) -> Examples:
         return read_rows(each) if form is None else read_frames(each, form)
 
-    return split_own(name, path, read(path), None if test is None else read(test), seed)
+    found, held = read(path), None if test is None else read(test)
+    if form is None:
+        if test is not None and held is not None:
+            if held.features != found.features and places_of(held.features, found.features) is not None:
+                held.x = [in_order(test, x, held.features, found.features) for x in held.x]
+                held.features = found.features
+            check_alike(path, found.features, found.x[0].shape[1], (test, held.features, held.x[0].shape[1]))
+        for oddity in oddities(found.x, found.features):
+            print(f"{path}: {oddity}", file=sys.stderr)
+    return split_own(name, path, found, held, seed)
 
 
 def parse_form(size: str, gray: bool, hz: float | None) -> FrameInput:
@@ -68,7 +79,10 @@ def parse_form(size: str, gray: bool, hz: float | None) -> FrameInput:
 def read_rows(path: Path) -> Examples:
     """Raises DataError that names file and line or example, what was wrong and what was expected."""
     if path.is_dir():
-        found = _read_folder(path, (".csv",), _read_csv)
+        tables = Tables()
+        found = _read_folder(path, (".csv",), tables.read)
+        tables.check(path)
+        found.left_out, found.hz = tables.left_out, tables.hz()
     elif path.suffixes[-2:] == [".ts", ".gz"] or path.suffix == ".ts":
         found = _read_ts(path)
     elif path.suffix == ".npz":
@@ -77,8 +91,13 @@ def read_rows(path: Path) -> Examples:
         raise DataError(f"missing {path}")
     else:
         raise DataError(f"{path}: expected .ts, .ts.gz, .npz, or a folder with a folder of CSV files a label")
+    found.x, found.features, gone = signals(path, found.x, found.features)
+    found.left_out += gone
+    if wrong := wrong_names(found.features, found.x[0].shape):
+        raise DataError(f"{path}: {wrong}")
     found.features = found.features or [f"x{i}" for i in range(found.x[0].shape[1])]
     _check(path, found)
+    check_rows(path, found.x, found.name)
     return found
 
 
@@ -86,10 +105,24 @@ def read_frames(path: Path, form: FrameInput) -> Examples:
     """Images, or clips: whichever the folder holds. Decoded and resized as the server will do it."""
     if not path.is_dir():
         raise DataError(f"{path}: expected a folder with a folder of images or clips a label")
-    below = [entry for label in _folders(path) for entry in label.iterdir()]
+    below = [entry for label in _folders(path) for entry in visible(label)]
     if any(entry.is_dir() or entry.suffix.lower() in CLIPS for entry in below):
-        return _read_folder(path, (*CLIPS, ""), lambda each: (_read_clip(each, form), []))
-    return _read_folder(path, IMAGES, lambda each: (_read_image(each, form), []))
+        return _read_clips(path, form)
+    return _read_folder(path, IMAGES, lambda each: (read_image(each, form), []))
+
+
+def _read_clips(path: Path, form: FrameInput) -> Examples:
+    rate: float | None = None
+
+    def read(each: Path) -> tuple[np.ndarray, list[str]]:
+        nonlocal rate
+        clip, hz = read_clip(each, form)
+        rate = one_rate(each, rate, hz)
+        return clip, []
+
+    found = _read_folder(path, (*CLIPS, ""), read)
+    found.hz = rate
+    return found
 
 
 # --- splitting ---------------------------------------------------------------------------------------------------
@@ -113,13 +146,16 @@ def split_own(name: str, path: Path, found: Examples, test: Examples | None = No
         train, validation, how = rest, None, f"{how}; validated in {FOLDS} folds"
     else:
         train, validation = _apart(path, rest, 0.2, seed, grouped)
+    if rest.x[0].ndim == 2:  # rows
+        check_certificate(path, train if validation is None else validation)
     about = TrainingData(
         name=name,
         source=f"own data: {path.name}",
         licence="the owner's",
         split=f"{'given' if test is not None else 'a fifth'} to test, {how}",
     )
-    return Data(train, validation, held, labels, about, _digest(found, test), found.features)
+    digest = _digest(found, test)
+    return Data(train, validation, held, labels, about, digest, found.features, hz=found.hz, left_out=found.left_out)
 
 
 def _to_split(found: Examples, labels: list[str]) -> Split:
@@ -136,7 +172,12 @@ def _to_split(found: Examples, labels: list[str]) -> Split:
 def _apart(path: Path, split: Split, share: float, seed: int, grouped: bool) -> tuple[Split, Split]:
     """(rest, held out)."""
     _enough(path, split, 2, grouped)
-    return _hold_out_groups(split, share, seed) if grouped else hold_out(split, share, seed)
+    rest, held = _hold_out_groups(split, share, seed) if grouped else hold_out(split, share, seed)
+    for label in np.setdiff1d(held.y, rest.y)[:1]:
+        raise DataError(
+            f"{path}: label number {label + 1} stands in too few groups: expected some on each side of a cut"
+        )
+    return rest, held
 
 
 def _hold_out_groups(split: Split, share: float, seed: int) -> tuple[Split, Split]:
@@ -186,12 +227,8 @@ def _check(path: Path, found: Examples) -> None:
     for name, x in zip(found.name, found.x, strict=True):
         if not len(x):
             raise DataError(f"{path}: example {name} has no rows")
-        if not np.isfinite(x).all():
-            row, column = np.argwhere(~np.isfinite(x))[0]
-            raise DataError(
-                f"{path}: example {name}, row {row + 1}, column {column + 1}: {x[row, column]}; "
-                "fill missing values first"
-            )
+        if (error := not_finite(x, found.features)) is not None:
+            raise DataError(f"{path}: example {name}, {error.detail}; fill missing values first")
 
 
 # --- .ts ---------------------------------------------------------------------------------------------------------
@@ -239,7 +276,7 @@ def _read_ts(path: Path) -> Examples:
 def _series(path: Path, number: int, dimensions: list[str]) -> np.ndarray:
     """(T, F) float32."""
     try:
-        columns = [np.array([np.nan if v.strip() == "?" else float(v) for v in d.split(",")]) for d in dimensions]
+        columns = [np.array([value_of(v) for v in d.split(",")]) for d in dimensions]
     except ValueError as error:
         raise DataError(f"damaged file {path}, line {number}: {error}") from None
     if len({len(column) for column in columns}) != 1:
@@ -255,36 +292,21 @@ def _series(path: Path, number: int, dimensions: list[str]) -> np.ndarray:
 
 def _read_npz(path: Path) -> Examples:
     wanted = "expected `x` (N, T, F) or (rows, F) with `length` (N,); `label` (N,); optionally `group` (N,), `features`"
-    if not path.is_file():
-        raise DataError(f"missing file {path}")
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            values = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(f"damaged file {path}: {error}") from None
+    values = read_npz(path)
     if not values.keys() >= {"x", "label"}:
         raise DataError(f"{path}: it holds {sorted(values)}; {wanted}")
-    x, label = values["x"], values["label"]
-    length = values.get("length")
-    if length is None:
-        x = x[..., None] if x.ndim == 2 else x
-        sequences = list(x)
-    elif x.ndim == 2 and length.ndim == 1 and length.min(initial=1) > 0 and int(length.sum()) == len(x):
-        sequences = np.split(x, np.cumsum(length)[:-1].astype(int))
-    else:
-        raise DataError(f"{path}: x of shape {x.shape} and lengths that add up to {length.sum()}; {wanted}")
-    group = values.get("group")
+    label, group = values["label"], values.get("group")
+    sequences = series(path, values["x"], values.get("length"), wanted)
     for name, each in (("label", label), ("group", group)):
         if each is not None and each.shape != (len(sequences),):
             raise DataError(f"{path}: {name} of shape {each.shape} for {len(sequences)} sequences; {wanted}")
-    if not sequences or sequences[0].ndim != 2 or x.dtype.kind not in "fiu":
-        raise DataError(f"{path}: x of shape {x.shape} and type {x.dtype}; {wanted}")
+    features = texts(path, "features", values.get("features", np.array([], str)).reshape(-1))
     return Examples(
         [np.asarray(each, np.float32) for each in sequences],
-        [str(each) for each in label.tolist()],
+        texts(path, "label", label),
         [str(i) for i in range(len(sequences))],
-        [] if group is None else [str(each) for each in group.tolist()],
-        [str(each) for each in values.get("features", np.array([])).tolist()],
+        [] if group is None else texts(path, "group", group),
+        features,
     )
 
 
@@ -292,7 +314,7 @@ def _read_npz(path: Path) -> Examples:
 
 
 def _folders(path: Path) -> list[Path]:
-    found = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    found = [entry for entry in visible(path) if entry.is_dir()]
     if not found:
         raise DataError(f"{path}: expected a folder a label in it, found none")
     return found
@@ -304,7 +326,7 @@ def _read_folder(
     """A folder a label, an example an entry in it. What ends otherwise is refused: it would be missed in silence."""
     found = Examples([], [], [])
     for folder in _folders(path):
-        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+        entries = visible(folder)
         if not entries:
             raise DataError(f"{folder}: expected examples of label {folder.name!r}, found none")
         for entry in entries:
@@ -312,65 +334,9 @@ def _read_folder(
                 raise DataError(f"{entry}: expected {', '.join(e or 'a folder of images' for e in endings)}")
             x, features = read(entry)
             if found.x and features != found.features:
-                raise DataError(f"{entry}: columns {features}, the first file has {found.features}")
+                x, features = in_order(entry, x, features, found.features), found.features
             found.features = features
             found.x.append(x)
             found.label.append(folder.name)
             found.name.append(f"{folder.name}/{entry.name}")
     return found
-
-
-def _read_csv(path: Path) -> tuple[np.ndarray, list[str]]:
-    """(T, F) float32, and the columns' names; none where the first line has numbers."""
-    try:
-        lines = [line for line in csv.reader(path.read_text("utf-8-sig").splitlines()) if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"damaged file {path}: {error}") from None
-    names = []
-    if lines and not any(_is_number(cell) for cell in lines[0]):
-        names = [cell.strip() for cell in lines.pop(0)]
-    width = len(names or (lines[0] if lines else []))
-    for number, line in enumerate(lines, 2 if names else 1):
-        if len(line) != width or not all(_is_number(cell) for cell in line):
-            raise DataError(
-                f"damaged file {path}, row {number}: expected {width} numbers, found {','.join(line)[:60]!r}"
-            )
-    if not lines:
-        raise DataError(f"{path}: no rows")
-    return np.array(lines, np.float64).astype(np.float32), names
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _read_image(path: Path, form: FrameInput) -> np.ndarray:
-    try:
-        return decode_frame(path.read_bytes(), form, max_pixels=MAX_PIXELS)
-    except (OSError, EntryError) as error:
-        raise DataError(f"damaged file {path}: {error}") from None
-
-
-def _read_clip(path: Path, form: FrameInput) -> np.ndarray:
-    """(T, H, W, C) uint8."""
-    frames = [_read_image(each, form) for each in sorted(path.iterdir())] if path.is_dir() else [*_film(path, form)]
-    if not frames:
-        raise DataError(f"{path}: no frame in it can be read")
-    return np.stack(frames)
-
-
-def _film(path: Path, form: FrameInput) -> Iterator[np.ndarray]:
-    film = cv2.VideoCapture(str(path))
-    try:
-        while True:
-            more, image = film.read()
-            if not more:
-                return
-            code = cv2.COLOR_BGR2GRAY if form.colour == "gray" else cv2.COLOR_BGR2RGB
-            yield fit_frame(np.asarray(cv2.cvtColor(image, code)), form)
-    finally:
-        film.release()

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,31 +23,39 @@ import typer
 from torch import nn
 
 from export.card import card, own_card
+from export.causes import ForeignError, suspects
+from export.checks import check_rate
 from export.data import Data, DataError, Split, folds
-from export.foreign import ForeignError, adapt, foreign_manifest, read_example, read_module
+from export.foreign import adapt, foreign_manifest, read_example, read_module
 from export.metrics import accuracy, confusion, interval95
 from export.plots import confusion_matrix, learning_curves, seen_so_far
 from export.runs import CheckpointError, Trained, load_trained
+from export.samples import right_of_shipped, write_samples
+from export.states import first_states
 from export.streaming import choose_rolling, describe
-from export.tasks import Decisions, Run, Task, Trace, write_samples
-from export.to_onnx import Output, run_torch, to_onnx
+from export.tasks import Decisions, Run, Task, Trace
+from export.to_onnx import Output, decided_once, run_torch, to_onnx
 from export.zoo import TASKS
-from service.contracts import Manifest, RollingSettings, StateTensor, TextInput
+from service.contracts import Manifest, RollingSettings, TextInput
 from service.engine import OnnxEngine
 from service.errors import PackageRefused
 from service.packages import NAME, Package, load_package
 from service.parity import verify
 
 OWN = "Your own network"  # panel of --help
+MAX_VERSION = 999_999_999  # of nine digits, as the server looks for
 OFFSET = 1_000_000  # more than a part has examples
 
 
-def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: int = 1) -> Path:
+def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: int | None = None) -> Path:
     """The package of a trained task in `into/NAME/VERSION`: proven, measured on the test split, described.
+
+    Without `version` the task's own.
 
     The accuracy is that of the package in ONNX Runtime, every test example a stream from a fresh state. Raises
     PackageRefused when a parity check fails.
     """
+    version = version or task.version
     manifest = describe_task(task, data, version)
     with _Draft(into / task.name / str(version)) as folder:
         if data.tokenizer:
@@ -68,10 +77,11 @@ def write_run(task: Task, data: Data, trained: Trained, into: Path, *, version: 
             measured["streaming"] = streaming
             manifest = msgspec.structs.replace(manifest, rolling=rolling)
             seen_so_far(streaming, folder / "streaming.png")
-        manifest = msgspec.structs.replace(manifest, metrics=measured)
-        _write_manifest(manifest, folder)
         if task.samples and data.test is not None:
             write_samples(task, data, folder / "samples")
+            measured["on_samples"] = right_of_shipped(task, Package(manifest, folder), run)
+        manifest = msgspec.structs.replace(manifest, metrics=measured)
+        _write_manifest(manifest, folder)
         learning_curves(trained.history, trained.best, folder / "learning.png")
         confusion_matrix(confusion(decisions, len(data.labels)), data.labels, folder / "confusion.png")
         (folder / "card.md").write_text(card(task, data, manifest, trained.best, len(trained.history), parity))
@@ -117,11 +127,10 @@ def write_model(
     """
     model = to_onnx(net, golden, output)
     probabilities, states = run_torch(net, golden, output)
-    initial = {name: tensor.numpy() for name, tensor in net.initial_state(1).items()}
     manifest = msgspec.structs.replace(
         manifest,
         sha256=hashlib.sha256(model).hexdigest(),
-        states=[_state(name, value) for name, value in initial.items()],
+        states=first_states(net),
         parameters=sum(parameter.numel() for parameter in net.parameters()),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -189,13 +198,6 @@ def stream_run(package: Package) -> Run:
     return run
 
 
-def _state(name: str, value: np.ndarray) -> StateTensor:  # value (1, *shape)
-    first = value.flat[0]
-    if not (value == first).all():
-        raise PackageRefused(f"state {name}: a new stream's tensor must hold one value everywhere", check="states")
-    return StateTensor(name, list(value.shape[1:]), str(value.dtype), initial=float(first))
-
-
 def _metrics(task: Task, data: Data, trained: Trained, decisions: Decisions) -> dict[str, Any]:
     low, high = interval95(decisions)
     metrics: dict[str, Any] = {
@@ -250,12 +252,14 @@ class _Draft:
         self.draft.mkdir(parents=True)
         return self.draft
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         if kind is None:
             shutil.rmtree(self.place, ignore_errors=True)
             self.draft.rename(self.place)
         else:
             shutil.rmtree(self.draft, ignore_errors=True)
+        if isinstance(error, PackageRefused):
+            raise PackageRefused(error.detail.replace(str(self.draft), str(self.place)), error.check) from error
 
 
 # --- command line ------------------------------------------------------------------------------------------------
@@ -266,7 +270,9 @@ def main(
     name: Annotated[str | None, typer.Option(help="The package's name; none: the run's folder's name.")] = None,
     data_dir: Annotated[Path, typer.Option(envvar="ROLLCAST_DATA", help="Folder of data sets.")] = Path("data"),
     into: Annotated[Path | None, typer.Option(help="Folder of packages; none: RUN/package, or packages.")] = None,
-    version: Annotated[int, typer.Option(min=1, help="Version of the package.")] = 1,
+    version: Annotated[
+        int | None, typer.Option(min=1, max=MAX_VERSION, help="Version of the package; none: the task's, or 1.")
+    ] = None,
     module: Annotated[
         str | None, typer.Option(help="PACKAGE.MODULE:FACTORY that makes your torch module.", rich_help_panel=OWN)
     ] = None,
@@ -285,19 +291,19 @@ def main(
     try:
         if module is not None:
             place = _package_module(
-                module, weights, labels, example, name, into or Path("packages"), version, hz, output, idle_exit
+                module, weights, labels, example, name, into or Path("packages"), version or 1, hz, output, idle_exit
             )
         elif run is not None:
             place = _package_run(run, name, data_dir, into, version)
         else:
             raise ForeignError("give the folder of a run, or --module, --labels and --example")
-    except (DataError, CheckpointError, PackageRefused, ForeignError) as error:
+    except (DataError, CheckpointError, PackageRefused, ForeignError, OSError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
     typer.echo(str(place))
 
 
-def _package_run(run: Path, name: str | None, data_dir: Path, into: Path | None, version: int) -> Path:
+def _package_run(run: Path, name: str | None, data_dir: Path, into: Path | None, version: int | None) -> Path:
     task = TASKS.get(name or run.name)
     if task is None:
         raise ForeignError(f"no task {name or run.name!r}; give --name, one of: {', '.join(TASKS)}")
@@ -323,18 +329,35 @@ def _package_module(
     if output not in ("auto", *get_args(Output)):
         raise ForeignError(f"output {output!r}: expected auto, {', '.join(get_args(Output))}")
     said = [label.strip() for label in labels.split(",")] if labels else []
-    net, given = read_module(module, weights), read_example(example)
-    adapted, gives = adapt(net, given, said, output)
     name = name or module.partition(":")[0].rpartition(".")[2].lower().replace("_", "-")
     if NAME.fullmatch(name) is None:
         raise ForeignError(f"name {name!r}: expected 1 to 64 of a-z 0-9 . _ -; give --name")
-    manifest = foreign_manifest(name, version, said, given, hz, f"Own module {module}.")
-    manifest = msgspec.structs.replace(manifest, idle_exit_s=idle_exit_s)
-    with _Draft(into / name / str(version)) as folder:
-        write_model(adapted, manifest, given.x, folder, gives)
-        parity = verify(load_package(folder))
-        (folder / "card.md").write_text(own_card(manifest, module, parity))
-    return into / name / str(version)
+    check_rate(hz)
+    place = into / name / str(version)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's: what matters of them is said below
+        net, given = read_module(module, weights, _note), read_example(example)
+        adapted, gives = adapt(net, given, said, output)
+        manifest = foreign_manifest(name, version, said, given, hz, f"Own module {module}.")
+        manifest = msgspec.structs.replace(manifest, idle_exit_s=idle_exit_s)
+        decided = decided_once(adapted, given.x, gives)
+        once = f"{', '.join(decided)}: a value of the example becomes one of Python's there (if, while, int(), len(), "
+        once += ".item()), and the package keeps it for every input"
+        try:
+            with _Draft(place) as folder:
+                write_model(adapted, manifest, given.x, folder, gives)
+                parity = verify(load_package(folder))
+                (folder / "card.md").write_text(own_card(manifest, module, parity))
+        except PackageRefused as error:
+            helps = [once] * bool(decided) + suspects(net) * (error.check != "graph")
+            raise ForeignError("; ".join([error.detail, *helps])) from error
+    if decided:
+        _note(once)
+    return place
+
+
+def _note(text: str) -> None:
+    typer.echo(f"note: {text}", err=True)
 
 
 if __name__ == "__main__":

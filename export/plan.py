@@ -8,7 +8,6 @@ times, from different beginnings, and the package answers by their mean.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ import msgspec
 import numpy as np
 
 from export.data import Data, Split, folds
+from export.deadline import Deadline
 from export.own import FOLDS
 from export.sequences import SequenceTask, VideoTask
 from export.tasks import FrameTask, Task
@@ -32,12 +32,23 @@ STEPS: Final = 1500  # of the optimiser, about: how long a net learns
 TRIAL_STEPS: Final = 300  # in a trial
 GLANCE_STEPS: Final = 20  # in the trial of an only candidate, which is only to tell how long an epoch takes
 TRIAL_SHARE: Final = 0.4  # of the time budget goes into trials
+MARGIN: Final = 0.9  # of what is left is planned for: an epoch may take longer than it did
 COPIES: Final = 2000  # examples, about, from which a net is solved, disturbed copies among them
 MEMBERS: Final = 3  # nets that answer together, where they all can learn in the time that is left
 CHOICE: Final = "choice.json"
 
-# Trains on one split; accuracy on the other, and how little its truth surprised the net (minus the mean log loss).
-Trial = Callable[[Task, Split, Split, int, Path], tuple[float, float]]
+
+class Found(NamedTuple):
+    """What a trial gave on what it had not seen: accuracy, and how little the truth surprised the net (minus the mean
+    log loss); and for how many epochs it learnt."""
+
+    accuracy: float
+    unsurprised: float
+    epochs: int
+
+
+# Trains for `task.epochs`, or until time is up, on the first split; what is found on the other. Its checkpoint's path.
+Trial = Callable[[Task, Split, Split, Deadline, Path], Found]
 
 
 class Candidate(NamedTuple):
@@ -78,6 +89,7 @@ def own_task(name: str, data: Data, hz: float | None, choice: Candidate, members
         "smoothing": 0.05,
         "average": 0.97,
         "folds": 0 if data.validation is not None else FOLDS,
+        "early": True,
         "rolling": RollingSettings(half_life_s=0.5 if hz is None else max(0.5, 2 / hz), enter=0.6, exit=0.4),
         "gap": GapPolicy("carry", max(10.0, 0.0 if hz is None else 10 / hz)),
         "epochs": 1,
@@ -102,7 +114,7 @@ def own_task(name: str, data: Data, hz: float | None, choice: Candidate, members
         )
     else:
         task = SequenceTask(
-            description="Own sequences of rows.",
+            description="Own sequences of rows." + left_out_of(data),
             unit="a sequence's last row",
             own=together(_row_net(choice, [len(x) for x in data.train.x]), members),
             hz=hz or 1.0,
@@ -135,7 +147,7 @@ def candidates(data: Data, family: str) -> list[Candidate]:
 
 
 def choose(
-    name: str, data: Data, hz: float | None, family: str, budget_s: float, folder: Path, trial: Trial
+    name: str, data: Data, hz: float | None, family: str, until: Deadline, folder: Path, trial: Trial
 ) -> tuple[Task, Choice]:
     """Trains the candidates briefly, in turn, until their share of the time is spent; then the best is to learn in
     what is left. A choice made before in this folder is kept."""
@@ -143,7 +155,7 @@ def choose(
     if kept.is_file():
         choice = msgspec.json.decode(kept.read_bytes(), type=Choice)
     else:
-        choice = _try(name, data, hz, candidates(data, family), budget_s, folder, trial)
+        choice = _try(name, data, hz, candidates(data, family), until, folder, trial)
         folder.mkdir(parents=True, exist_ok=True)
         kept.write_bytes(msgspec.json.encode(choice))
     task = own_task(name, data, hz, Candidate(choice.family, choice.width), choice.members)
@@ -151,24 +163,26 @@ def choose(
 
 
 def _try(
-    name: str, data: Data, hz: float | None, offered: list[Candidate], budget_s: float, folder: Path, trial: Trial
+    name: str, data: Data, hz: float | None, offered: list[Candidate], until: Deadline, folder: Path, trial: Trial
 ) -> Choice:
-    """In rounds, a fold each where there are folds: all candidates, then the better half on another fold, and so on."""
+    """In rounds, a fold each where there are folds: all candidates, then the better half on another fold, and so on.
+    The trials of a round have equal shares of what is left for trials."""
     cuts = [(data.train, data.validation)] if data.validation is not None else folds(data.train, FOLDS, 0)
-    began = time.monotonic()
-    found: dict[Candidate, list[tuple[float, float]]] = {}  # what the trials gave
+    trying = until.share(1 / TRIAL_SHARE)
+    found: dict[Candidate, list[Found]] = {}
     epoch_s: dict[Candidate, float] = {}
     left = offered
     for number, (rest, held) in enumerate(cuts):
-        for candidate in left:
-            if found and time.monotonic() - began > TRIAL_SHARE * budget_s:
+        for place, candidate in enumerate(left):
+            if found and trying.over():
                 break
             steps = TRIAL_STEPS if len(offered) > 1 else GLANCE_STEPS
             task = with_epochs(own_task(name, data, hz, candidate), rest, steps)
-            before = time.monotonic()
+            before = until.left_s()
             path = folder / f"try-{candidate.name}{f'-{number + 1}' if number else ''}.pt"
-            found.setdefault(candidate, []).append(trial(task, rest, held, task.epochs, path))
-            epoch_s[candidate] = (time.monotonic() - before) / task.epochs
+            result = trial(task, rest, held, trying.share(len(left) - place), path)
+            found.setdefault(candidate, []).append(result)
+            epoch_s[candidate] = (before - until.left_s()) / result.epochs
         judged = [each for each in left if len(found.get(each, [])) > number]  # a round that was broken off
         left = _best(found, judged or left)
         if len(left) == 1:
@@ -176,20 +190,26 @@ def _try(
     best = left[0]
     full = own_task(name, data, hz, best).epochs
     trainings = 1 if data.validation is not None else FOLDS + 1
-    left_s = max(0.0, budget_s - (time.monotonic() - began))
-    epochs = int(min(full, max(5, left_s / max(1e-6, epoch_s[best] * trainings))))
+    left_s, each_s = until.left_s(), max(1e-6, epoch_s[best] * trainings)
+    epochs = int(
+        min(full, max(1, MARGIN * left_s / each_s, min(5, 1 / each_s)))
+    )  # five, if they are a matter of a second
     members = (
-        MEMBERS
-        if epoch_s[best] * trainings * epochs * MEMBERS < left_s and _is_rows(data) and best.family != "rocket"
-        else 1
+        MEMBERS if each_s * epochs * MEMBERS < MARGIN * left_s and _is_rows(data) and best.family != "rocket" else 1
     )
-    tried = {each.name: round(float(np.mean([result[0] for result in results])), 4) for each, results in found.items()}
+    tried = {
+        each.name: round(float(np.mean([result.accuracy for result in results])), 4) for each, results in found.items()
+    }
     return Choice(best.family, best.width, epochs, tried, members)
 
 
-def _best(found: dict[Candidate, list[tuple[float, float]]], judged: list[Candidate]) -> list[Candidate]:
+def left_out_of(data: Data) -> str:
+    return f" Left out, as no signal: {', '.join(data.left_out)}." if data.left_out else ""
+
+
+def _best(found: dict[Candidate, list[Found]], judged: list[Candidate]) -> list[Candidate]:
     """The better half, best first; of equals the first: the smaller."""
-    ranked = sorted(judged, key=lambda each: tuple(np.mean(found[each], 0)), reverse=True)
+    ranked = sorted(judged, key=lambda each: tuple(np.mean([result[:2] for result in found[each]], 0)), reverse=True)
     return ranked[: math.ceil(len(ranked) / 2)]
 
 

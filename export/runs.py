@@ -101,11 +101,15 @@ def fold_name(number: int) -> str:
 
 
 def with_folds(history: History, tried: list[History]) -> History:
-    """An epoch's validation is the mean of its folds'; without folds the history is as it was measured."""
+    """An epoch's validation is the mean of its folds'; without folds the history is as it was measured. A fold that
+    ended sooner or later is taken at the same share of its way, so that the last is the mean of the last."""
     if not tried:
         return history
-    means = [float(np.mean([entry["validation"] for entry in entries])) for entries in zip(*tried, strict=True)]
-    return [entry | {"validation": mean} for entry, mean in zip(history, means, strict=True)]
+
+    def mean(way: float) -> float:
+        return float(np.mean([each[max(1, round(way * len(each))) - 1]["validation"] for each in tried]))
+
+    return [entry | {"validation": mean(epoch / len(history))} for epoch, entry in enumerate(history, 1)]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import cv2
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.data import Data, Split, arem, mnist, small_digits
+from export.data import Data, Split, arem, mean_and_spread, mnist, small_digits
 from export.to_onnx import Output
 from models.catalogue import NETS, Net, Shape
 from service.contracts import FrameInput, GapPolicy, RollingSettings, RowInput
@@ -73,6 +72,7 @@ class Task(ABC):
     together: ClassVar[int] = 64  # examples in one call of the net, where it is measured
 
     name: str
+    version: int = 1  # of its package: raised when what it says to the same input changes
     load: Callable[[Path], Data]
     description: str
     unit: str  # what one decision of the accuracy is
@@ -88,6 +88,7 @@ class Task(ABC):
     smoothing: float = 0.0  # of labels
     average: float = 0.99  # the weights kept are a running average of the trained ones
     patience: int = 12  # epochs without a better validation before it stops
+    early: bool = False  # it stops where validation is perfect, or stands; and a short training is no half one
     folds: int = 0  # of validation where the data has none of its own: where examples are few
     rolling: RollingSettings = field(default_factory=RollingSettings)
     gap: GapPolicy = field(default_factory=GapPolicy)
@@ -243,10 +244,8 @@ class RowTask(Task):
     synthetic: bool = False  # the certificate's input: recordings whose licence keeps them out of packages stay out
 
     def shape(self, split: Split, labels: int) -> Shape:
-        rows = np.concatenate(list(split.x))
-        std = rows.std(0)
-        std[std < 1e-6] = 1.0  # a column that never changed says nothing; if it does one day, it must not shout
-        return Shape(labels, mean=rows.mean(0).tolist(), std=std.tolist())
+        mean, std = mean_and_spread(np.concatenate(list(split.x)))
+        return Shape(labels, mean=mean, std=std)
 
     def steps(self, split: Split) -> int:
         return self.rounds
@@ -323,23 +322,6 @@ def smooth_noise(shape: Shape, streams: int = 4, steps: int = 64) -> np.ndarray:
     noise = np.random.default_rng(0).normal(size=(streams, steps + reach - 1, len(shape.mean)))
     smooth = np.lib.stride_tricks.sliding_window_view(noise, reach, axis=1).mean(-1) * reach**0.5
     return (np.asarray(shape.mean) + smooth * np.asarray(shape.std)).astype(np.float32)
-
-
-def write_samples(task: Task, data: Data, folder: Path, seed: int = 0) -> None:
-    """Held-out test examples, `task.samples` of each label, drawn at random: not by what the model makes of them.
-
-    An example that also stands in the training data is not held out and is left out.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    files = []
-    for label in range(len(data.labels)):
-        candidates = [i for i in np.flatnonzero(data.test.y == label) if data.test.names[i] not in data.copies]
-        for i in sorted(rng.permutation(candidates)[: task.samples].tolist()):
-            files.append({"file": task.write_sample(folder, data.test, i), "label": data.labels[label]})
-    index = {"source": f"{data.about.name}, test split: {data.about.source}", "licence": data.about.licence}
-    index |= {"rate_hz": task.rate_hz(), "files": files}
-    (folder / "samples.json").write_bytes(msgspec.json.format(msgspec.json.encode(index), indent=1) + b"\n")
 
 
 # --- the tasks ---------------------------------------------------------------------------------------------------

@@ -2,15 +2,22 @@
 
 A text is cut into words and signs at whitespace and punctuation, in lower case, each a token by itself: a text cut
 where words end gives the tokens of the whole. What was seen less than twice in training is the unknown word.
+
+Public sentences come as a treebank writes them: `do n't`, `` `` fine '' ``, `-lrb- so far -rrb-`. People write "don’t",
+“fine”, (so far). The tokenizer leads what people write to what the training texts hold, and all of that is in
+tokenizer.json: serving needs nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
 from pathlib import Path
+from typing import Final
 
 import numpy as np
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from export.data import Data, DataError, Split, hold_out
 from service.contracts import TrainingData
@@ -22,6 +29,23 @@ Lines = list[tuple[int, str]]  # label, text
 
 # --- tokenizer ---------------------------------------------------------------------------------------------------
 
+# No rule looks past whitespace: the tokens of a piece never depend on its neighbours.
+ALWAYS: Final = (
+    ("[\u00ad\u200b-\u200d\u2060\ufeff]", ""),  # without width: soft hyphens, joiners, marks of byte order
+    (r"[‘’‚‛ʼʹʽ′´]|(?<=\w)`(?=\w)", "'"),  # before NFKC, which takes ´ for a space and an accent
+    ("″", '"'),
+)
+TREEBANK: Final = (  # of each: what people write, what a treebank has in its place
+    (r'[“„‟«]|(?<![^\s(\[{-])"(?=\S)', "``"),
+    (r'[”»"]', "''"),
+    (r"[–—―]", "--"),
+    (r"\(", " -lrb- "),
+    (r"\)", " -rrb- "),
+    (r"(?<!\\)/", r"\/"),
+    (r"(?<!\\)\*", r"\*"),
+)
+ELSE: Final = ((r"[“”„‟«»]", '"'), (r"[‐‑‒–—―−]", "-"))
+
 
 def learn_tokenizer(texts: list[str], *, seen: int = 2, size: int = 10_000) -> Tokenizer:
     """Whole words of the training texts that stand there at least `seen` times, the most frequent `size` at most.
@@ -30,12 +54,37 @@ def learn_tokenizer(texts: list[str], *, seen: int = 2, size: int = 10_000) -> T
     """
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # words and signs
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # words and signs, as the training texts have them
     trainer = trainers.WordLevelTrainer(
         vocab_size=size, min_frequency=seen, special_tokens=[UNKNOWN], show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    words = Counter(word for text in texts for word in text.lower().split())
+    tokenizer.normalizer = _normalizer(words)
+    known = [token for token in tokenizer.get_vocab() if token != UNKNOWN]
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_word_or_sign(texts, words, known)), "removed", invert=True)
     return tokenizer
+
+
+def _normalizer(words: Counter[str]) -> normalizers.Normalizer:
+    """One way of writing, that of the training texts, where they have a treebank's signs."""
+    before, treebank, rest = (
+        [normalizers.Replace(Regex(pattern), sign) for pattern, sign in rules]
+        for rules in (ALWAYS, [rule for rule in TREEBANK if any(rule[1].strip() in word for word in words)], ELSE)
+    )
+    return normalizers.Sequence([*before, normalizers.NFKC(), normalizers.Lowercase(), *treebank, *rest])
+
+
+def _word_or_sign(texts: list[str], words: Counter[str], known: list[str]) -> str:
+    """What is a token: a word; signs in a row that are `known`; any other sign by itself. `don't` and `cannot` are cut
+    where the training texts cut them."""
+    parts = []
+    if words["n't"] > words["'t"]:
+        parts += [r"\w+?(?=n't(?!\w))", r"n(?='t(?!\w))"]
+    if not words["cannot"] and any(" can not " in text for text in texts):
+        parts.append(r"can(?=not(?!\w))")
+    rows = sorted((token for token in known if re.fullmatch(r"[^\w\s]{2,}", token)), key=lambda row: (-len(row), row))
+    return "|".join([*parts, r"\w+", *map(re.escape, rows), r"[^\w\s]"])
 
 
 def tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:

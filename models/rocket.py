@@ -9,7 +9,7 @@ over them, is not descended to but solved: ridge regression.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from models.cnn1d import RunningMean
 
 KERNEL = 9
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)  # of ridge regression, as shares of the mean square of an example
+USUAL_PENALTY = 1e-2  # tried first
 GAINS = (2.0, 3.0, 4.5, 6.0, 9.0, 13.0, 20.0)  # from scores, which aim at 0 and 1, to logits
 FOLDS = 4  # by which both are chosen
 
@@ -83,20 +84,37 @@ class Rocket(nn.Module):
     # --- learning ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def fit(self, x: Tensor, y: Tensor, length: Tensor, group: Tensor, thin: int = 1) -> float:
+    def fit(
+        self,
+        x: Tensor,
+        y: Tensor,
+        length: Tensor,
+        group: Tensor,
+        thin: int = 1,
+        *,
+        enough: Callable[[], bool] = lambda: False,
+        over: Callable[[], bool] = lambda: False,
+    ) -> float:
         """Solves for the votes: each sequence is to be told at its end. x (N, T, F), y (N,), length (N,), group (N,).
 
         Penalty and gain are chosen in folds, a group (a person, or a sequence and its disturbed copies) on one side of
         each: who was never met is what is asked. Of the responses one in `thin` is looked at: a mean needs no more.
-        Returns the mean log loss in the folds.
+        Once it is `enough`, no more sequences are looked at than one part, and two of each class where those in front
+        take turns; once time is `over`, no other penalty is tried than one. Returns the mean log loss in the folds.
         """
         self._place_thresholds(x, length)
-        seen = torch.cat([self._pooled(part, ends, thin) for part, ends in _parts(x, length)])  # (N, features)
-        mean, std = seen.mean(0), seen.std(0) + 1e-3
+        pooled: list[Tensor] = []
+        for part, ends in _parts(x, length):
+            if enough() and sum(map(len, pooled)) >= 2 * self.classes:
+                break
+            pooled.append(self._pooled(part, ends, thin))
+        seen = torch.cat(pooled)  # (N, features)
+        y, group = y[: len(seen)], group[: len(seen)]
+        mean, std = seen.double().mean(0).float(), seen.double().std(0).float() + 1e-3
         seen = (seen - mean) / std
         gram = (seen @ seen.T / seen.shape[1]).double()  # (N, N)
         wanted = F.one_hot(y, self.classes).double()
-        penalty, gain, loss = _choose(gram, wanted, y, group)
+        penalty, gain, loss = _choose(gram, wanted, y, group, over)
         level = wanted.mean(0)
         weight = gain * (seen.T / seen.shape[1]) @ _solve(gram, wanted - level, penalty).float()  # (features, K)
         weight = weight / std[:, None]
@@ -116,7 +134,7 @@ class Rocket(nn.Module):
         values = values[:, torch.randperm(values.shape[1])[:2000]].sort(1).values
         at = (torch.rand(self.width, 1) * (values.shape[1] - 1)).long()
         self.threshold.copy_(values.gather(1, at)[:, 0])
-        self.spread.copy_(values.std(1).clamp_min(1e-6))
+        self.spread.copy_(values.double().std(1).float().clamp_min(1e-6))
 
     def _pooled(self, x: Tensor, length: Tensor, thin: int) -> Tensor:
         """(B, T, F) -> (B, 2 · width · (1 + halves)): each kind of mean of what is said, at each sequence's end."""
@@ -152,13 +170,17 @@ class Rocket(nn.Module):
         return torch.cat([rows, 2 * (lengths / self.size - 1)], -1)
 
 
-def _choose(gram: Tensor, wanted: Tensor, y: Tensor, group: Tensor) -> tuple[float, float, float]:
-    """Penalty and gain of the smallest log loss in folds by group, and that loss."""
+def _choose(
+    gram: Tensor, wanted: Tensor, y: Tensor, group: Tensor, over: Callable[[], bool] = lambda: False
+) -> tuple[float, float, float]:
+    """Penalty and gain of the smallest log loss in folds by group, and that loss; of those tried until it is `over`."""
     place = group.unique(return_inverse=True)[1]
     groups = int(place.max()) + 1
     fold = torch.randperm(groups)[place] % FOLDS if groups > 1 else torch.randperm(len(y)) % FOLDS
-    found = []
-    for penalty in PENALTIES:
+    found: list[tuple[float, float, float]] = []
+    for penalty in sorted(PENALTIES, key=lambda each: abs(math.log(each / USUAL_PENALTY))):
+        if found and over():
+            break
         scores = torch.zeros_like(wanted)
         for number in fold.unique().tolist():
             rest, held = (fold != number).nonzero()[:, 0], (fold == number).nonzero()[:, 0]

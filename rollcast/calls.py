@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from rollcast.results import Accepted, History, Prediction, Record, read_record
 from rollcast.shapes import DeadDetail, Models, StateSummary, StreamDetail
 
 STATE: Final = "application/vnd.rollcast.state+msgpack"  # of a stream's saved state
+LEFT_OUT: Final = "Rollcast-Left-Out"  # of an answer: columns of a table that are no signal
 _MARGIN_S: Final = 30.0  # beyond what the server was asked to wait
 Result = TypeVar("Result", covariant=True)
 _accepted = msgspec.json.Decoder(Accepted)
@@ -80,8 +82,9 @@ def post_samples(
     ack: str | None = None,
     wait_s: float | None = None,
 ) -> Call[Accepted | Prediction]:
-    """Posts one block of rows (T, F): an array, a DataFrame (columns by name, in any order) or lists. `time` is the
-    last row's, `interval_s` lies between rows (else the model's rate). Returns and raises as `post_frame`."""
+    """Posts one block of rows (T, F): an array, a DataFrame (columns by name, in any order; those of time or index are
+    left out) or lists. `time` is the last row's, `interval_s` lies between rows (else as a DataFrame's column of times
+    says, else the model's rate). Returns and raises as `post_frame`."""
     query = _query(
         model=model, seq=seq, time=time, start=start, end=end, interval_s=interval_s, ack=ack, wait=wait_s
     )  # fmt: skip
@@ -126,6 +129,8 @@ def _post(
     stream: str, kind: str, query: dict[str, str], body: bytes, media: str, wait_s: float | None
 ) -> Call[Accepted | Prediction]:
     def read(response: httpx.Response) -> Accepted | Prediction:
+        if (left_out := response.headers.get(LEFT_OUT)) is not None:
+            warnings.warn(f"left out, as no signal: {left_out}", stacklevel=2)
         return _accepted.decode(response.content) if wait_s is None else _record_of(response)
 
     path = f"/v1/streams/{quoted(stream)}/{kind}"

@@ -17,7 +17,7 @@ from rollcast.calls import Call
 from rollcast.entries import Entry, Logged
 from rollcast.errors import BadAnswer, Problem, away, to_problem, understood
 from rollcast.events import Follows, Recording, Subscription
-from rollcast.flow import Flow, Steps
+from rollcast.flow import Flow, Steps, Waits, unsaid
 from rollcast.gateway import Gateway
 from rollcast.results import Prediction, Record
 from rollcast.shapes import DeadSummary, StreamSummary
@@ -45,8 +45,10 @@ class Client:
     """Posts entries and follows predictions. Every call raises Problem (the server said no) or ServerAway.
 
     `retry_s`: how long a call is tried again where that is safe: the server asked to wait (429, 503), or nothing was
-    appended; the last try is at its end. `numbered`: gives every entry the stream's next `seq`, so that whatever
-    happens to an answer, a retry never steps twice; a stream then has one producer. Not for several threads at once.
+    appended; the last try is at its end, and a `wait_s` does not count. `numbered`: gives every entry the stream's next
+    `seq`, so that whatever happens to an answer, a retry never steps twice; a stream then has one producer. `waiting`
+    is called before each pause with the reason and its seconds, and with None when the server has answered. Not for
+    several threads at once.
     """
 
     def __init__(
@@ -56,11 +58,12 @@ class Client:
         *,
         retry_s: float = RETRY_S,
         numbered: bool = False,
+        waiting: Waits = unsaid,
     ) -> None:
         self.url = url.rstrip("/")
         self._api_key, self._retry_s, self._numbered = api_key, retry_s, numbered
         self._http = httpx.Client(**settings_of(self.url, api_key), event_hooks={"response": [watch]})
-        self._flow = Flow(self.url, retry_s=retry_s, numbered=numbered)
+        self._flow = Flow(self.url, retry_s=retry_s, numbered=numbered, waiting=waiting)
 
     def __enter__(self) -> Self:
         return self

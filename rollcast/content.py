@@ -10,6 +10,7 @@ import msgspec
 
 JSON: Final = "application/json"
 ROWS: Final = "application/octet-stream"
+TABLE: Final = "text/csv; header=present"
 
 
 class Frame(Protocol):
@@ -43,14 +44,21 @@ def image_of(image: bytes | str | Path | Frame) -> bytes:
 
 def body_of(rows: Sequence[Sequence[float]] | Table) -> tuple[bytes, str]:
     """Rows as a body, and its content type."""
-    columns = getattr(rows, "columns", None)
-    if columns is not None:  # a DataFrame: its names say which column is which
-        header = ",".join(f'"{name}"' for name in columns)
-        lines = [",".join(repr(float(value)) for value in row) for row in rows_of(rows)]
-        return "\n".join([header, *lines, ""]).encode(), "text/csv"
+    if (names := names_of(rows)) is not None:
+        lines = [",".join(map(_cell, row)) for row in _cells_of(rows)]
+        header = ",".join(map(_cell, names))
+        return "\n".join([header, *lines, ""]).encode(), TABLE
     if hasattr(rows, "__array__"):
         return rows_of(rows).astype("<f4").tobytes(), ROWS
     return msgspec.json.encode({"samples": [list(map(float, row)) for row in rows]}), JSON
+
+
+def names_of(rows: Any) -> list[str] | None:
+    """Of a DataFrame's columns; None where they have none but their numbers, as pandas gives them."""
+    columns = getattr(rows, "columns", None)
+    if columns is None or list(columns) == list(range(len(columns))):
+        return None
+    return [str(name) for name in columns]
 
 
 def rows_of(rows: Any) -> Any:
@@ -61,6 +69,26 @@ def rows_of(rows: Any) -> Any:
     if found.ndim != 2:
         raise ValueError(f"rows of shape {found.shape}: expected (T, F)")
     return found
+
+
+def _cells_of(rows: Any) -> Any:
+    """(T, F): numbers, but where a column has times."""
+    import numpy as np
+
+    try:
+        return rows_of(rows)
+    except (TypeError, ValueError):
+        found = np.asarray(rows)
+        if found.ndim != 2:
+            raise
+        return found
+
+
+def _cell(value: Any) -> str:
+    """A number, or a name or time in quotes."""
+    if isinstance(value, str) or not hasattr(value, "__float__"):
+        return '"' + " ".join(str(value).splitlines()).replace('"', '""') + '"'
+    return repr(float(value))
 
 
 def media_type(image: bytes) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from rollcast.content import Frame, Table, image_of, rows_of
+from rollcast.content import Frame, Table, image_of, names_of, rows_of
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -48,8 +48,15 @@ def frame(stream: str, image: bytes | str | Path | Frame, **more: Any) -> Entry:
 
 
 def samples(stream: str, rows: Sequence[Sequence[float]] | Table, **more: Any) -> Entry:
-    """Of rows (T, F): an array, or lists. A DataFrame's columns must stand in the model's order: only `post_samples`
-    sends their names. `more`: model, seq, time, start, end, interval_s."""
+    """Of rows (T, F): an array, or lists. `more`: model, seq, time, start, end, interval_s.
+
+    An entry has no names: raises ValueError for a DataFrame that has some; `post_samples` sends them.
+    """
+    if (names := names_of(rows)) is not None:
+        raise ValueError(
+            f"columns {', '.join(names)[:200]}: an entry has no names; give rows[NAMES].to_numpy() with the model's "
+            "names in its order, or use post_samples"
+        )
     if hasattr(rows, "__array__"):
         found = rows_of(rows)
         return Entry(stream=stream, kind="samples", data=found.astype("<f4").tobytes(), shape=found.shape, **more)

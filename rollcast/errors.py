@@ -11,7 +11,7 @@ import msgspec
 Answer = TypeVar("Answer")
 Result = TypeVar("Result")
 
-_OURS: Final = "urn:rollcast:problem:"
+OURS: Final = "urn:rollcast:problem:"
 
 
 class RollcastError(Exception):
@@ -45,9 +45,14 @@ class Problem(RollcastError):
         return self.is_a("append-unknown") or self._is_a_proxys
 
     @property
+    def stopped(self) -> bool:
+        """Whether the server stopped while a record was waited for. What it answers is in the log, and will come."""
+        return self.is_a("wait-timeout") and self.body.get("stopping") is True
+
+    @property
     def is_ours(self) -> bool:
         """Whether a server of rollcast said it."""
-        return self.type.startswith(_OURS)
+        return self.type.startswith(OURS)
 
     @property
     def _is_a_proxys(self) -> bool:

@@ -222,7 +222,7 @@ class StateTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: list[int]  # of ONE stream, without the batch axis
     dtype: Literal["float32", "float64", "int64", "int32", "uint8"] = "float32"
     batch_axis: int = 0  # where B stands in the graph's tensor
-    initial: float = 0.0  # every element of a new stream's tensor
+    initial: float | list[float] = 0.0  # of a new stream: every element, or the elements one by one in C order
 
 
 class RollingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

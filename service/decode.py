@@ -4,15 +4,17 @@ What is decided here, and so holds for every model:
 
 - The structure is walked first; an image above the limit, or whose decoding would cost more than its size explains, is
   never unpacked.
-- A truncated image is refused, although decoders would pad it with grey.
+- An image of which pixels are missing is refused, although decoders would pad it with grey; one that lacks only its
+  end mark is whole.
 - EXIF orientation is applied: a frame stands as a viewer would show it.
 - Alpha is dropped, not composited: colours are taken as stored. 16 bits a channel become 8 by dropping the low ones.
-- CMYK becomes RGB by the decoder's plain formula, colour profiles are ignored. An animation gives its first picture.
+- CMYK becomes RGB by OpenCV's plain formula; colour profiles and gamma are ignored. Of an animated PNG the picture is
+  taken that viewers show which know no animations, of an animated WebP the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import cv2
@@ -20,14 +22,12 @@ import numpy as np
 
 from service.contracts import FrameInput, TextInput, check_text_size
 from service.errors import BadImage, Malformed, TooLarge, WrongShape
-from service.images import ImageInfo, check, unpacked
+from service.images import ImageInfo, check
+from service.jpegs import decode_jpeg
+from service.pngs import prepared
 
 _INTERPOLATION: Final = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
-_REDUCED: Final = (
-    (8, cv2.IMREAD_REDUCED_GRAYSCALE_8, cv2.IMREAD_REDUCED_COLOR_8),
-    (4, cv2.IMREAD_REDUCED_GRAYSCALE_4, cv2.IMREAD_REDUCED_COLOR_4),
-    (2, cv2.IMREAD_REDUCED_GRAYSCALE_2, cv2.IMREAD_REDUCED_COLOR_2),
-)
+_SCALES: Final = (8, 4, 2)
 
 cv2.setNumThreads(1)  # callers bring their own threads; OpenCV's pool only adds hand-offs to images this small
 cv2.utils.logging.setLogLevel(0)  # silent: a bad image is an answer to its sender, not a line on our stderr
@@ -36,23 +36,28 @@ cv2.utils.logging.setLogLevel(0)  # silent: a bad image is an answer to its send
 def decode_frame(data: bytes, spec: FrameInput, *, max_pixels: int) -> np.ndarray:
     """An encoded image as the model takes it: (H, W, C) uint8, C-contiguous. Releases the GIL while it unpacks.
 
-    Raises UnsupportedMedia (not JPEG, PNG, WebP), TooLarge (above `max_pixels`), BadImage (truncated, damaged).
+    Raises UnsupportedMedia (not JPEG, PNG, WebP), TooLarge (above `max_pixels`), BadImage (a part is missing, damaged).
     """
-    info = check(data, max_pixels)
-    return unpack(unpacked(data, info), spec, info)
+    return unpack(data, spec, check(data, max_pixels))
 
 
-def unpack(data: bytes, spec: FrameInput, info: ImageInfo) -> np.ndarray:
-    """What `decode_frame` does with an image that was checked: `info` is what was found."""
+def unpack(
+    data: bytes, spec: FrameInput, info: ImageInfo, remark: Callable[[str], None] = lambda said: None
+) -> np.ndarray:
+    """What `decode_frame` does with an image that was checked: `info` is what was found. `remark` is told what is
+    unusual about a picture that is taken."""
+    gray = spec.colour == "gray"
+    if info.format == "jpeg":
+        return fit_frame(decode_jpeg(data, info, gray, _scale(info, spec), remark), spec)
+    if info.format == "png":
+        data = prepared(data, info)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _flag(info, spec))
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise BadImage(f"damaged {info.format.upper()} image: {error.err}") from None
     if image is None:
         raise BadImage(f"damaged {info.format.upper()} image: it cannot be decoded")
-    if spec.colour == "rgb":
-        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return fit_frame(image, spec)
+    return fit_frame(image if gray else np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)), spec)
 
 
 def fit_frame(image: np.ndarray, spec: FrameInput) -> np.ndarray:
@@ -103,15 +108,12 @@ def decode_text(data: bytes, tokenizer: Tokenizer, spec: TextInput) -> np.ndarra
 # --- frames: how -------------------------------------------------------------------------------------------------
 
 
-def _flag(info: ImageInfo, spec: FrameInput) -> int:
-    """How to unpack: in grey or colour; a JPEG at the smallest scale that still has every pixel the model sees."""
-    gray = spec.colour == "gray"
-    if spec.reduced_decoding and info.format == "jpeg":
-        short, wanted = min(info.width, info.height), max(spec.width, spec.height)  # whatever the orientation
-        for scale, gray_flag, colour_flag in _REDUCED:
-            if short >= scale * wanted:
-                return gray_flag if gray else colour_flag
-    return cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
+def _scale(info: ImageInfo, spec: FrameInput) -> int:
+    """1, 2, 4 or 8: how much smaller a JPEG is unpacked and still has every pixel that the model sees."""
+    if not spec.reduced_decoding:
+        return 1
+    short, wanted = min(info.width, info.height), max(spec.width, spec.height)  # whatever the orientation
+    return next((scale for scale in _SCALES if short >= scale * wanted), 1)
 
 
 def _resize(image: np.ndarray, width: int, height: int, spec: FrameInput) -> np.ndarray:

@@ -12,6 +12,7 @@ import onnxruntime
 from service.contracts import Manifest
 from service.errors import StepFailed
 from service.parts import MAX_MODEL_BYTES, open_session, read_part
+from service.state import first_values
 
 WARM_UP_BATCHES: Final = (1, 8, 64)
 _SILENT: Final = 4  # ONNX Runtime's log level "fatal": a failed run is raised, not printed
@@ -74,9 +75,7 @@ class OnnxEngine:
 
     def initial(self, batch: int) -> dict[str, np.ndarray]:
         """The states of `batch` new streams: name -> (B, *shape)."""
-        return {
-            state.name: np.full((batch, *state.shape), state.initial, state.dtype) for state in self._manifest.states
-        }
+        return first_values(self._manifest.states, batch)
 
     def warm_up(self) -> None:
         """Runs the batches a worker meets first, so that the first entry does not wait for allocations."""

@@ -26,6 +26,7 @@ RollcastError
 │   ├── NotInQuarantine        404
 │   ├── ForeignHost            421  called by a name that is not the api's
 │   ├── ForeignOrigin          403  a page of another site calls
+│   ├── UnsupportedEncoding    415  a body that is packed in a way that is not taken
 │   ├── HeadTooLarge           431  URL, headers or trailers
 │   └── TooSlow                408  a head or a body that does not come
 ├── NotAnswered            what `wait` reports instead of a prediction
@@ -170,6 +171,11 @@ class ForeignHost(RequestError):
 
 class ForeignOrigin(RequestError):
     status, type, title, reason = 403, "foreign-origin", "A page of another site", "origin"
+
+
+class UnsupportedEncoding(RequestError):
+    status, type, title, reason = 415, "unsupported-encoding", "A packing that is not taken", "encoding"
+    taken: ClassVar[str] = "gzip, deflate"  # as a header Accept-Encoding says it
 
 
 class HeadTooLarge(RequestError):

@@ -9,8 +9,6 @@ runs on the api's event loop.
 from __future__ import annotations
 
 import struct
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -23,22 +21,17 @@ WORK_PER_PIXEL: Final = 20  # of `max_pixels`: a progressive JPEG of that size m
 MOST_SCANS: Final = 64  # of a JPEG of any size; encoders write 1 to 16
 MOST_CHUNKS: Final = 5_000  # of a PNG or WebP; an image of 8 MB by libpng has 1,024
 MOST_SEGMENTS: Final = 10_000  # of a JPEG before its first scan, fill bytes with them
-INFLATION: Final = 1032  # bytes that one byte of deflate can become, at most
-SPARE_BYTES: Final = 8 << 20  # that a PNG may unpack beyond its pixels: texts, a colour profile, what follows them
+MOST_SIDE: Final = 1_000_000  # pixels of a PNG's row or column: no decoder takes more
+KEPT_BYTES: Final = 16 << 20  # of a PNG's pixels that are unpacked only once
 
-_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-_PNG_END: Final = b"\0\0\0\0IEND\xaeB`\x82"  # the IEND chunk: no data, fixed checksum
+PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _CHUNK: Final = struct.Struct(">I4s")  # length, kind; then data and a checksum
-_PNG_COMPRESSED: Final = frozenset((b"fdAT", b"zTXt", b"iTXt", b"iCCP"))
-_PNG_LENGTHS: Final = {b"IHDR": 13, b"acTL": 8, b"fcTL": 26}  # of chunks whose length is fixed
-_PNG_CHECKED: Final = _PNG_COMPRESSED | _PNG_LENGTHS.keys()
+_PNG_DEPTHS: Final = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # bits, by colour type
 _ADAM7: Final = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))
 _PNG_SLACK: Final = 1 << 16  # bytes by which an encoder may make pixels larger than twice what they are
-_KEPT_BYTES: Final = 16 << 20  # of pixels that are unpacked only once
 _ROW_WORK: Final = 32  # what a row costs besides its bytes
 
-_JPEG_END: Final = b"\xff\xd9"  # cannot stand inside compressed data, where FF is followed by 00 or a restart mark
 _START_OF_FRAME: Final = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 _ARITHMETIC: Final = frozenset((0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
 _SEQUENTIAL: Final = frozenset((0xC0, 0xC1, 0xC9))
@@ -48,11 +41,10 @@ _WITHOUT_LENGTH: Final = frozenset((0x01, *range(0xD0, 0xD9)))
 _MOST_MARKS: Final = 1000  # that may be a scan's: 8 MB of random bytes have 128
 _BLOCK: Final = 1 << 19  # bytes looked at together: they stay in the cache
 
-_LOSSLESS_PIXEL: Final = 1088  # bytes of tables that a pixel of lossless WebP can ask for: 17 kB for 16 pixels
-
 
 class ImageInfo(NamedTuple):
-    """`width` and `height` in pixels as stored (an EXIF orientation is not applied); `complete`: the end mark is there.
+    """`width` and `height` in pixels as stored (an EXIF orientation is not applied); `complete`: pixels begin, and no
+    length says that some of them are missing. Whether all are there, only decoding can tell.
 
     Bytes after the end mark are allowed: cameras append previews and padding.
     """
@@ -63,7 +55,7 @@ class ImageInfo(NamedTuple):
     complete: bool
     work: int  # what decoding costs at most: bytes unpacked, pixels passed over; 1 to 10 ns each
     memory: int  # bytes that decoding takes, about
-    unpacks: int  # bytes that compressed parts may unpack to, at most, whatever the size says
+    channels: int = 3  # of a JPEG
 
 
 def check(data: bytes, max_pixels: int) -> ImageInfo:
@@ -72,7 +64,7 @@ def check(data: bytes, max_pixels: int) -> ImageInfo:
     if info.width * info.height > max_pixels:
         raise TooLarge(f"image of {info.width}×{info.height} pixels: the limit is {max_pixels} pixels")
     if not info.complete:
-        raise BadImage(f"truncated {info.format.upper()} image: no end mark in its {len(data)} bytes")
+        raise BadImage(f"truncated {info.format.upper()} image: pixels are missing from its {len(data)} bytes")
     if info.work > WORK_PER_PIXEL * max_pixels:
         raise TooLarge(
             f"{info.format.upper()} image of {info.width}×{info.height} pixels that takes {info.work:,} passes over a "
@@ -85,39 +77,12 @@ def inspect(data: bytes) -> ImageInfo:
     """Walks the structure. Raises UnsupportedMedia for anything but JPEG, PNG, WebP; BadImage where it is broken."""
     if data[:2] == b"\xff\xd8":
         return _jpeg(data)
-    if data[:8] == _PNG_SIGNATURE:
+    if data[:8] == PNG_SIGNATURE:
         return _png(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp(data)
     begins = f"it begins with {data[:8].hex(' ')}" if data else "it is empty"
     raise UnsupportedMedia(f"not a JPEG, PNG or WebP image: {begins}")
-
-
-def unpacked(data: bytes, info: ImageInfo) -> bytes:
-    """The same image, as it may be given to a decoder. Raises BadImage for a PNG whose compressed parts unpack to more
-    than its size needs and SPARE_BYTES.
-
-    They are unpacked to know, a little at a time: not for an event loop. The pixels are put back uncompressed, so that
-    the decoder need not unpack them again. Costs nothing where `info.unpacks` settles it.
-    """
-    if info.format != "png" or info.unpacks <= SPARE_BYTES:
-        return data
-    header = _PngHeader.read(data)
-    chunks = list(_png_chunks(data))
-    keep = header.raw <= _KEPT_BYTES
-    pixels, total = _inflated((body for kind, body in chunks if kind == b"IDAT"), header.raw + SPARE_BYTES, keep)
-    if total > header.raw + SPARE_BYTES:
-        raise BadImage(
-            f"PNG: its IDAT chunks unpack to more than {header.raw + SPARE_BYTES:,} bytes; "
-            f"{info.width}×{info.height} pixels need {header.raw:,}"
-        )
-    left = SPARE_BYTES
-    for kind, body in chunks:
-        if kind in _PNG_COMPRESSED and kind != b"fdAT":  # of which no more is unpacked than its picture needs
-            left -= _inflated([body[_start_of_deflate(kind, body) :]], left, False)[1]
-            if left < 0:
-                raise BadImage(f"PNG: its texts and colour profile unpack to more than {SPARE_BYTES:,} bytes")
-    return data if pixels is None or total != header.raw else _stored(data, chunks, pixels)
 
 
 # --- JPEG --------------------------------------------------------------------------------------------------------
@@ -151,8 +116,9 @@ def _jpeg(data: bytes) -> ImageInfo:
         if marker == _START_OF_SCAN:
             if frame is None:
                 raise BadImage("JPEG: a scan without a frame header")
-            complete = data.rfind(_JPEG_END, at + 2 + length) >= 0
-            return frame.info(complete, 1 if frame.is_one_scan(data[at + 4 : at + 5]) else _scans(data, at))
+            return frame.info(
+                len(data) > at + 2 + length, 1 if frame.is_one_scan(data[at + 4 : at + 5]) else _scans(data, at)
+            )
         at += 2 + length
     else:
         raise BadImage(f"JPEG: more than {MOST_SEGMENTS:,} segments before the first scan")
@@ -190,7 +156,9 @@ class _JpegFrame(NamedTuple):
         pixels = -(-self.width // across) * across * (-(-self.height // down) * down)
         kept = 0 if scans <= 1 and self.marker in _SEQUENTIAL else 2 * self.components  # coefficients of all scans
         passes = max(1, scans) * (4 if self.marker in _ARITHMETIC else 1)
-        return ImageInfo("jpeg", self.width, self.height, complete, pixels * passes, pixels * (12 + kept), 0)
+        return ImageInfo(
+            "jpeg", self.width, self.height, complete, pixels * passes, pixels * (12 + kept), self.components
+        )
 
 
 def _scans(data: bytes, start: int) -> int:
@@ -216,7 +184,7 @@ def _scans(data: bytes, start: int) -> int:
 # --- PNG ---------------------------------------------------------------------------------------------------------
 
 
-class _PngHeader(NamedTuple):
+class PngHeader(NamedTuple):
     width: int
     height: int
     depth: int
@@ -224,143 +192,60 @@ class _PngHeader(NamedTuple):
     interlaced: bool
 
     @classmethod
-    def read(cls, data: bytes) -> _PngHeader:
-        width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
-        if colour not in _PNG_CHANNELS or depth not in (1, 2, 4, 8, 16) or interlace > 1:
+    def read(cls, data: bytes) -> PngHeader:
+        width, height, depth, colour, packing, filters, interlace = struct.unpack(">IIBBBBB", data[16:29])
+        if depth not in _PNG_DEPTHS.get(colour, ()) or interlace > 1 or packing or filters:
             raise BadImage(f"PNG: colour type {colour}, {depth} bits, interlace {interlace}: not in the standard")
         return cls(width, height, depth, colour, interlace == 1)
 
-    @property
-    def raw(self) -> int:
-        """Bytes that IDAT unpacks to: rows, each with its filter's byte."""
+    def passes(self) -> list[tuple[int, int]]:
+        """Rows, and bytes of each, its filter's with them: of the picture, or of each pass of an interlaced one."""
         bits = self.depth * _PNG_CHANNELS[self.colour]
         if not self.interlaced:
-            return self.height * (1 + (self.width * bits + 7) // 8)
-        total = 0
-        for left, across, top, down in _ADAM7:
-            columns, rows = -(-(self.width - left) // across), -(-(self.height - top) // down)
-            if columns > 0 and rows > 0:
-                total += rows * (1 + (columns * bits + 7) // 8)
-        return total
+            return [(self.height, 1 + (self.width * bits + 7) // 8)]
+        sizes = [
+            (-(-(self.height - top) // down), -(-(self.width - left) // across)) for left, across, top, down in _ADAM7
+        ]
+        return [(rows, 1 + (columns * bits + 7) // 8) for rows, columns in sizes if rows > 0 and columns > 0]
+
+    @property
+    def raw(self) -> int:
+        """Bytes that IDAT unpacks to."""
+        return sum(rows * row_bytes for rows, row_bytes in self.passes())
 
 
 def _png(data: bytes) -> ImageInfo:
     if len(data) < 33 or data[8:16] != b"\0\0\0\x0dIHDR":
         raise BadImage("PNG: does not begin with a whole IHDR chunk")
-    header = _PngHeader.read(data)
+    header = PngHeader.read(data)
     _check_size("png", header.width, header.height)
-    complete = data.rfind(_PNG_END) >= 33
-    pixels, others, animated = 0, 0, False  # compressed bytes
-    at, whole, kind = 33, len(data) - 12, b""
+    if max(header.width, header.height) > MOST_SIDE:
+        raise TooLarge(f"PNG image of {header.width}×{header.height} pixels: the limit of a side is {MOST_SIDE:,}")
+    pixels, at = 0, 33  # compressed bytes
     for _ in range(MOST_CHUNKS):
-        if at > whole:
+        if at + 12 > len(data):
             break
         size, kind = _CHUNK.unpack_from(data, at)
-        if at + size > whole:
-            if not complete:
-                break
-            raise BadImage(f"PNG: chunk {kind!r} at byte {at} says {size:,} bytes, {whole - at + 4:,} follow")
+        if kind == b"IHDR":
+            raise BadImage("PNG: a second IHDR chunk")
+        if at + 12 + size > len(data):
+            raise BadImage(f"PNG: chunk {kind!r} at byte {at} says {size:,} bytes, {len(data) - at - 12:,} follow")
         if kind == b"IDAT":
             pixels += size
-        elif kind in _PNG_CHECKED:
-            _check_chunk(header, kind, data[at + 8 : at + 8 + size])
-            others += size if kind in _PNG_COMPRESSED else 0
-            animated = animated or kind == b"acTL"
         elif kind == b"IEND":
             break
         at += 12 + size
     else:
         raise BadImage(f"PNG: more than {MOST_CHUNKS:,} chunks")
-    if complete and kind != b"IEND":
-        raise BadImage("PNG: its chunks do not lead to the IEND chunk")
     if pixels > 2 * header.raw + _PNG_SLACK:
         raise BadImage(
             f"PNG: {pixels:,} bytes in IDAT chunks, where {header.width}×{header.height} pixels need {header.raw:,} "
             "uncompressed"
         )
-    return _png_info(header, complete, pixels + others, animated)
-
-
-def _check_chunk(header: _PngHeader, kind: bytes, body: bytes) -> None:
-    """One that a decoder reads without looking: its length; a picture of an animation lies within the canvas."""
-    if len(body) != _PNG_LENGTHS.get(kind, len(body)) or (kind == b"fdAT" and len(body) < 4):
-        raise BadImage(f"PNG: chunk {kind!r} of {len(body)} bytes, expected {_PNG_LENGTHS.get(kind, 'at least 4')}")
-    if kind == b"IHDR":
-        raise BadImage("PNG: a second IHDR chunk")
-    if kind == b"fcTL":
-        width, height, left, top = struct.unpack_from(">IIII", body, 4)
-        if not (0 < width <= header.width - left and 0 < height <= header.height - top):
-            raise BadImage(
-                f"PNG: a picture of {width}×{height} at {left}, {top} in an animation of {header.width}×{header.height}"
-            )
-
-
-def _png_info(header: _PngHeader, complete: bool, compressed: int, animated: bool) -> ImageInfo:
-    pixels, raw = header.width * header.height, header.raw
-    passes = 7 if header.interlaced else 1
+    raw, passes = header.raw, 7 if header.interlaced else 1
     work = raw * (2 if header.interlaced else 1) + header.height * passes * _ROW_WORK
-    memory = 12 * pixels + 16 * header.height + (3 * raw if raw <= _KEPT_BYTES else 0)
-    if animated:  # three whole pictures of all channels, to compose the first
-        work, memory = 3 * work, memory + 3 * pixels * (8 if header.depth == 16 else 4)
-    return ImageInfo("png", header.width, header.height, complete, work, memory, compressed * INFLATION)
-
-
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, data) of an image that `inspect` has walked."""
-    at = 33
-    while at + 12 <= len(data):
-        size, kind = _CHUNK.unpack_from(data, at)
-        yield kind, data[at + 8 : at + 8 + size]
-        at = at + 12 + size if kind != b"IEND" else len(data)
-
-
-def _start_of_deflate(kind: bytes, body: bytes) -> int:
-    """Where compressed data begin in a zTXt, iCCP or iTXt chunk; its end for an iTXt that is not compressed."""
-    after_key = body.find(b"\0") + 1
-    if kind != b"iTXt":
-        return after_key + 1
-    if body[after_key : after_key + 1] != b"\1":
-        return len(body)
-    after_language = body.find(b"\0", after_key + 2) + 1
-    return body.find(b"\0", after_language) + 1
-
-
-def _inflated(parts: Iterable[bytes], most: int, keep: bool) -> tuple[bytes | None, int]:
-    """What a zlib stream unpacks to, where that is to be kept and the stream is whole, and its length; it stops above
-    `most`. A damaged one counts as far as it goes."""
-    stream, kept, total = zlib.decompressobj(), list[bytes](), 0
-    for part in parts:
-        while part and not stream.eof:
-            try:
-                out = stream.decompress(part, 1 << 18)
-            except zlib.error:
-                return None, total
-            total += len(out)
-            if total > most:
-                return None, total
-            if keep:
-                kept.append(out)
-            part = stream.unconsumed_tail
-    return b"".join(kept) if keep and stream.eof else None, total
-
-
-def _stored(data: bytes, chunks: Sequence[tuple[bytes, bytes]], pixels: bytes) -> bytes:
-    """The image with its pixels uncompressed in one IDAT chunk; as it is where a checksum of IDAT is wrong: that is the
-    decoder's to say."""
-    at, parts, done = 33, [data[:33]], False
-    for kind, body in chunks:
-        whole = data[at : at + 12 + len(body)]
-        at += len(whole)
-        if kind != b"IDAT":
-            parts.append(whole)
-            continue
-        if zlib.crc32(whole[4:-4]) != int.from_bytes(whole[-4:]):
-            return data
-        if not done:
-            fresh = b"IDAT" + zlib.compress(pixels, 0)
-            parts += [struct.pack(">I", len(fresh) - 4), fresh, struct.pack(">I", zlib.crc32(fresh))]
-            done = True
-    return b"".join(parts)
+    memory = 12 * header.width * header.height + 16 * header.height + (3 * raw if raw <= KEPT_BYTES else 0)
+    return ImageInfo("png", header.width, header.height, pixels > 0, work, memory)
 
 
 # --- WebP --------------------------------------------------------------------------------------------------------
@@ -429,7 +314,7 @@ def _webp_info(width: int, height: int, complete: bool, lossless: bool, animated
     _check_size("webp", width, height)
     pixels = width * height
     work, memory = pixels * (8 if animated else 4), pixels * (24 if animated else 20 if lossless else 16)
-    return ImageInfo("webp", width, height, complete, work, memory, pixels * _LOSSLESS_PIXEL if lossless else 0)
+    return ImageInfo("webp", width, height, complete, work, memory)
 
 
 def _check_size(image_format: ImageFormat, width: int, height: int) -> None:

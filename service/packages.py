@@ -24,7 +24,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from service.contracts import Manifest, TextInput
+from service.contracts import Manifest, StateTensor, TextInput
 from service.errors import PackageRefused, StartError
 from service.parts import MAX_MODEL_BYTES, MAX_TOKENIZER_BYTES, open_session, read_part, refused_alone
 from service.rolling import ROW_FORMAT
@@ -212,6 +212,7 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
         field = f"states {state.name}"
         expect(all(size > 0 for size in state.shape), f"{field} shape", "sizes from 1", state.shape)
         expect(0 <= state.batch_axis <= len(state.shape), f"{field} batch_axis", "an axis", state.batch_axis)
+        expect(_begins(state), f"{field} initial", f"a number, or {math.prod(state.shape)}, of {state.dtype}", "others")
     held = sum(math.prod(one.shape) * np.dtype(one.dtype).itemsize for one in manifest.states)
     expect(held <= MAX_STREAM_BYTES, "states", f"at most {MAX_STREAM_BYTES} bytes a stream", held)
     step = math.prod(_step_shape(manifest))
@@ -236,6 +237,16 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
     for field in ("half_life_s", "dwell_s", "refractory_s", "update_s"):
         expect(getattr(rolling, field) >= 0, f"rolling.{field}", "seconds from 0", getattr(rolling, field))
     expect(manifest.gap.gap_s > 0, "gap.gap_s", "seconds above 0", manifest.gap.gap_s)
+
+
+def _begins(state: StateTensor) -> bool:
+    """Whether a new stream's tensor can be made of what is said: as many numbers as it has, each one of its dtype."""
+    if isinstance(state.initial, list) and len(state.initial) != math.prod(state.shape):
+        return False
+    said = np.asarray(state.initial, np.float64)
+    with np.errstate(all="ignore"):
+        values = said.astype(state.dtype)
+    return bool(np.isfinite(values).all()) and (values.dtype.kind == "f" or bool((values == said).all()))
 
 
 def _fits(value: object, levels: int) -> bool:

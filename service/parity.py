@@ -15,7 +15,7 @@ import platform
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -30,6 +30,7 @@ from service.homes import opened
 from service.packages import Package
 from service.parts import MAX_GOLDEN_BYTES, read_arrays, read_part, refused_alone
 from service.ports import Engine
+from service.state import first_values
 
 GOLDEN: Final = "golden.npz"
 CHECKS: Final = 1  # version of what is checked; part of the cache's key
@@ -69,7 +70,8 @@ def check(package: Package, engine: Engine | None = None) -> ParityReport:
     """Runs every check. Raises PackageRefused when the certificate cannot be read or does not fit the manifest."""
     with refused_alone(package.folder):
         golden = _read(package)
-        runner = _Runner(engine if engine is not None else OnnxEngine(package), golden)
+        with _failing():
+            runner = _Runner(engine if engine is not None else OnnxEngine(package), golden)
         checks = [Check(name, _figure(measure, runner), limit, detail) for name, limit, detail, measure in _checks()]
     return ParityReport(package.manifest.name, package.manifest.version, checks)
 
@@ -176,7 +178,7 @@ class _Runner:
         return np.concatenate(parts, 1), states
 
     def new_states(self, batch: int) -> States:
-        return {s.name: np.full((batch, *s.shape), s.initial, s.dtype) for s in self.manifest.states}
+        return first_values(self.manifest.states, batch)
 
     def cuts(self) -> list[list[int]]:
         """The ways to cut T steps into calls that the model allows."""
@@ -193,8 +195,15 @@ class _Runner:
 
 
 def _figure(measure: Measure, runner: _Runner) -> float:
-    try:
+    with _failing():
         return measure(runner)
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """A step that fails is the package's fault."""
+    try:
+        yield
     except StepFailed as error:
         raise PackageRefused(f"parity: {error.detail}", check="run") from error
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from service import rolling
 from service.codec import Position
-from service.contracts import Manifest, Restart
+from service.contracts import Manifest, Restart, StateTensor
 
 MAGIC: Final = b"RCS1"
 BLOCK_BYTES: Final = 2 << 20  # of rows that a table grows and shrinks by
@@ -43,7 +43,7 @@ class StateLayout:
         self.fresh = np.zeros((), self.dtype)
         rolling.clear(self.fresh)
         for tensor in manifest.states:
-            self.fresh[f"state:{tensor.name}"] = tensor.initial
+            self.fresh[f"state:{tensor.name}"] = first_value(tensor)
 
     @property
     def record_bytes(self) -> int:
@@ -65,6 +65,21 @@ class StateLayout:
             return None
         row: np.void = np.frombuffer(record, self.dtype, offset=len(self.header))[0]
         return row
+
+
+def first_value(tensor: StateTensor) -> np.ndarray:
+    """What a new stream's tensor holds: an array of its shape and dtype.
+
+    >>> first_value(StateTensor("h", [2, 2], initial=[0.0, 1.0, 2.0, 3.0])).tolist()
+    [[0.0, 1.0], [2.0, 3.0]]
+    """
+    values = np.asarray(tensor.initial, tensor.dtype)
+    return np.broadcast_to(values.reshape(tensor.shape) if values.ndim else values, tensor.shape)
+
+
+def first_values(tensors: Sequence[StateTensor], batch: int) -> dict[str, np.ndarray]:
+    """The recurrent tensors of `batch` new streams: name -> (B, *shape), contiguous."""
+    return {tensor.name: np.repeat(first_value(tensor)[None], batch, axis=0) for tensor in tensors}
 
 
 class StateTable:

@@ -57,8 +57,8 @@ class DecoderProcess:
         command = tied([sys.executable, "-P", "-m", "service.unpacking"], signal.SIGKILL)
         try:
             with theirs:
-                self._process = subprocess.Popen(
-                    command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=variables
+                self._process = subprocess.Popen(  # a decoder's own lines have no place between those of our log
+                    command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=variables
                 )
         except OSError:
             self._socket.close()
@@ -156,8 +156,8 @@ def main() -> None:
     """Answers requests until the socket ends."""
     from service.decode import decode_frame  # the worker's side has it already; the child pays for it here, once
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # a terminal's Ctrl-C is the worker's to handle
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # what a terminal sends to all at once is the worker's to handle
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # one that is ended leaves nothing behind
     with contextlib.suppress(OSError):
         os.nice(NICE)

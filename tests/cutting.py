@@ -14,12 +14,13 @@ class Cutting:
     """`cuts`: for each connection in turn, bytes of its answers that pass before it is cut; later ones are whole.
     `dies`: the same of its requests; where there is none, requests arrive whole, so that what was asked was done."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, port: int, at: int = 0) -> None:
+        """`at`: the proxy's own port; else any that is free."""
+        self.port = port  # of the server; of the next one, when the test says so
         self.cuts: deque[int] = deque()
         self.dies: deque[int] = deque()
         self.cut = 0  # connections that were
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", at))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -30,15 +31,14 @@ class Cutting:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._listener.close()
-        for one in self._open:
+        for one in (self._listener, *self._open):
             _end(one)
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 client = self._listener.accept()[0]
-                server = socket.create_connection(("127.0.0.1", self._port))
+                server = socket.create_connection(("127.0.0.1", self.port))
                 self._open += [client, server]
                 left = self.cuts.popleft() if self.cuts else None
                 asked = self.dies.popleft() if self.dies else None

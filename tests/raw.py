@@ -47,10 +47,10 @@ class Raw:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
-    def upgrade(self, *lines: bytes) -> bytes:
+    def upgrade(self, *lines: bytes, path: bytes = b"/v1/ws") -> bytes:
         key = b"Sec-WebSocket-Key: " + base64.b64encode(os.urandom(16)) + b"\r\nSec-WebSocket-Version: 13\r\n"
         wanted = b"Connection: Upgrade\r\nUpgrade: websocket\r\n" + key + b"".join(line + b"\r\n" for line in lines)
-        self.send(b"GET /v1/ws HTTP/1.1\r\n" + HOST + wanted + b"\r\n")
+        self.send(b"GET %b HTTP/1.1\r\n" % path + HOST + wanted + b"\r\n")
         head = b""
         while b"\r\n\r\n" not in head and (data := self.socket.recv(1)):
             head += data

@@ -107,7 +107,10 @@ def create_app(
     app = FastAPI(
         title="rollcast",
         version=VERSION,
-        description="Rolling classifications over live video, sensor and text streams.",
+        description=(
+            "Rolling classifications over live video, sensor and text streams. "
+            "A body may be packed: `Content-Encoding: gzip` or `deflate`."
+        ),
         lifespan=lambda app: _running(app, context),
         openapi_url=None,
         docs_url=None,

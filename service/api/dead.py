@@ -18,7 +18,7 @@ from service.api.query import MAX_RECORDS, MAX_WAIT_S, Query
 from service.codec import id_number, parse_entry
 from service.contracts import KINDS, NO_STREAM, check_stream_id, check_text_size
 from service.errors import BadCursor, BadStreamId, Malformed, NotInQuarantine, RequestError, TooLarge
-from service.ports import DeadEntry, DeadRow, Predictions
+from service.ports import DeadEntry, DeadPage, DeadRow, Predictions
 
 OWN_FIELDS = ("id", "stream", "kind", "reason", "detail", "bytes", "data")  # of quarantine; the others are the entry's
 LOOKED = 2048  # refused entries that are looked at in one call, about
@@ -166,14 +166,24 @@ class Pages:
     async def __aiter__(self) -> AsyncIterator[list[DeadRow]]:
         found = looked = 0
         while self.next is not None and found < self._limit and looked < LOOKED:
-            wanted = self._limit - found
-            page = await self._predictions.dead(self._shard, self._place, wanted, self._stream, self._reason)
+            page = await self._read(self._limit - found)
             found, looked = found + len(page.rows), looked + page.looked
-            self._shard, self._place = (self._shard, page.next) if page.next else (self._shard + 1, "0-0")
-            over = self._shard == self._predictions.shards
-            self.next = None if over else write_place(self._shard, self._place)
             if page.rows:
                 yield page.rows
+        kept = self.next
+        while self.next is not None and looked < LOOKED:  # a full page may have been the last one
+            page = await self._read(1)
+            looked += page.looked
+            if page.rows:
+                self.next = kept
+                return
+
+    async def _read(self, limit: int) -> DeadPage:
+        page = await self._predictions.dead(self._shard, self._place, limit, self._stream, self._reason)
+        self._shard, self._place = (self._shard, page.next) if page.next else (self._shard + 1, "0-0")
+        over = self._shard == self._predictions.shards
+        self.next = None if over else write_place(self._shard, self._place)
+        return page
 
 
 def write_place(shard: int, at: str) -> str:

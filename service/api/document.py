@@ -20,11 +20,11 @@ TYPES: Final = (
     Prediction, Refused, Dropped, Duplicate, Done, Manifest, StreamSummary, StreamDetail, NewSettings, DeadSummary,
     PostedEntry, LoggedEntry,
 )  # fmt: skip
-BEFORE_A_CALL: Final = (400, 403, 408, 421, 431)  # said before it is known which call it is
+BEFORE_A_CALL: Final = (400, 403, 408, 415, 421, 431)  # said before it is known which call it is
 OF_ALL: Final = (*BEFORE_A_CALL, 500, 503)
 _PROBLEM: Final[Schema] = {
     "type": "object",
-    "description": "RFC 9457. Where a call waited, it adds the entry's `id`, `stream` and `reason`, or `of`.",
+    "description": "RFC 9457. After a wait it adds the entry's `id` and `stream`, and `reason`, `of` or `stopping`.",
     "required": ["type", "title", "status", "detail"],
     "properties": {
         "type": {"type": "string"},
@@ -35,6 +35,7 @@ _PROBLEM: Final[Schema] = {
         "stream": {"type": "string"},
         "reason": {"type": "string"},
         "of": {"type": "string"},
+        "stopping": {"type": "boolean"},
     },
 }
 

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from service.errors import Crowded, RollcastError, TooSlow
 from service.metrics import ApiMetrics
 
-LET_GO: Final = "rollcast.let_go"  # extension of a request's scope: called with how many bytes of its body are done
+HOLD: Final = "rollcast.hold"  # extension of a request's scope: called with how many bytes more it holds
 HELLO_BYTES: Final = 64 * 2**10  # of the first message of a WebSocket
 LINGER_S: Final = 1.0  # how long a refused client may take to read its answer, while what it still sends is thrown away
 LINGERING: Final = 256  # connections that may do so at once; others are cut
@@ -27,7 +27,7 @@ RETRY_S: Final = 1.0
 _SLOW: Final = {"head": "no whole head of a request within {:g} s", "body": "nothing of the body came for {:g} s"}
 REASONS: Final = (
     "head_bytes", "head_s", "body_s", "answer_s", "connections", "unfinished_bytes", "malformed", "message_bytes",
-    "frames", "host", "origin",
+    "frames", "host", "origin", "encoding",
 )  # fmt: skip
 
 
@@ -228,6 +228,13 @@ class Doors:
         if size > before and self._bytes > self.limits.unfinished_bytes:
             self._let_go()
         self._unfinished_shown.set(self._bytes)
+
+    def check_room(self) -> None:
+        """For who holds more than came. Raises Crowded where turning unfinished bodies away made no room."""
+        if self._bytes > self.limits.unfinished_bytes:
+            self._crowded.inc()
+            self.refused("unfinished_bytes")
+            raise Crowded(f"bodies take more than {self.limits.unfinished_bytes} bytes", RETRY_S)
 
     def _let_go(self) -> None:
         for door in list(self._held):

@@ -156,19 +156,18 @@ class Waiter:
     async def record(self, entry_id: str, wait_s: float) -> OutRecord:
         """Raises WaitTimeout, also when the server stops before the record has come."""
         self.id = entry_id
-        record, why = None, f"within {wait_s:g} s"
+        record, stopping = None, False
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 if entry_id in self._seen or self.in_doubt:
                     with suppress(BrokerAway):  # the entry is in the log all the same: the answer must not deny it
                         (record,) = await self._predictions.fetch([(self.stream, entry_id)])
                 if record is None:
-                    record, why = await self._found, "before the server stopped"
+                    record, stopping = await self._found, True
         if record is None:
-            raise WaitTimeout(
-                f"no record of entry {entry_id} {why}; it is in the log and will be answered",
-                {"id": entry_id, "stream": self.stream},
-            )
+            why = "before the server stopped" if stopping else f"within {wait_s:g} s"
+            told = {"id": entry_id, "stream": self.stream} | ({"stopping": True} if stopping else {})
+            raise WaitTimeout(f"no record of entry {entry_id} {why}; it is in the log and will be answered", told)
         return record
 
 
@@ -236,6 +235,8 @@ class Follower:
     @contextmanager
     def waiting(self, stream: str) -> Iterator[Waiter]:
         waiter = Waiter(stream, self._predictions)
+        if self._closing:
+            waiter.give(None)
         self._waiters.setdefault(stream, set()).add(waiter)
         try:
             yield waiter
@@ -243,7 +244,7 @@ class Follower:
             _discard(self._waiters, stream, waiter)
 
     def close(self) -> None:
-        """Ends every subscription and every wait, at once: they would hold up the server's stop."""
+        """Ends every subscription and every wait, at once, and those yet to begin: they would hold up the stop."""
         self._closing = True
         for subscription in self._everybody():
             subscription.close()

@@ -8,7 +8,7 @@ from typing import Any, Final
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.api.doors import LET_GO, Doors, client_of
+from service.api.doors import HOLD, Doors, client_of
 from service.api.problems import answer_error
 from service.errors import Crowded, HeadTooLarge, RequestError, RollcastError
 
@@ -100,10 +100,13 @@ class HttpDoor(HttpToolsProtocol):
         held = self._body_bytes + len(self._ahead) + self._silent
         self._doors.holds(self, held, whole=not self._in_body and not self._ahead and not self._silent)
 
-    def _let_go(self, size: int | None) -> None:
-        """For routes: so many bytes of the body, or all, are done."""
-        self._body_bytes = 0 if size is None else max(0, self._body_bytes - size)
+    def _hold(self, more: int | None) -> None:
+        """For routes: the body takes so many bytes more in memory, or less; None: none any more. Raises Crowded where
+        there is no room for more."""
+        self._body_bytes = 0 if more is None else max(0, self._body_bytes + more)
         self._doors.holds(self, self._body_bytes + len(self._ahead), whole=not self._in_body)
+        if more is not None and more > 0:
+            self._doors.check_room()
 
     # --- what the parser finds -----------------------------------------------------------------------------------
 
@@ -125,7 +128,7 @@ class HttpDoor(HttpToolsProtocol):
         if not self.url.startswith(b"/"):
             self._take_host_of_target()
         self._silent, self._body_bytes, self._in_body = 0, 0, True
-        self.scope["extensions"] = {LET_GO: self._let_go}  # type: ignore[dict-item]
+        self.scope["extensions"] = {HOLD: self._hold}  # type: ignore[dict-item]
         super().on_headers_complete()
         if not self.pipeline:
             self._current = self.cycle

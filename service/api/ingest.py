@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 
 from service.api import openapi
-from service.api.bodies import let_go, media_type, read_body, read_frame, read_lines, read_text
+from service.api.bodies import hold, media_type, read_body, read_frame, read_lines, read_text, said_of_heading
 from service.api.context import LARGE_BYTES, Context
 from service.api.intake import Intake, More, Ready
 from service.api.messages import problem_of, read_entry
@@ -22,6 +22,7 @@ from service.turns import Turn
 MAX_LINES = 100_000  # of one request
 AT_ONCE = 256  # lines appended in one round trip
 NDJSON = "application/x-ndjson"
+LEFT_OUT = "Rollcast-Left-Out"  # header of an answer: columns of a CSV that are no signal
 _ALL = ""  # among the streams that are held: all of them
 
 
@@ -41,7 +42,9 @@ def ingest_routes(context: Context) -> APIRouter:
         """Post one image: JPEG, PNG or WebP. It is one step of the stream's state."""
         check_stream_id(stream)
         query = read_post_query(request.query_params, rows=False)
-        ready = intake.frame(stream, await read_frame(request, context.limits.frame_bytes), _more(query))
+        ready = intake.frame(
+            stream, await read_frame(request, context.limits.frame_bytes, context.bodies), _more(query)
+        )
         return await append(await ready, query, request)
 
     @router.post("/v1/streams/{stream}/samples", **openapi.POST_SAMPLES)
@@ -52,18 +55,20 @@ def ingest_routes(context: Context) -> APIRouter:
         return await append(await read_samples(stream, query, request), query, request)
 
     async def read_samples(stream: str, query: PostQuery, request: Request) -> Ready:
-        body = await read_body(request, context.limits.entry_bytes)
+        body = await read_body(request, context.limits.entry_bytes, context.bodies)
         async with context.bodies.above(len(body), LARGE_BYTES):
-            return await intake.samples(stream, await read_block(media_type(request), body), _more(query))
+            block = await read_block(media_type(request), body, said_of_heading(request))
+            return await intake.samples(stream, block, _more(query))
 
     @router.post("/v1/streams/{stream}/text", **openapi.POST_TEXT)
     async def post_text(stream: str, request: Request) -> Response:
         """Post a piece of text: whole words. Each of its tokens is one step of the stream's state."""
         check_stream_id(stream)
         query = read_post_query(request.query_params, rows=False)
-        text = read_text(media_type(request), await read_body(request, context.limits.entry_bytes))
+        body = await read_body(request, context.limits.entry_bytes, context.bodies)
+        text = read_text(media_type(request), body)
         ready = intake.text(stream, text, _more(query))
-        del text
+        del text, body
         return await append(await ready, query, request)
 
     @router.post("/v1/entries", **openapi.POST_ENTRIES)
@@ -117,16 +122,17 @@ def ingest_routes(context: Context) -> APIRouter:
 
     async def append(ready: Ready, query: PostQuery, request: Request) -> Response:
         """While the record is waited for, the entry's bytes are in the log alone: the callers keep none of them."""
+        headers = {LEFT_OUT: ready.left_out} if ready.left_out else None
         if query.wait_s is None:
             entry_id = await intake.append(ready, query.fsync)
-            return _json(202, {"id": entry_id, "stream": ready.stream, "model": ready.model})
+            return _json(202, {"id": entry_id, "stream": ready.stream, "model": ready.model}, headers)
         with context.follower.waiting(ready.stream) as waiter:
             entry_id = await intake.append(ready, query.fsync)
             del ready
-            let_go(request)
+            hold(request, None)
             record = await waiter.record(entry_id, query.wait_s)
         if record.type == "prediction":
-            return Response(record.body, 200, media_type="application/json")
+            return Response(record.body, 200, headers, media_type="application/json")
         raise refusal(record)
 
     return router
@@ -153,5 +159,5 @@ async def _in_groups(lines: AsyncIterator[bytes | RollcastError | None]) -> Asyn
         yield group
 
 
-def _json(status: int, value: object) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
+def _json(status: int, value: object, headers: Mapping[str, str] | None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")

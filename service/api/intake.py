@@ -27,12 +27,13 @@ from service.images import check
 
 
 class Ready(NamedTuple):
-    """An entry that may be appended. `new`: it would be its stream's first."""
+    """An entry that may be appended. `new`: it would be its stream's first. `left_out`: columns that are no signal."""
 
     stream: str
     model: str
     fields: Mapping[str, bytes]
     new: bool = False
+    left_out: str = ""
 
 
 class More(NamedTuple):
@@ -102,14 +103,18 @@ class Intake:
         spec = self._context.models[model].rows
         if spec is None:
             raise UnknownModel(f"model {model!r} does not describe its rows")
-        rows = to_rows(block, spec)
+        found = await to_rows(block, spec)
+        rows = found.values
         self._check_size(rows.nbytes, self._context.limits.entry_bytes)
+        said, interval_s = event_time(more.time, block.time), more.interval_s
+        if said is None:  # else the column of times is another clock's
+            said, interval_s = event_time(None, found.time), found.interval_s if interval_s is None else interval_s
         fields = entry_fields(
             stream, "samples", rows.tobytes(),
-            model=model, time=event_time(more.time, block.time), seq=more.seq, start=more.start, end=more.end,
-            shape=(rows.shape[0], rows.shape[1]), interval_s=more.interval_s,
+            model=model, time=said, seq=more.seq, start=more.start, end=more.end,
+            shape=(rows.shape[0], rows.shape[1]), interval_s=interval_s,
         )  # fmt: skip
-        return Ready(stream, model, fields, new)
+        return Ready(stream, model, fields, new, found.left_out)
 
     async def text(self, stream: str, text: Text, more: More = NOTHING_MORE) -> Ready:
         check_text(text)

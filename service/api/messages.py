@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Final, Literal
 
@@ -87,6 +88,9 @@ _ARRAY: Final = (0x90, 0xDC, 0xDD)  # first bytes: fixarray, array 16, array 32
 _MAP: Final = (0x80, 0xDE, 0xDF)
 _LONGEST_HEAD: Final = 5  # bytes of an array's head
 _LONGEST_NUMBER: Final = 9
+_MENDED: Final = 1 << 20  # size of JSON in which NaN and Infinity are looked for
+_CONSTANT: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?|:\s*+(?:NaN|-?Infinity)|NaN|-?Infinity', re.DOTALL)
+_AS_NUMBER: Final = {"NaN": "null", "Infinity": "1e308", "-Infinity": "-1e308"}
 _FIELDS: Final = len(PostedEntry.__struct_fields__)
 
 
@@ -106,6 +110,8 @@ def split_message(message: Message) -> list[msgspec.Raw]:
         if isinstance(message, str):
             if len(message) > _LARGE:
                 _check_maps(message)
+            if len(message) <= _MENDED and ("NaN" in message or "Infinity" in message):
+                message = _numbers_only(message)
             found = _list_json.decode(message)
         else:
             _check_entries(packed_length(message) or 0)
@@ -139,6 +145,8 @@ def read_entry(data: msgspec.Raw | bytes, packed: bool) -> PostedEntry:
                 _check_packed(body)
             elif _sampled_json.decode(body).samples:
                 check_samples(body, _FIELDS)
+        if not packed and len(body) <= _MENDED and (b"NaN" in body or b"Infinity" in body):
+            body = _numbers_only(body.decode()).encode()
         return _entry_packed.decode(body) if packed else _entry_json.decode(body)
     except UNREADABLE as error:
         raise Malformed(f"entry: {error}") from None
@@ -158,6 +166,12 @@ def _check_packed(body: bytes) -> None:
             raise too_many_rows(str(rows))
         check_numbers((len(samples) - _LONGEST_HEAD * (rows + 1)) // _LONGEST_NUMBER)
         check_numbers(sum(packed_length(bytes(row)) or 0 for row in _list_packed.decode(samples)))
+
+
+def _numbers_only(text: str) -> str:
+    """JSON has no NaN and no Infinity, but producers write them. In an array they become null and numbers beyond
+    float32, so that the answer can say where."""
+    return _CONSTANT.sub(lambda found: _AS_NUMBER.get(found[0], found[0]), text)
 
 
 def packed_length(data: bytes, heads: tuple[int, int, int] = _ARRAY) -> int | None:

@@ -138,7 +138,7 @@ POST_ENTRIES: Final[Route] = {
                 }
             },
         },
-        **_problems(400, 415),
+        **_problems(400, 413, 415),
     },
     "openapi_extra": {
         "parameters": [_ACK],

@@ -1,5 +1,5 @@
-"""Around every request: is it meant for us, how long does it take up to the head of its answer, and an answer whatever
-fails inside."""
+"""Around every request: is it meant for us, can it be read, how long does it take up to the head of its answer, and an
+answer whatever fails inside."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.browsers import Names
+from service.api.encodings import read_coding
 from service.api.problems import answer_bug, answer_error, where
-from service.errors import ForeignHost, ForeignOrigin, RequestError
+from service.errors import ForeignHost, ForeignOrigin, RequestError, UnsupportedEncoding
 from service.metrics import ApiMetrics
 
 NO_SNIFF = (b"x-content-type-options", b"nosniff")
@@ -58,11 +59,13 @@ class Outermost:
             await answer_bug()(scope, receive, watched)
 
     def _foreign(self, scope: Scope) -> RequestError | None:
-        """Why the call is not for us, or not from where it may come."""
+        """Why the call is not for us, not from where it may come, or packed as nobody here unpacks it."""
         try:
             self._names.check(scope)
+            read_coding(scope["headers"])
         except RequestError as error:
-            self._refused.labels(ForeignOrigin.reason if isinstance(error, ForeignOrigin) else ForeignHost.reason).inc()
+            named = error.reason if isinstance(error, ForeignOrigin | UnsupportedEncoding) else ForeignHost.reason
+            self._refused.labels(named).inc()
             return error
         return None
 

@@ -17,7 +17,7 @@ class PostedEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     kind: Literal["frame", "samples", "text"]
     stream: str = ""  # may be left out where a WebSocket is of one stream
     data: bytes | None = None  # a frame: JPEG, PNG, WebP; samples: little-endian float32 rows
-    samples: list[list[float]] | None = None  # instead of data
+    samples: list[list[float | None]] | None = None  # instead of data; null is refused with its place
     text: str | None = None
     shape: tuple[int, int] | None = None  # T, F of samples in data
     model: str | None = None

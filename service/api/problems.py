@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from service.errors import NotAnswered, RequestError, RollcastError, Unavailable
+from service.errors import NotAnswered, RequestError, RollcastError, Unavailable, UnsupportedEncoding
 
 MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:rollcast:problem:"
@@ -37,7 +37,11 @@ def problem(
 
 
 def answer_error(error: RollcastError) -> Response:
-    headers = {"Retry-After": str(math.ceil(error.retry_after_s))} if isinstance(error, Unavailable) else None
+    headers = None
+    if isinstance(error, Unavailable):
+        headers = {"Retry-After": str(math.ceil(error.retry_after_s))}
+    elif isinstance(error, UnsupportedEncoding):
+        headers = {"Accept-Encoding": error.taken}  # RFC 9110, 15.5.16
     members = error.members if isinstance(error, NotAnswered) else None
     return problem(error.status, error.type, error.title, error.detail, headers=headers, members=members)
 

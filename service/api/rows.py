@@ -3,57 +3,81 @@
 from __future__ import annotations
 
 import asyncio
-import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
 
-from service.codec import decimal_number
+from service.cells import is_blank
+from service.columns import expected, not_finite
 from service.contracts import MAX_ROWS, RowInput
-from service.errors import Malformed, NonFinite, TooLarge, UnsupportedMedia, WrongShape
+from service.errors import Malformed, TooLarge, UnsupportedMedia, WrongShape
+from service.tables import Table, signals_in
 from service.turns import Turn
 
 ROW_TYPES: Final = "application/json, text/csv or application/octet-stream"
 MAX_NUMBERS: Final = 262_144  # of one block that is no raw float32: 64 columns of MAX_ROWS rows; 0.02 s to read as JSON
 _FLOAT32_BYTES: Final = 4
-_SHOWN_FEATURES: Final = 12
-_CELLS: Final = 1024  # read in one go
-_HEADER_CELLS: Final = 1024  # looked at, to know a header
 _CSV: Final = "expected UTF-8, one row a line, commas between numbers"
 
 
-class Block(NamedTuple):
-    """Sample rows as they came: lists of numbers, or raw float32. What a row should hold is the model's to say."""
+class Csv(NamedTuple):
+    """A table, read when the model's names are known. `heading`: what the sender says of its first line."""
 
-    rows: list[list[float]] | bytes
-    header: list[str] | None = None  # of a CSV
+    text: str
+    heading: bool | None = None
+
+    @property
+    def width(self) -> int | None:
+        """Columns that may be signals, by its first two lines. Raises Malformed."""
+        lines = (line for line in islice(_lines(self.text), MAX_ROWS) if not is_blank(line))
+        first = next(lines, None)
+        return None if first is None else signals_in(first, next(lines, first))
+
+
+class Block(NamedTuple):
+    """Sample rows as they came: lists of numbers (None: a missing one), raw float32, or a CSV. What a row should hold
+    is the model's to say."""
+
+    rows: list[list[float | None]] | bytes | Csv
     time: float | None = None
 
     @property
     def width(self) -> int | None:
-        """Columns of the first row; None for raw bytes, which do not say."""
-        return None if isinstance(self.rows, bytes) else len(self.rows[0])
+        """Columns; None for raw bytes, which do not say."""
+        if isinstance(self.rows, list):
+            return len(self.rows[0])
+        return self.rows.width if isinstance(self.rows, Csv) else None
+
+
+class Rows(NamedTuple):
+    """Rows as a model takes them."""
+
+    values: np.ndarray  # (T, F) float32, C-contiguous and finite, T from 1 to MAX_ROWS
+    time: float | None = None  # of the last row, s, as a column of the table has it
+    interval_s: float | None = None  # between rows, as that column has it
+    left_out: str = ""  # columns of the table that are no signal, in words
 
 
 class _Samples(msgspec.Struct, forbid_unknown_fields=True):
-    samples: list[list[float]]
+    samples: list[list[float | None]]
     time: float | None = None
 
 
 _samples_decoder = msgspec.json.Decoder(_Samples)
 
 
-async def read_block(media: str, body: bytes) -> Block:
-    """Rows by content type, neither checked for shape nor for finiteness yet, but at least one row. Read in slices, and
-    no more than a block may hold."""
+async def read_block(media: str, body: bytes, heading: bool | None = None) -> Block:
+    """Rows by content type, neither checked for shape nor for finiteness yet. Read in slices, and no more than a block
+    may hold. `heading`: what the content type says of a CSV's first line."""
     if media == "application/json":
         return await _read_json(body)
     if media == "text/csv":
-        return await _read_csv(body)
+        return _read_csv(body, heading)
     if media == "application/octet-stream":
         return Block(body)
     raise UnsupportedMedia(f"Content-Type {media or 'is missing'}: expected {ROW_TYPES}")
@@ -68,24 +92,19 @@ def check_numbers(count: int) -> None:
         )
 
 
-def to_rows(block: Block, rows: RowInput) -> np.ndarray:
-    """(T, F) float32, C-contiguous and finite, T from 1 to MAX_ROWS. Raises WrongShape and NonFinite."""
-    features = rows.features
-    if isinstance(block.rows, bytes):
-        found = _from_bytes(block.rows, features)
+async def to_rows(block: Block, spec: RowInput) -> Rows:
+    """A CSV's in slices. Raises Malformed, TooLarge, WrongShape and NonFinite."""
+    names = spec.features
+    if isinstance(block.rows, Csv):
+        found = await _from_csv(block.rows, names)
     else:
-        found = _from_lists(block.rows, features)
-        if block.header is not None:
-            found = np.ascontiguousarray(found[:, _columns(block.header, features)])
-    if len(found) > MAX_ROWS:
-        raise too_many_rows(str(len(found)))
-    finite = np.isfinite(found)
-    if not finite.all():
-        row, column = (int(at) for at in np.argwhere(~finite)[0])
-        raise NonFinite(
-            f"row {row + 1}, column {column + 1} ({features[column]}): {found[row, column]}; "
-            "expected a finite number of float32's range"
+        found = Rows(
+            _from_bytes(block.rows, names) if isinstance(block.rows, bytes) else _from_lists(block.rows, names)
         )
+    if len(found.values) > MAX_ROWS:
+        raise too_many_rows(str(len(found.values)))
+    if (error := not_finite(found.values, names)) is not None:
+        raise error
     return found
 
 
@@ -106,12 +125,12 @@ async def _read_json(body: bytes) -> Block:
     await asyncio.sleep(0)
     if not found.samples:
         raise WrongShape("samples: no rows; expected at least one")
-    return Block(found.samples, None, found.time)
+    return Block(found.samples, found.time)
 
 
 async def _with_constants(body: bytes, error: msgspec.DecodeError) -> _Samples:
     """JSON has no NaN and no Infinity, but producers write them: read them, so that the answer can say where."""
-    expected = 'expected {"samples": [[number, …], …], "time": seconds}'
+    wanted = 'expected {"samples": [[number, …], …], "time": seconds}'
     if b"NaN" in body or b"Infinity" in body:
         await asyncio.sleep(0)
         try:
@@ -119,108 +138,77 @@ async def _with_constants(body: bytes, error: msgspec.DecodeError) -> _Samples:
             await asyncio.sleep(0)
             return msgspec.convert(said, _Samples)
         except (ValueError, RecursionError, msgspec.ValidationError) as second:
-            raise Malformed(f"{second}; {expected}") from None
-    raise Malformed(f"{error}; {expected}") from None
+            raise Malformed(f"{second}; {wanted}") from None
+    raise Malformed(f"{error}; {wanted}") from None
 
 
-async def _read_csv(body: bytes) -> Block:
-    """A row ends with LF, CR or both, and with nothing else."""
-    check_numbers(body.count(b","))
+def _read_csv(body: bytes, heading: bool | None) -> Block:
+    check_numbers(max(body.count(mark) for mark in (b",", b";", b"\t")))
     try:
-        lines = io.StringIO(body.decode("utf-8-sig"), newline="")
+        text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Malformed(f"CSV: {error}; {_CSV}") from None
+    return Block(Csv(text, heading))
+
+
+async def _from_csv(given: Csv, names: Sequence[str]) -> Rows:
     await asyncio.sleep(0)
     turn = Turn()
-    header: list[str] | None = None
-    rows: list[list[float]] = []
-    numbers = blank = 0
-    for text in lines:
-        line = text.rstrip("\r\n")
-        if turn.due():
-            await turn.over()
-        if not line:
-            blank += 1
-            if blank > MAX_ROWS:
-                raise Malformed(f"CSV: more than {MAX_ROWS} blank lines; {_CSV}")
-            continue
-        if len(rows) == MAX_ROWS:
-            raise too_many_rows(f"more than {MAX_ROWS}")
-        check_numbers(numbers + 1 + line.count(","))
-        cells = _cells(line)
-        numbers += len(cells)
-        if header is None and not rows and not any(map(_is_number, cells[:_HEADER_CELLS])):
-            header = [cell.strip() for cell in cells]
-            continue
-        row: list[float] = []
-        rows.append(row)
-        for start in range(0, len(cells), _CELLS):
-            row += _numbers(cells, start, len(rows))
+    table = Table(names, given.heading)
+    blank = numbers = 0
+    try:
+        for line in _lines(given.text):
+            if is_blank(line):
+                blank += 1
+                if blank > MAX_ROWS:
+                    raise Malformed(f"more than {MAX_ROWS} blank lines; {_CSV}")
+            else:
+                if len(table.rows) == MAX_ROWS:
+                    raise too_many_rows(f"more than {MAX_ROWS}")
+                numbers += 1 + max(line.count(","), line.count(";"), line.count("\t"))
+                check_numbers(numbers)
+            for _ in table.feed(line):
+                if turn.due():
+                    await turn.over()
             if turn.due():
                 await turn.over()
-    if not rows:
-        raise WrongShape("CSV: no rows; expected at least one")
-    return Block(rows, header)
+        for _ in table.end():
+            if turn.due():
+                await turn.over()
+        if not table.rows:
+            raise WrongShape("no rows; expected at least one")
+        time, interval_s = table.span(table.beside)
+    except (Malformed, WrongShape) as error:
+        raise type(error)(f"CSV: {error.detail}") from None
+    return Rows(_float32(table.rows), time, interval_s, ", ".join(table.left_out))
 
 
-def _cells(line: str) -> list[str]:
-    if '"' not in line:
-        return line.split(",")
-    try:
-        (cells,) = csv.reader([line], strict=True)
-    except csv.Error as error:
-        raise Malformed(f"CSV: {error}; {_CSV}") from None
-    return cells
-
-
-def _numbers(cells: list[str], start: int, row: int) -> list[float]:
-    """Those of some cells of a row."""
-    part = cells[start : start + _CELLS]
-    try:
-        return [decimal_number(cell) for cell in part]
-    except ValueError:
-        column, cell = next((n, cell) for n, cell in enumerate(part, start + 1) if not _is_number(cell))
-        raise Malformed(f"CSV: row {row}, column {column}: {cell[:40]!r} is not a number") from None
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        decimal_number(cell)
-    except ValueError:
-        return False
-    return True
+def _lines(text: str) -> Iterator[str]:
+    """A row ends with LF, CR or both, and with nothing else."""
+    return io.StringIO(text, newline="")
 
 
 def too_many_rows(count: str) -> WrongShape:
     return WrongShape(f"block of {count} rows: expected 1 to {MAX_ROWS}; cut it into several entries")
 
 
-def _from_lists(rows: list[list[float]], features: Sequence[str]) -> np.ndarray:
-    width = len(features)
+def _from_lists(rows: Sequence[Sequence[float | None]], names: Sequence[str]) -> np.ndarray:
+    width = len(names)
     for number, row in enumerate(rows, 1):
         if len(row) != width:
-            raise WrongShape(f"row {number} has {len(row)} columns, expected {_expected(features)}")
+            raise WrongShape(f"row {number} has {len(row)} columns, expected {expected(names)}")
+    return _float32(rows)
+
+
+def _float32(rows: Sequence[Sequence[float | None]]) -> np.ndarray:
     with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, and is named as such
         return np.array(rows, np.float64).astype("<f4")
 
 
-def _from_bytes(data: bytes, features: Sequence[str]) -> np.ndarray:
-    row_bytes = len(features) * _FLOAT32_BYTES
+def _from_bytes(data: bytes, names: Sequence[str]) -> np.ndarray:
+    row_bytes = len(names) * _FLOAT32_BYTES
     if not data or len(data) % row_bytes:
         raise WrongShape(
-            f"{len(data)} bytes: expected whole rows of {row_bytes} bytes, "
-            f"little-endian float32 for {_expected(features)}"
+            f"{len(data)} bytes: expected whole rows of {row_bytes} bytes, little-endian float32 for {expected(names)}"
         )
-    return np.frombuffer(data, "<f4").reshape(-1, len(features))
-
-
-def _columns(header: list[str], features: Sequence[str]) -> list[int]:
-    """Where each feature stands in the CSV: by name, in any order."""
-    if len(header) != len(features) or sorted(header) != sorted(features):
-        raise WrongShape(f"CSV header {', '.join(header[:100])[:300]}: expected {_expected(features)}")
-    return [header.index(name) for name in features]
-
-
-def _expected(features: Sequence[str]) -> str:
-    more = "" if len(features) <= _SHOWN_FEATURES else ", …"
-    return f"{len(features)}: {', '.join(features[:_SHOWN_FEATURES])}{more}"
+    return np.frombuffer(data, "<f4").reshape(-1, len(names))

@@ -27,7 +27,7 @@ def setting_routes(context: Context) -> APIRouter:
         """
         check_stream_id(stream)
         query = Query(request.query_params, ("wait",))
-        body = await read_body(request, MAX_BODY_BYTES)
+        body = await read_body(request, MAX_BODY_BYTES, context.bodies)
         settings = decode_new_settings(body)
         if settings.model is not None:
             await check_model(context, settings.model)

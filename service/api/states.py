@@ -61,7 +61,7 @@ def state_routes(context: Context) -> APIRouter:
             raise UnsupportedMedia(f"Content-Type {media or 'is missing'}: expected {' or '.join(STATE_TYPES)}")
         # in the log it is base64; and no state that is served is larger
         limit = min(context.limits.entry_bytes // 4 * 3 - CONTROL_BYTES, largest or context.limits.entry_bytes)
-        body = await read_body(request, limit)
+        body = await read_body(request, limit, context.bodies)
         await check(stream, body)
         await admit(context, stream, len(body) * 4 // 3)
         return await carry_out(context, stream, Control("restore", state=body), query)

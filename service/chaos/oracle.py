@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from service.contracts import GapPolicy, Manifest, RollingSettings
+from service.state import first_values
 
 TIE: Final = 1e-5  # a decision this close to its threshold may fall either way
 LABEL_MARGIN: Final = 1e-4  # and so may the label, when the two highest scores are this close
@@ -41,7 +42,7 @@ class Label:
     unsure: bool = False  # a decision was a tie: what follows from it is not compared
 
 
-Told = tuple[str, str, int, float]  # type, label, step, time
+Told = tuple[str, str, int, float, float | None]  # type, label, step, time, start
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Oracle:
         return self.own_gap or self.manifest.gap
 
     def begin(self) -> None:
-        self.state = {t.name: np.full((1, *t.shape), t.initial, t.dtype) for t in self.manifest.states}
+        self.state = first_values(self.manifest.states, 1)
         self.labels = [Label() for _ in self.manifest.labels]
         self.smooth = np.zeros(len(self.labels), np.float32)
         self.steps = 0
@@ -81,7 +82,7 @@ class Oracle:
     def close(self) -> list[Told]:
         """The exits of a state that ends, at its last step's time."""
         named = zip(self.manifest.labels, self.labels, strict=True)
-        return [("exit", name, self.steps, self.last) for name, label in named if label.inside]
+        return [("exit", name, self.steps, self.last, label.since) for name, label in named if label.inside]
 
     def silence(self) -> None:
         """The stream fell silent: what `close` told is over, from the last step on. The state goes on."""
@@ -104,16 +105,21 @@ class Oracle:
             probabilities, self.state = self.engine.run(x[None, t : t + 1], self.state)
             now = round(time - (len(x) - 1 - t) * interval_s, 6)
             unsure |= self._roll(probabilities[0, 0], now, events)
-        ordered = np.sort(probabilities[0, 0])
         return {
             "step": self.steps,
             "probabilities": probabilities[0, 0].tolist(),
             "rolling": self.smooth.tolist(),
+            "best": self._best(probabilities[0, 0]),
+            "best_rolling": self._best(self.smooth),
             "events": events,
             "unsure": unsure,
-            "label": self.manifest.labels[int(np.argmax(probabilities[0, 0]))],
-            "margin": float(ordered[-1] - ordered[-2]) if len(ordered) > 1 else 1.0,
         }
+
+    def _best(self, scores: np.ndarray) -> tuple[str, float]:
+        """The label of the highest score, and by how much it is higher than the next."""
+        ordered = np.sort(scores)
+        margin = float(ordered[-1] - ordered[-2]) if len(ordered) > 1 else 1.0
+        return self.manifest.labels[int(np.argmax(scores))], margin
 
     def _roll(self, probabilities: np.ndarray, now: float, events: list[Told]) -> set[str]:
         """Returns the labels that were unsure at this step."""
@@ -123,7 +129,7 @@ class Oracle:
         weight = 1.0 if self.steps == 1 or rolling.half_life_s == 0 else 1 - 2 ** (-dt / rolling.half_life_s)
         self.last = now
         self.smooth = self.smooth + np.float32(weight) * (probabilities - self.smooth)
-        told: dict[str, list[str]] = {"exit": [], "enter": [], "update": []}
+        told: dict[str, list[tuple[str, float | None]]] = {"exit": [], "enter": [], "update": []}
         unsure = set()
         for name, label, smooth in zip(self.manifest.labels, self.labels, self.smooth, strict=True):
             if name in self.manifest.background:
@@ -137,10 +143,12 @@ class Oracle:
                 outside = not near and smooth < min(rolling.enter, rolling.exit)  # however the tie was decided
                 if outside and rolling.refractory_s == 0:  # else it may also be open when it can enter again
                     label.unsure = False
-        events.extend((kind, name, self.steps, now) for kind, names in told.items() for name in names)
+        events.extend((kind, name, self.steps, now, start) for kind, each in told.items() for name, start in each)
         return unsure
 
-    def _decide(self, label: Label, name: str, smooth: np.float32, now: float, told: dict[str, list[str]]) -> None:
+    def _decide(
+        self, label: Label, name: str, smooth: np.float32, now: float, told: dict[str, list[tuple[str, float | None]]]
+    ) -> None:
         rolling = self.rolling
         if label.inside:
             label.peak = max(label.peak, float(smooth))
@@ -149,17 +157,17 @@ class Oracle:
             if due and rolling.half_life_s > 0 and abs(label.since_told - label.told) < TIE:
                 label.unsure = True  # whether it has risen since, and so is told, may fall either way
             if smooth < np.float32(rolling.exit):
-                told["exit"].append(name)
+                told["exit"].append((name, label.since))
                 label.inside, label.since, label.quiet_until = False, None, now + rolling.refractory_s
             elif due and label.peak > label.told:
-                told["update"].append(name)
+                told["update"].append((name, label.since))
                 label.told, label.told_at, label.since_told = label.peak, now, -math.inf
         elif smooth >= np.float32(rolling.enter) and now >= round(label.quiet_until, 6):
             if label.since is None:
                 label.since, label.peak = now, 0.0
             label.peak = max(label.peak, float(smooth))
             if round(now - label.since, 6) >= rolling.dwell_s:
-                told["enter"].append(name)
+                told["enter"].append((name, label.since))
                 label.inside, label.told, label.told_at, label.since_told = True, label.peak, now, -math.inf
         else:
             label.since = None
@@ -175,27 +183,39 @@ class Difference:
 
 
 def compare(record: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float = 1e-5) -> Difference:
-    """A prediction and the oracle's: step, scores, rolling, label where the margin is clear, events."""
+    """A prediction and the oracle's: step, scores and, where the margin is clear, labels, the model's and the rolling
+    ones; events and their order."""
     if record["type"] != "prediction":
         return Difference([f"type {record['type']}, expected prediction"])
     found = Difference()
     if record["step"] != expected["step"]:
         found.what.append(f"step {record['step']}, expected {expected['step']}")
-    for name, ours in (("probabilities", record["probabilities"]), ("rolling", record["rolling"]["probabilities"])):
-        theirs = np.asarray(expected[name])
-        largest = float(np.abs(np.asarray(ours) - theirs).max()) if len(ours) == len(theirs) else math.inf
+    for name, said, scores, best in (
+        ("probabilities", record, expected["probabilities"], expected["best"]),
+        ("rolling", record["rolling"], expected["rolling"], expected["best_rolling"]),
+    ):
+        ours, theirs, (label, margin) = np.asarray(said["probabilities"]), np.asarray(scores), best
+        largest = float(np.abs(ours - theirs).max()) if len(ours) == len(theirs) else math.inf
         found.largest = max(found.largest, largest)
         if not largest <= tolerance:
             found.what.append(f"{name} differ by {largest:.1e}")
-    if expected["margin"] <= LABEL_MARGIN:
-        found.ties += record["label"] != expected["label"]
-    elif record["label"] != expected["label"]:
-        found.what.append(f"label {record['label']}, expected {expected['label']}")
+        if not abs(said["score"] - theirs.max()) <= tolerance:
+            found.what.append(f"{name}: score {said['score']}, expected {theirs.max():.6f}")
+        if margin <= LABEL_MARGIN:
+            found.ties += said["label"] != label
+        elif said["label"] != label:
+            found.what.append(f"{name}: label {said['label']}, expected {label}")
     unsure = expected["unsure"]
-    told = [(e["type"], e["label"], e["step"], round(e["time"], 6)) for e in record["events"]]
+    told = told_in(record)
     clear = [one for one in told if one[1] not in unsure]
     if clear != [one for one in expected["events"] if one[1] not in unsure]:
         found.what.append(f"events {told}, expected {expected['events']}")
     elif told != expected["events"]:
         found.ties += 1
     return found
+
+
+def told_in(record: Mapping[str, Any]) -> list[Told]:
+    """The events of a record, in their order, as the oracle has them."""
+    events = record.get("events", ())
+    return [(e["type"], e["label"], e["step"], round(e["time"], 6), round(e["start"], 6)) for e in events]

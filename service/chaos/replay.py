@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from service.chaos.objects import put_back
-from service.chaos.oracle import Difference, Model, Oracle, Told, compare
+from service.chaos.oracle import Difference, Model, Oracle, Told, compare, told_in
 from service.chaos.traffic import CASE, CASES, PARSED
 from service.contracts import StreamSettings
 
@@ -195,7 +195,7 @@ def judge(record: Mapping[str, Any], expected: Expected) -> Difference:
         if record.get(name) != expected.body.get(name):
             found.what.append(f"{name} {record.get(name)}, expected {expected.body.get(name)}")
     unsure, events = expected.body.get("unsure", set()), expected.body.get("events", [])
-    told = [(e["type"], e["label"], e["step"], round(e["time"], 6)) for e in record.get("events", [])]
+    told = told_in(record)
     if [e for e in told if e[1] not in unsure] != [e for e in events if e[1] not in unsure]:
         found.what.append(f"events {told}, expected {events}")
     return found

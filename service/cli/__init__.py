@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from rollcast import Problem, ServerAway
 from service import VERSION
-from service.cli import ask, doctor, manage, prove, recording, serve, watching
+from service.cli import ask, doctor, manage, posting, prove, recording, serve, watching
+from service.cli.shown import printable
 from service.errors import RollcastError, StartError
 from service.urls import safe_text
 
-LONGEST: Final = 4_000  # characters of a message
 app = typer.Typer(
     name="rollcast",
     help="Rolling classifications over live video, sensor and text streams.",
@@ -32,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 serve.add_to(app)
+posting.add_to(app)
 ask.add_to(app)
 manage.add_to(app)
 doctor.add_to(app)
@@ -72,15 +73,6 @@ def main() -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"[bold red]rollcast:[/] {_escaped(safe_text(message))}"
-    )
+    shown = printable(safe_text(message)).replace("[", r"\[")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]rollcast:[/] {shown}")
     sys.exit(status)
-
-
-def _escaped(text: str) -> str:
-    """Of a server's or a file's words: neither markup, nor what a terminal would carry out, nor a flood."""
-    shown = "".join(
-        letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text[:LONGEST]
-    )
-    return shown.replace("[", r"\[") + ("…" if len(text) > LONGEST else "")

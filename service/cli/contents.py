@@ -1,10 +1,18 @@
-"""What `rollcast post` takes: images, rows of a CSV, lines of a text; from files or, as they come, standard input."""
+"""What `rollcast post` takes: images, films, rows of a CSV, lines of a text; from files, folders and pipes.
+
+A pipe (`-`, a FIFO) is live: what comes is an entry when it comes. A named file is a recording, whatever the speed at
+which it is posted; a named picture is one entry, whole.
+"""
 
 from __future__ import annotations
 
-import csv
+import re
+import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
@@ -14,9 +22,24 @@ import numpy as np
 import typer
 
 from rollcast.content import media_type
+from service.cli.films import film_of, pictures
+from service.cli.pictures import MOST_BYTES, START, Pictures, images
+from service.cli.times import read_time
+from service.columns import not_finite
+from service.errors import EntryError, Malformed
+from service.films import ENDINGS, visible
+from service.tables import Table, is_table
 
-Kind = Literal["image", "csv", "text"]
-_OF_ENDING: Final[dict[str, Kind]] = {".txt": "text", ".csv": "csv"}
+__all__ = ["Block", "Content", "Kind", "Source", "contents", "images", "sources"]
+
+Kind = Literal["image", "film", "csv", "text"]
+Tell = Callable[[str], None]
+_OF_ENDING: Final[dict[str, Kind]] = {
+    ".txt": "text", ".csv": "csv", ".jpg": "image", ".jpeg": "image", ".png": "image", ".webp": "image",
+    **dict.fromkeys(ENDINGS, "film"),
+}  # fmt: skip
+_SNIFFED: Final = 4096  # bytes of a pipe that say what comes
+_PART: Final = re.compile(rb"^content-type:\s*image/", re.IGNORECASE | re.MULTILINE)  # the head of one, in multipart
 
 
 class Block:
@@ -24,6 +47,7 @@ class Block:
 
     def __init__(self, rows: list[list[float]], columns: list[str] | None) -> None:
         self.rows, self.columns = rows, columns
+        self.times: list[float] | None = None  # of each row, s, where a column says it
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return np.array(self.rows, dtype)
@@ -32,125 +56,170 @@ class Block:
 Content = bytes | str | Block
 
 
-def contents(files: Iterable[str], rows: int, kind: Kind | None) -> Iterator[Content]:
-    """Each image as bytes; each line of a text; each CSV as blocks of `rows` rows. `kind`: else by name and content."""
+class Source:
+    """One file, or one pipe (`live`). `hz`: a film's own frames a second."""
+
+    def __init__(self, name: str, rows: int, kind: Kind | None, column: str | None, tell: Tell) -> None:
+        path = Path(name)
+        self.name = "standard input" if name == "-" else name
+        self.live = name == "-" or not path.is_file()
+        self._path = None if name == "-" else path
+        self._kind = kind or (_OF_ENDING.get(path.suffix.lower()) if not self.live else None)
+        self._rows, self._column, self._tell = rows, column, tell
+        self._film = film_of(path) if self._kind == "film" else None
+        self.hz = self._film.hz if self._film else None
+
+    def contents(self, hz: float | None = None) -> Iterator[Content]:
+        """`hz`: so many frames of a film a second; else all."""
+        if self._film is not None:
+            yield from pictures(self._film, hz or self._film.hz)
+            return
+        with self._opened() as file:
+            yield from _content(file, self, self._rows, self._kind, self._column, self._tell)
+
+    def steps(self, hz: float | None = None) -> int:
+        """Of a recording: how many rows, pictures or lines. Reads a CSV to its end: its faults come before its rows."""
+        if self._film is not None:
+            return round(self._film.frames * (hz or self._film.hz) / self._film.hz)
+        if self._kind == "image":
+            return 1
+        return sum(len(one.rows) if isinstance(one, Block) else 1 for one in self.contents())
+
+    @contextmanager
+    def _opened(self) -> Iterator[BinaryIO]:
+        if self._path is None:
+            yield sys.stdin.buffer
+            return
+        with self._path.open("rb") as file:
+            yield file
+
+
+def sources(
+    files: Iterable[str], rows: int, kind: Kind | None, column: str | None = None, tell: Tell = lambda _: None
+) -> list[Source]:
+    """In the order given, a folder's files by their numbers. `rows`: of a CSV in one entry; `kind`: else by name and
+    content; `column`: of a CSV, with the rows' times. Raises BadParameter for what cannot be read."""
+    found = []
     for name in files:
-        if name == "-":
-            yield from _content(sys.stdin.buffer, "standard input", rows, kind)
-            continue
         try:
-            with Path(name).open("rb") as file:
-                yield from _content(file, name, rows, kind or _OF_ENDING.get(Path(name).suffix.lower()))
+            each = [name] if name == "-" or not stat.S_ISDIR(Path(name).stat().st_mode) else _in_folder(Path(name))
+            found += [Source(one, rows, kind, column, tell) for one in each]
         except OSError as error:
-            raise typer.BadParameter(f"{name}: {error.strerror}") from None
+            raise typer.BadParameter(f"{error.filename or name}: {error.strerror}") from None
+    return found
 
 
-def _content(file: BinaryIO, name: str, rows: int, kind: Kind | None) -> Iterator[Content]:
-    head = file.peek(16)[:16] if hasattr(file, "peek") else b""
-    if kind == "image" or (kind is None and (media_type(head) != "application/octet-stream" or b"\0" in head)):
-        yield from images(file)
+def contents(files: Iterable[str], rows: int, kind: Kind | None) -> Iterator[Content]:
+    """Each image as bytes; each line of a text; each CSV as blocks of `rows` rows."""
+    for source in sources(files, rows, kind):
+        yield from source.contents()
+
+
+def _in_folder(folder: Path) -> list[str]:
+    found = visible(folder)
+    if not found:
+        raise typer.BadParameter(f"{folder}: no file in it")
+    for one in found:
+        if not one.is_file() or one.suffix.lower() not in _OF_ENDING:
+            raise typer.BadParameter(f"{one}: expected in a folder are files ending with {', '.join(_OF_ENDING)}")
+    return [str(one) for one in found]
+
+
+def _content(
+    file: BinaryIO, source: Source, rows: int, kind: Kind | None, column: str | None, tell: Tell
+) -> Iterator[Content]:
+    name = source.name
+    head = file.peek(_SNIFFED)[:_SNIFFED] if hasattr(file, "peek") else b""
+    if kind == "image" or (kind is None and _are_pictures(head)):
+        yield from _pictures(file, name, tell) if source.live else [_picture(file, name)]
         return
     wrapper = TextIOWrapper(file, encoding="utf-8-sig", newline="" if kind == "csv" else None)
     lines: Iterable[str] = wrapper
     try:
         if kind is None:
             first = list(islice(lines, 2))  # rows may have a heading
-            kind = "csv" if any(_numbers(row) for row in csv.reader(first)) else "text"
+            kind = "csv" if is_table(first) else "text"
             lines = chain(first, lines)
         if kind == "text":
             yield from (line for line in lines if line.strip())
         else:
-            yield from _blocks(lines, name, rows)
+            yield from _blocks(lines, name, rows, column)
     except UnicodeDecodeError as error:
         raise typer.BadParameter(f"{name}: byte {error.start} is no UTF-8: expected an image, CSV or text") from None
     finally:
         wrapper.detach()  # the file is its opener's to close
 
 
+# --- pictures ----------------------------------------------------------------------------------------------------
+
+
+def _are_pictures(head: bytes) -> bool:
+    image = media_type(head) != "application/octet-stream" or b"\0" in head[:16]
+    return image or START.search(head) is not None or _PART.search(head) is not None
+
+
+def _picture(file: BinaryIO, name: str) -> bytes:
+    """A named file is one entry, whole: what stands behind the end mark is the camera's, and the server's to judge."""
+    data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise typer.BadParameter(f"{name}: more than {MOST_BYTES >> 20} MiB; expected one picture")
+    return data
+
+
+def _pictures(file: BinaryIO, name: str, tell: Tell) -> Iterator[bytes]:
+    found = Pictures(file, lambda said: tell(f"{name}: {said}"))
+    yield from found
+    if not found.given and found.skipped:
+        raise typer.BadParameter(f"{name}: no JPEG, PNG or WebP in its {found.skipped:,} bytes")
+
+
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
-def _blocks(lines: Iterable[str], name: str, size: int) -> Iterator[Block]:
-    columns: list[str] | None = None
-    block: list[list[float]] = []
-    begun = False
-    for number, cells in enumerate(csv.reader(lines), start=1):
-        if not cells or cells[0].startswith("#"):
-            continue
-        row = _numbers(cells)
-        if row is not None:
-            block.append(row)
-        elif not begun and not any(_numbers([cell]) for cell in cells):
-            columns = [cell.strip() for cell in cells]
-        else:
-            shown = ",".join(cells)[:60]
-            raise typer.BadParameter(f"{name}, line {number}: {shown!r} is not a row of numbers")
-        begun = True
-        if len(block) == size:
-            yield Block(block, columns)
-            block = []
-    if block:
-        yield Block(block, columns)
-
-
-def _numbers(cells: list[str]) -> list[float] | None:
+def _blocks(lines: Iterable[str], name: str, size: int, column: str | None = None) -> Iterator[Block]:
+    """`column`: with the rows' times. Raises BadParameter for what is no table, and for a value that is not finite."""
+    table = Table(time_column=column)
     try:
-        return [float(cell) for cell in cells] or None
-    except ValueError:
-        return None
+        for line in lines:
+            deque(table.feed(line), 0)
+            while len(table.rows) >= size:
+                yield _block(table, name, size, column)
+        deque(table.end(), 0)
+        while table.rows:
+            yield _block(table, name, size, column)
+    except EntryError as error:
+        raise typer.BadParameter(f"{name}: {error.detail}") from None
 
 
-# --- images, one behind the other --------------------------------------------------------------------------------
+def _block(table: Table, name: str, size: int, column: str | None) -> Block:
+    if table.left_out:
+        _say_once(f"{name}: left out, as no signal: {', '.join(table.left_out)}")
+    before = table.count - len(table.rows)
+    rows, beside = table.take(size)
+    with np.errstate(over="ignore"):
+        values = np.array(rows, np.float64).astype(np.float32)
+    if (error := not_finite(values, table.heading or (), before)) is not None:
+        raise error
+    block = Block(rows, table.heading)
+    if table.clock is None:
+        return block
+    if column is not None:
+        block.times = [_time(cells[table.clock.at], before + n, column) for n, cells in enumerate(beside, 1)]
+        table.check_order(block.times)
+        return block
+    table.span(beside)
+    known = [time for cells in beside if (time := table.clock.since_1970(cells)) is not None]
+    block.times = known if len(known) == len(rows) else None
+    return block
 
 
-def images(file: BinaryIO) -> Iterator[bytes]:
-    """JPEG, PNG and WebP as a camera's pipe gives them; what is none of these comes whole, for the server to judge."""
-    while head := file.read(3):
-        if head == b"\xff\xd8\xff":
-            yield head + _rest_of_jpeg(file)
-        elif head == b"\x89PN":
-            yield head + _rest_of_png(file)
-        elif head == b"RIF":
-            size = file.read(5)
-            yield head + size + file.read(int.from_bytes(size[1:], "little"))
-        else:
-            yield head + file.read()
+def _time(cell: str, row: int, column: str) -> float:
+    try:
+        return read_time(cell)
+    except ValueError as error:
+        raise Malformed(f"row {row}, column {column}: {error}") from None
 
 
-def _rest_of_png(file: BinaryIO) -> bytes:
-    """Chunks up to IEND: length, type, data, checksum."""
-    parts = [file.read(5)]
-    while len(head := file.read(8)) == 8:
-        parts += [head, file.read(int.from_bytes(head[:4], "big") + 4)]
-        if head[4:] == b"IEND":
-            return b"".join(parts)
-    return b"".join([*parts, head])
-
-
-def _rest_of_jpeg(file: BinaryIO) -> bytes:
-    """Marks and their segments up to the end mark. `found` always ends before a mark's second byte."""
-    found = bytearray()
-    mark = file.read(1)
-    while mark not in (b"", b"\xd9"):
-        found += mark
-        if mark != b"\xff":  # else it only fills
-            size = file.read(2)
-            found += size + file.read(max(0, int.from_bytes(size, "big") - 2))
-            mark = _behind_scan(file, found) if mark == b"\xda" else _second(file, found)
-        else:
-            mark = file.read(1)
-    return bytes(found + mark)
-
-
-def _second(file: BinaryIO, found: bytearray) -> bytes:
-    found += file.read(1)
-    return file.read(1)
-
-
-def _behind_scan(file: BinaryIO, found: bytearray) -> bytes:
-    """Reads a scan's data, in which 0xFF stands before 0x00 and before restart marks, up to the mark behind it."""
-    while byte := file.read(1):
-        if found[-1] == 0xFF and byte[0] not in (0x00, 0xFF) and not 0xD0 <= byte[0] <= 0xD7:
-            return byte
-        found += byte
-    return b""
+@cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,10 +1,13 @@
-"""A record as one line, for people."""
+"""What is shown to people: a record as one line, and the words of others."""
 
 from __future__ import annotations
 
 import json
+from typing import Final
 
 from rollcast import Prediction, Record
+
+LONGEST: Final = 4_000  # characters of a message
 
 
 def line(record: Record, *, named: bool = False) -> str:
@@ -22,3 +25,11 @@ def line(record: Record, *, named: bool = False) -> str:
     if record.restarted:
         text += f"   restarted: {record.restarted}"
     return text + "".join(f"   {event.type} {event.label}" for event in record.events)
+
+
+def printable(text: str) -> str:
+    """Of a server's or a file's words: nothing that a terminal would carry out, and no flood."""
+    shown = "".join(
+        letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text[:LONGEST]
+    )
+    return shown + ("…" if len(text) > LONGEST else "")

@@ -6,6 +6,7 @@ together.
     machine.py      this installation: versions, OpenCV, model packages
     broker.py       the broker's settings and health
     deployment.py   workers, models, shards, lag, quarantine
+    shards.py       who has which shard, looked at until nothing changes hands
     repair.py       with `--repair`, the one thing that it changes: shards that ids of no clock have spoilt
 """
 

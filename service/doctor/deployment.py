@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
 from service import VERSION
-from service.broker.predictions import RedisPredictions
-from service.codec import Head, decode_settings, id_number, number_id, parse_head
+from service.codec import decode_settings
 from service.doctor.finding import Finding, advice, fix, listed, well
-from service.doctor.reading import TIMEOUT_S, Reading, count, text
+from service.doctor.reading import Reading, count, text
 from service.doctor.repair import look
-from service.keys import FORMAT, ShardKeys, meta_key, workers_key
-from service.ports import WorkerInfo
+from service.doctor.shards import Shard, Standing, read_head, stand
+from service.keys import FORMAT, ShardKeys, meta_key
 
 LAG_S: Final = 30.0  # an entry that has waited for longer
 WATCH_S: Final = 1.0  # how long a shard that lags is watched for commits
@@ -27,20 +25,6 @@ REPAIR: Final = "put the broker's clock right if it is wrong; else `rollcast doc
 MANY: Final = 0.8  # of the streams that may be
 _DEAD: Final = 100  # refused entries looked at, a shard
 _DEAD_BYTES: Final = 8 << 20  # and their bytes
-
-
-class Shard(NamedTuple):
-    """One shard as it stands in the broker."""
-
-    number: int
-    owner: str  # a worker's id; empty: none
-    n: int  # commits
-    tries: int
-    suspect: str  # the entry under careful trial
-    dead: int  # refused entries that are kept
-    last_ms: int  # of the last id its log ever gave
-    lag_entries: int
-    lag_s: float
 
 
 def findings(
@@ -57,28 +41,18 @@ def findings(
     found = [_agreement(prefix, form, int(there), shards)]
     if form != str(FORMAT):
         return found
-    workers = asyncio.run(_live(url, prefix, int(there)))
-    rows = [_shard(reading, ShardKeys(prefix, shard)) for shard in range(int(there))]
-    listed_workers = {name.decode() for name in reading.ask(("ZRANGE", workers_key(prefix), 0, -1))[0]}
-    found += _workers(workers, listed_workers)
-    found += _models(reading, prefix, int(there), workers, known)
+    standing = stand(reading, url, prefix, int(there))
+    rows = standing.rows
+    found += _workers(standing)
+    found += _models(reading, prefix, int(there), standing, known)
     for harm in look(reading, prefix, int(there)):
         found.append(fix("shards", str(harm), REPAIR))
-    found += _ownership(rows, {worker.id: _name(worker) for worker in workers})
+    found += _ownership(standing)
     found.append(_lag(reading, prefix, rows))
     found += _clock(reading, rows)
     found.append(_quarantine(reading, prefix, rows))
     found.append(_streams(reading, prefix, int(there), max_streams))
     return found
-
-
-async def _live(url: str, prefix: str, shards: int) -> list[WorkerInfo]:
-    """As the api does."""
-    predictions = RedisPredictions(url, prefix, shards, timeout_s=TIMEOUT_S)
-    try:
-        return await predictions.workers()
-    finally:
-        await predictions.close()
 
 
 def _agreement(prefix: str, form: str, there: int, shards: int) -> Finding:
@@ -94,9 +68,9 @@ def _agreement(prefix: str, form: str, there: int, shards: int) -> Finding:
 # --- workers and models --------------------------------------------------------------------------------------------
 
 
-def _workers(workers: Sequence[WorkerInfo], names: set[str]) -> list[Finding]:
-    found = []
-    if strange := sorted(names - {worker.id for worker in workers}):
+def _workers(standing: Standing) -> list[Finding]:
+    found, workers, names = [], standing.workers, standing.names
+    if strange := sorted(standing.strange):
         cure = "replace all processes together (docs/operations.md), or wait two leases if they were just killed"
         found.append(fix("workers", f"{listed(strange)}: listed, but says nothing that this version can read", cure))
     if not workers:
@@ -104,38 +78,39 @@ def _workers(workers: Sequence[WorkerInfo], names: set[str]) -> list[Finding]:
     for worker in workers:
         if worker.trouble:
             cure = "docs/operations.md has a line for what the broker answers"
-            found.append(fix("workers", f"{_name(worker)}: the broker refuses its commits: {worker.trouble}", cure))
+            found.append(fix("workers", f"{names[worker.id]}: the broker refuses its commits: {worker.trouble}", cure))
     numbers = Counter(worker.rollcast or "an earlier version" for worker in workers)
     if len(numbers) > 1:
         shown = ", ".join(f"{n} run {number}" for number, n in sorted(numbers.items()))
-        found.append(fix("workers", f"different versions of rollcast: {shown}", "restart those that were left behind"))
+        cure = "a rolling upgrade goes on? wait for its end; else restart those that were left behind"
+        found.append(advice("workers", f"different versions of rollcast: {shown}", cure))
     if next(iter(numbers)) != VERSION and len(numbers) == 1:
         cure = "ask with the version that runs, or restart the workers"
         found.append(advice("workers", f"they run rollcast {next(iter(numbers))}, this is {VERSION}", cure))
-    names_shown = listed(sorted(map(_name, workers)))
-    return found or [well("workers", f"{len(workers)} live: {names_shown}")]
+    return found or [well("workers", f"{len(workers)} live: {listed(sorted(names.values()))}")]
 
 
-def _models(
-    reading: Reading, prefix: str, shards: int, workers: Sequence[WorkerInfo], known: Mapping[str, int]
-) -> list[Finding]:
-    found = []
+def _models(reading: Reading, prefix: str, shards: int, standing: Standing, known: Mapping[str, int]) -> list[Finding]:
+    found, workers, names = [], standing.workers, standing.names
+    say, meanwhile = fix, ""
+    if len({VERSION, *(worker.rollcast for worker in workers)}) > 1:  # what differs then is the upgrade's to end
+        say, meanwhile = advice, "; or wait: versions of rollcast differ, as during an upgrade"
     served = {model for worker in workers for model in worker.models}
     missing = [f"{name} {number}" for name, number in sorted(known.items()) if name not in served]
     if missing and workers:
-        cure = "start workers with the same --models as the api: posts to these are answered 503"
-        found.append(fix("models", f"known to the api, served by no live worker: {listed(missing)}", cure))
+        cure = f"start workers with the same --models as the api: posts to these are answered 503{meanwhile}"
+        found.append(say("models", f"known to the api, served by no live worker: {listed(missing)}", cure))
     for name in sorted(served):
         numbers = Counter(worker.models[name] for worker in workers if name in worker.models)
         if name in known:
             numbers[known[name]] += 0
         if len(numbers) > 1:
             shown = " and ".join(map(str, sorted(numbers)))
-            found.append(fix("models", f"{name} is there in versions {shown}", "restart what is behind"))
-        lacking = [_name(worker) for worker in workers if name not in worker.models]
+            found.append(say("models", f"{name} is there in versions {shown}", f"restart what is behind{meanwhile}"))
+        lacking = [names[worker.id] for worker in workers if name not in worker.models]
         if lacking:
-            cure = "give all workers the same --models: any of them may own any shard"
-            found.append(fix("models", f"{name} is not served by {listed(lacking)}", cure))
+            cure = f"give all workers the same --models: any of them may own any shard{meanwhile}"
+            found.append(say("models", f"{name} is not served by {listed(lacking)}", cure))
     bound = Counter[str]()
     for shard in range(shards):
         for value in reading.values(ShardKeys(prefix, shard).settings):
@@ -155,51 +130,16 @@ def _model_of(settings: bytes) -> str:
         return ""
 
 
-def _name(worker: WorkerInfo) -> str:
-    return f"{worker.process} on {worker.host}" if worker.process and worker.host else worker.process or worker.id
-
-
 # --- shards --------------------------------------------------------------------------------------------------------
 
 
-def _shard(reading: Reading, keys: ShardKeys) -> Shard:
-    """By plain commands: whoever only looks may not run scripts."""
-    owner, head_said, suspect, dead, length, about = reading.ask(
-        ("GET", keys.owner), ("GET", keys.head), ("GET", keys.suspect), ("XLEN", keys.dead), ("XLEN", keys.inbox),
-        ("XINFO", "STREAM", keys.inbox),
-    )  # fmt: skip
-    head = _head(text(head_said))
-    fields = dict(zip(about[::2], about[1::2], strict=True)) if isinstance(about, list) else {}
-    last_ms = id_number(text(fields.get(b"last-generated-id")) or "0-0") >> 64
-    lag_s = max(0.0, reading.now_s - first_ms / 1000) if (first_ms := _oldest_ms(reading, keys, head)) else 0.0
-    lag_entries = max(0, count(length) - head.kept)
-    return Shard(
-        keys.shard, text(owner).partition(" ")[0], head.n, head.tries, text(suspect), count(dead), last_ms,
-        lag_entries, lag_s,
-    )  # fmt: skip
-
-
-def _oldest_ms(reading: Reading, keys: ShardKeys, head: Head) -> int:
-    """When the oldest unfinished entry came; 0: none waits. The entry comes with its bytes, one a shard."""
-    (found,) = reading.ask(("XRANGE", keys.inbox, b"(" + number_id(head.low), "+", "COUNT", 1))
-    return id_number(text(found[0][0])) >> 64 if isinstance(found, list) and found else 0
-
-
-def _head(said: str) -> Head:
-    """One that says nothing where there is none."""
-    try:
-        return parse_head(said.encode())
-    except ValueError:
-        return Head("", "", 0, 0, 0, 0)
-
-
-def _ownership(rows: Sequence[Shard], workers: Mapping[str, str]) -> list[Finding]:
-    """`workers`: the live ones, id -> name."""
-    found = []
-    if free := [str(row.number) for row in rows if not row.owner]:
+def _ownership(standing: Standing) -> list[Finding]:
+    found, rows, names = [], standing.rows, standing.names
+    left = [row for row in rows if row.number in standing.unowned]
+    if free := [str(row.number) for row in left if not row.owner]:
         cure = "start workers; one that has just died gives its shards back after lease_s"
         found.append(fix("shards", f"{len(free)} of {len(rows)} have no owner: {listed(free)}", cure))
-    if ghosts := [str(row.number) for row in rows if row.owner and row.owner not in workers]:
+    if ghosts := [str(row.number) for row in left if row.owner]:
         cure = "wait for lease_s; if it stays so, something else writes under this prefix"
         found.append(fix("shards", f"held by a worker that is not live: {listed(ghosts)}", cure))
     for row in rows:
@@ -207,9 +147,11 @@ def _ownership(rows: Sequence[Shard], workers: Mapping[str, str]) -> list[Findin
             trial = f", now trying entry {row.suspect.split()[0]}" if row.suspect else ""
             cure = "see the owner's log: an entry ends its worker, or it is killed (out of memory)"
             found.append(fix("shards", f"{row.number} was lost {row.tries} times without a commit{trial}", cure))
-    owners = Counter(workers.get(row.owner, row.owner) for row in rows)
+    owners = Counter(names[row.owner] for row in rows if row.owner in names)
     shown = listed([f"{owner} has {n}" for owner, n in sorted(owners.items())])
-    return found or [well("shards", f"all {len(rows)} have an owner: {shown}")]
+    moving = len(rows) - owners.total()
+    so = f"{moving} of {len(rows)} change hands, all others" if moving else f"all {len(rows)}"
+    return found or [well("shards", f"{so} have an owner: {shown}")]
 
 
 def _lag(reading: Reading, prefix: str, rows: Sequence[Shard]) -> Finding:
@@ -220,7 +162,7 @@ def _lag(reading: Reading, prefix: str, rows: Sequence[Shard]) -> Finding:
         return well("lag", f"{waiting} entries wait, the oldest for {longest_s:.1f} s")
     time.sleep(WATCH_S)
     heads = reading.ask(*(("GET", ShardKeys(prefix, row.number).head) for row in late))
-    stuck = [str(row.number) for row, head in zip(late, heads, strict=True) if _head(text(head)).n == row.n]
+    stuck = [str(row.number) for row, head in zip(late, heads, strict=True) if read_head(text(head)).n == row.n]
     oldest_s = max(row.lag_s for row in late)
     shown = listed([str(row.number) for row in late])
     found = f"{waiting} entries wait, the oldest for {oldest_s:.0f} s; behind: shards {shown}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Final
 from rollcast import Client, Problem, ServerAway
 from service import VERSION, installed
 from service.doctor.finding import Finding, fix, listed, unknown, well
+from service.doctor.reading import AGAIN_S, SETTLE_S
 from service.errors import PackageRefused, StartError
 from service.homes import is_private
 from service.packages import load_packages
@@ -74,7 +76,16 @@ def packages(folder: Path | None, home: Path | None) -> tuple[Models, list[Findi
 
 
 def ask_api(url: str) -> tuple[Models, list[Finding]]:
-    """The models that the api at `url` knows, and whether it is ready."""
+    """The models that the api at `url` knows, and whether it is ready, or will be within SETTLE_S."""
+    end = time.monotonic() + SETTLE_S
+    while True:
+        models, findings = _ask(url)
+        if findings[0].verdict == "well" or time.monotonic() >= end:
+            return models, findings
+        time.sleep(AGAIN_S)
+
+
+def _ask(url: str) -> tuple[Models, list[Finding]]:
     try:
         with Client(url, retry_s=0.0) as client:
             models = {model["name"]: model["version"] for model in client.models()["models"]}

@@ -12,6 +12,8 @@ from service.broker.wire import Argument, Wire, pack
 from service.urls import safe_url
 
 TIMEOUT_S: Final = 5.0
+SETTLE_S: Final = 3.0  # that a part may be between two lives, and a shard between two owners: about a lease
+AGAIN_S: Final = 0.25  # between two looks at it
 _LOOKS: Final = 5  # at the broker's clock; the quickest answer is believed
 _SCAN: Final = 1000  # fields of a hash, looked at in one command
 Command = tuple[Argument, ...]
@@ -29,10 +31,16 @@ class Reading:
             self.loading, self.busy = _begins(answer, "LOADING", "MASTERDOWN"), _begins(answer, "BUSY")
             (said,) = self.ask(("INFO",))
             self.info = _lines(said) if isinstance(said, bytes) else None
-            self.ahead_s, self.uncertain_s, self.round_trip_s, self.now_s = self._look_at_clock(clock)
+            self.ahead_s, self.uncertain_s, self.round_trip_s, self._now_s = self._look_at_clock(clock)
+            self._looked_at = time.monotonic()
         except BaseException:
             self._wire.close()
             raise
+
+    @property
+    def now_s(self) -> float:
+        """By the broker's clock."""
+        return self._now_s + time.monotonic() - self._looked_at
 
     @property
     def server(self) -> str:

@@ -22,12 +22,13 @@ import numpy as np
 from service.contracts import FrameInput, Limits
 from service.decode import unpack
 from service.errors import BadImage, EntryError
-from service.images import ImageInfo, check, unpacked
+from service.images import ImageInfo, check
 from service.liveness import LOOK_S
 from service.unpacking import DecoderDied, DecoderProcess
 from service.worker.shard import Item
 
 SMALL_WORK: Final = 4 << 20  # a JPEG of 2,048 × 2,048 in one scan: some 20 to 40 ms
+REMARKS: Final = 10_000  # streams of which it is remembered that something was said of a picture
 LANE_DECODERS: Final = 4  # processes of a lane, at most, and one more
 START_PAUSES_S: Final = (0.1, 1.0, 5.0)  # after each failed start of a decoder, before the picture is refused
 SPARE_MEMORY: Final = 32 << 20  # of a decoder, beyond what the picture says
@@ -39,7 +40,7 @@ log = logging.getLogger("rollcast.worker")
 
 def is_small(info: ImageInfo) -> bool:
     """Whether its structure proves that no decoder can take long or much memory over it. (What a PNG unpacks to is not
-    in its structure: `unpacked` stops it soon after what its size needs.)"""
+    in its structure: `pngs.prepared` stops it soon after what its size needs.)"""
     return info.work <= SMALL_WORK
 
 
@@ -52,6 +53,7 @@ class Decoders:
         self._lane = Lane(min(threads, LANE_DECODERS) + 1, limits)
         self._began: dict[Item, float] = {}  # what is being decoded in the threads, and since when
         self._looked_at, self._passed_s = time.monotonic(), 0.0
+        self._remarked: set[str] = set()  # streams
 
     def submit(self, work: Work, item: Item, form: FrameInput) -> None:
         self._threads.submit(self._sort, work, item, form)
@@ -60,7 +62,7 @@ class Decoders:
         """Decodes one picture while the caller waits. Raises EntryError."""
         info = check(data, self._max_pixels)
         if is_small(info):
-            return unpack(unpacked(data, info), form, info)
+            return unpack(data, form, info)
         done, answers = threading.Event(), deque[np.ndarray | Exception]()
 
         def run(decode: Unpack) -> None:
@@ -110,8 +112,18 @@ class Decoders:
         except Exception as error:
             return work(item, form, partial(_fail, error))
         if is_small(info):
-            return work(item, form, lambda data, form: unpack(unpacked(data, info), form, info))
+            return work(item, form, lambda data, form: unpack(data, form, info, partial(self._remark, item)))
         return self._lane.put(item.key, info.memory, lambda decode: work(item, form, decode))
+
+    def _remark(self, item: Item, said: str) -> None:
+        """A line in the log, for the first such picture of a stream: a camera's pictures are all alike."""
+        if item.key.name in self._remarked:
+            return
+        if len(self._remarked) >= REMARKS:
+            self._remarked.clear()
+        self._remarked.add(item.key.name)
+        which = {"stream": item.key.name, "cursor": item.entry.id.decode(), "shard": item.key.shard.number}
+        log.warning("a picture was taken that is not quite in order", extra=which | {"detail": said})
 
 
 class _Job(NamedTuple):

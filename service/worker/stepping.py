@@ -17,6 +17,7 @@ from service import rolling
 from service.batching import Scheduler
 from service.choosing import choose_model
 from service.codec import RESTORED, encode_settings
+from service.columns import not_finite
 from service.contracts import Event, FrameInput, ModelInfo, Restart, StreamSettings
 from service.controls import decode_control
 from service.errors import EntryError, NonFinite, WrongShard
@@ -338,11 +339,9 @@ class Stepper:
         if np.isfinite(x.sum(dtype=np.float64)):
             return x, group
         finite = np.isfinite(x).all(axis=(1, 2))
+        names = model.manifest.rows.features if model.manifest.rows else ()
         for b in np.flatnonzero(~finite):
-            row, column = np.argwhere(~np.isfinite(x[b]))[0]
-            self._refuse(
-                group[b], NonFinite(f"row {row}, column {column} is {x[b, row, column]}: expected a finite number")
-            )
+            self._refuse(group[b], not_finite(x[b], names) or NonFinite())
         return x[finite], [item for b, item in enumerate(group) if finite[b]]
 
     def _restarts(self, item: Item, model: ServedModel, steps: int) -> Restart | None:

@@ -19,6 +19,7 @@ from service.codec import (
     entry_fields,
     id_number,
     is_id,
+    kept_fields,
     last_honest,
     number_id,
     parse_entry,
@@ -224,6 +225,15 @@ def test_a_record_is_the_json_of_the_documentation_and_reads_back() -> None:
 def test_a_control_that_cannot_be_read_says_what_one_looks_like(data: bytes) -> None:
     with pytest.raises(Malformed, match="action"):
         decode_control(data)
+
+
+@pytest.mark.parametrize("name", ["model", "shape", "time", "seq", "traceparent", "retry_of"])
+def test_of_a_field_that_no_entry_has_quarantine_keeps_1024_bytes(name: str) -> None:
+    fields = {"stream": b"a", "kind": b"samples", "shape": b"1,3", "data": bytes(12), name: b"7" * 1_000_000}
+    entry = parse_entry(b"17-3", [part for key, value in fields.items() for part in (key.encode(), value)])
+    assert entry.fault is not None
+    kept = dict(kept_fields(entry))
+    assert kept == {b"shape": b"1,3", name.encode(): b"7" * 1024}
 
 
 def test_times_are_written_so_that_they_read_back_exactly() -> None:

@@ -60,6 +60,20 @@ def test_a_shard_is_in_doubt_until_its_oldest_entry_is_finished() -> None:
     assert [(head.n, head.tries) for head in heads] == [(8, 2), (9, 2), (10, 0)]
 
 
+def test_a_commit_has_at_most_1024_entries_however_small_they_are() -> None:
+    shard = owned()
+    items = [item for n in range(1500) for item in read(shard, 100 + n, stream=f"s{n}")]
+    first, rest = _split(items)
+    assert (len(first), len(rest)) == (1024, 476)
+    assert _split(first) == (first, [])
+
+
+def test_a_commit_counts_its_records_among_the_finished_entries_that_the_log_still_has() -> None:
+    shard = owned()
+    heads = [parse_head(committed(shard, *read(shard, ms, ms + 1)).after) for ms in (20, 30)]
+    assert [(head.n, head.kept) for head in heads] == [(8, 2), (9, 4)]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 64), st.sampled_from([20, 900, 300_000, 3_000_000])), min_size=1, max_size=60))
 def test_a_batch_that_is_too_large_is_split_between_streams_the_earlier_first(runs: list[tuple[int, int]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.api.backlog import STALE_S, WINDOW_S, Backlog, Bounds, Drain
+from service.api.backlog import ENTRY_BYTES, STALE_S, UNKNOWN_RETRY_S, WINDOW_S, Backlog, Bounds, Drain
 from service.errors import BacklogFull, BrokerAway
 from service.ports import Pressure, ShardBacklog
 
@@ -159,7 +159,64 @@ def test_an_empty_shard_takes_an_entry_however_long_it_takes() -> None:
     backlog.admit("a", 100)
     with pytest.raises(BacklogFull, match="8 s of work") as refused:
         backlog.admit("a", 100)
-    assert 1 <= refused.value.retry_after_s <= 2, "no longer than what may wait takes"
+    assert refused.value.retry_after_s == 2.0, "no longer than what may wait takes"
+
+
+def drained(entries: int, size: int, rate: float, bounds: Bounds) -> Backlog:
+    """In its only shard so many entries of so many bytes wait, and it drains at this rate."""
+    nobody: Any = SimpleNamespace(shards=1)
+    backlog = Backlog(nobody, nobody, bounds)
+    backlog._entries, backlog._bytes = [entries], [size]
+    for n in range(1, 51):
+        backlog._drains[0].sample(n / 10, 0.1, int(n > 1) * round(rate / 10), ShardBacklog(entries, size, "", "aa", n))
+    assert backlog._drains[0].rate == pytest.approx(rate)
+    return backlog
+
+
+def retry_after_s(backlog: Backlog, size: int = 0) -> float:
+    with pytest.raises(BacklogFull) as refused:
+        backlog.admit("a", size)
+    return refused.value.retry_after_s
+
+
+@pytest.mark.parametrize(("rate", "expected_s"), [(10, 10.0), (20, 5.0), (50, 2.0)])
+def test_who_has_no_room_is_told_how_long_the_shard_takes_until_there_is(rate: int, expected_s: float) -> None:
+    """A hundred entries more than nine tenths of what may wait, in time and in bytes."""
+    by_time = drained(27 * rate + 100, 0, rate, Bounds(seconds=30.0)) if rate < 33 else None
+    by_bytes = drained(1000, 1_000_000 - ENTRY_BYTES, rate, Bounds(bytes=999_999, seconds=1e9))
+    assert by_time is None or retry_after_s(by_time) == pytest.approx(expected_s, rel=0.01)
+    assert retry_after_s(by_bytes) == pytest.approx(expected_s, rel=0.01)
+
+
+def test_nobody_is_told_to_come_back_within_a_second_or_after_all_has_gone() -> None:
+    assert retry_after_s(drained(5000, 1_000_000, 10_000, Bounds(bytes=1_000_000))) == 1.0
+    assert retry_after_s(drained(100_000, 0, 10, Bounds(seconds=30.0))) == 30.0
+    nothing_moves = drained(1000, 0, 10, Bounds(seconds=30.0))
+    for n in range(60):
+        nothing_moves._drains[0].sample(6 + n / 10, 0.1, 0, ShardBacklog(1000, 0, "", "aa", 50))
+    assert retry_after_s(nothing_moves) == UNKNOWN_RETRY_S
+
+
+def test_an_empty_shard_takes_an_entry_that_is_larger_than_all_that_may_wait() -> None:
+    nobody: Any = SimpleNamespace(shards=1)
+    backlog = Backlog(nobody, nobody, Bounds(bytes=1000))
+    backlog.admit("a", 5000)
+    assert (backlog.entries(0), backlog.waiting_bytes(0)) == (1, 5000 + ENTRY_BYTES)
+    with pytest.raises(BacklogFull, match="at most 1,000 bytes"):
+        backlog.admit("a", 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "taken"), [(1000 - 2 * ENTRY_BYTES - 100, True), (1001 - 2 * ENTRY_BYTES - 100, False)]
+)
+def test_what_just_fits_is_taken(size: int, taken: bool) -> None:
+    nobody: Any = SimpleNamespace(shards=1)
+    backlog = Backlog(nobody, nobody, Bounds(bytes=1000))
+    backlog.admit("a", 100)
+    if taken:
+        backlog.admit("a", size)
+    else:
+        assert retry_after_s(backlog, size) == UNKNOWN_RETRY_S
 
 
 class AwayOnce:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import msgspec
 import pytest
 
 import service.errors as errors
-from rollcast import Problem, ServerAway, calls, text
+from rollcast import AsyncClient, Client, Problem, ServerAway, calls, text
 from rollcast.errors import to_problem
 from rollcast.flow import Flow
 from rollcast.talk import Batch, Talk
@@ -38,6 +39,7 @@ OURS = [
     (501, "no-fsync", ENDS),
     (504, "wait-timeout", ENDS),  # the entry is in the log, and the problem names it
 ]
+STOPPING = {"type": TYPE_PREFIX + "wait-timeout", "id": "17-0", "stream": "talk-1", "stopping": True}
 OF_A_PROXY = [(429, GOES_ON), (503, GOES_ON), (502, TRIED), (504, TRIED), (403, ENDS), (500, ENDS)]
 ANSWERS = [(status, {"type": TYPE_PREFIX + kind}, what) for status, kind, what in OURS]
 ANSWERS += [(status, None, what) for status, what in OF_A_PROXY]
@@ -74,6 +76,62 @@ def test_a_post(status: int, body: dict[str, Any] | None, what: str, seq: int | 
         with pytest.raises(Problem) as refused:
             steps.send(answer(status, body))
         assert refused.value.status == status
+
+
+def test_who_waited_on_a_server_that_stopped_asks_again_with_a_number_and_never_without() -> None:
+    call = calls.post_text("talk-1", "a word", seq=7, wait_s=10.0)
+    steps = Flow("http://x", retry_s=30.0, numbered=False).steps(call)
+    next(steps)
+    assert isinstance(steps.send(answer(504, STOPPING)), float)
+    assert next(steps) == call
+    steps = Flow("http://x", retry_s=30.0, numbered=False).steps(calls.post_text("talk-1", "a word", wait_s=10.0))
+    next(steps)
+    with pytest.raises(Problem) as failed:
+        steps.send(answer(504, STOPPING))
+    assert failed.value.stopped
+
+
+def test_what_a_server_was_asked_to_wait_takes_no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("rollcast.flow.clock.monotonic", lambda: now)
+    steps = Flow("http://x", retry_s=5.0, numbered=False).steps(calls.post_text("a", "a word", seq=7, wait_s=60.0))
+    next(steps)
+    now += 50.0
+    assert isinstance(steps.send(answer(504, STOPPING)), float)
+    next(steps)
+    now += 50.0
+    assert isinstance(steps.throw(httpx.ReadError("lost")), float)
+    next(steps)
+    now += 65.1
+    with pytest.raises(ServerAway):
+        steps.throw(httpx.ReadTimeout("no answer"))
+
+
+def first_of(kind: str, **more: Any) -> Any:
+    """Of a numbered post whose first try was lost, whose second is a duplicate of 17-0, which has this record."""
+    steps = Flow("http://x", retry_s=5.0, numbered=False).steps(calls.post_text("a", "a word", seq=7, wait_s=1.0))
+    next(steps)
+    assert isinstance(steps.send(answer(503, {"type": TYPE_PREFIX + "append-unknown"})), float)
+    next(steps)
+    asked = steps.send(answer(409, {"type": TYPE_PREFIX + "duplicate", "of": "17-0"}))
+    assert isinstance(asked, calls.Call)
+    assert (asked.path, asked.query["after"]) == ("/v1/streams/a/predictions", f"16-{2**64 - 1}")
+    record = {"type": kind, "id": "17-0", "stream": "a", **more}
+    with pytest.raises(StopIteration) as done:
+        steps.send(httpx.Response(200, json={"predictions": [record], "next": "17-0", "gap": False}))
+    return done.value.value
+
+
+def test_who_finds_that_its_entry_was_taken_gets_what_it_was_answered() -> None:
+    scores = {"label": "x", "score": 1.0, "probabilities": [1.0]}
+    found = first_of("prediction", model="m", version=1, time=1.0, step=3, rolling=scores, **scores)
+    assert (found.id, found.cursor, found.step) == ("17-0", "17-0", 3)
+    with pytest.raises(Problem, match="a newer entry was waiting") as dropped:
+        first_of("dropped", reason="superseded", detail="a newer entry was waiting")
+    assert (dropped.value.status, dropped.value.is_a("dropped"), dropped.value.body["id"]) == (410, True, "17-0")
+    with pytest.raises(Problem) as gone:
+        first_of("done", action="delete")
+    assert gone.value.is_a("duplicate")
 
 
 @every_answer
@@ -122,6 +180,38 @@ def test_the_last_try_is_when_patience_ends_however_long_the_server_asks_to_wait
         steps.send(full)
 
 
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("post_frame", ("a", b"\xff\xd8\xff")),
+        ("post_samples", ("a", [[1.0]])),
+        ("post_text", ("a", "a word")),
+        ("post_entry", (text("a", "a word"),)),
+        ("retry_dead", ("a", "17-0")),
+    ],
+)
+def test_both_clients_listen_longer_than_they_ask_the_server_to_wait(name: str, given: tuple[Any, ...]) -> None:
+    heard: list[tuple[str, float]] = []
+
+    def answer_all(request: httpx.Request) -> httpx.Response:
+        heard.append((request.url.params["wait"], request.extensions["timeout"]["read"]))
+        return httpx.Response(400, json={"type": TYPE_PREFIX + "malformed"})
+
+    async def ask() -> None:
+        async with AsyncClient("http://x") as client:
+            client._http._mounts, client._http._transport = {}, httpx.MockTransport(answer_all)
+            with pytest.raises(Problem):
+                await getattr(client, name)(*given, wait_s=60)
+
+    with Client("http://x") as client:
+        client._http._mounts, client._http._transport = {}, httpx.MockTransport(answer_all)
+        with pytest.raises(Problem):
+            getattr(client, name)(*given, wait_s=60)
+    asyncio.run(ask())
+    assert [asked for asked, _ in heard] == ["60", "60"]
+    assert all(60 + 10 <= limit_s <= 60 + 60 for _, limit_s in heard)
+
+
 @pytest.mark.parametrize("retry_s", [0.0, 30.0])
 def test_without_patience_or_a_server_a_call_ends_at_once(retry_s: float) -> None:
     steps = Flow("http://x", retry_s=retry_s, numbered=False).steps(calls.models())
@@ -132,3 +222,26 @@ def test_without_patience_or_a_server_a_call_ends_at_once(retry_s: float) -> Non
     else:
         with pytest.raises(Problem):
             steps.send(answer(503, None))
+
+
+def test_who_waits_is_told_why_and_for_how_long_and_when_it_is_over() -> None:
+    told: list[tuple[str | None, float]] = []
+    flow = Flow("http://x", retry_s=30.0, numbered=False, waiting=lambda why, s: told.append((type(why).__name__, s)))
+    for _ in range(2):  # the second call finds a server that answers at once
+        steps = flow.steps(calls.models())
+        next(steps)
+        if not told:
+            assert steps.send(answer(503, None)) == 0.1
+            next(steps)
+            assert steps.throw(httpx.ReadError("cut")) == 0.2
+            next(steps)
+        with pytest.raises(StopIteration):
+            steps.send(httpx.Response(200, json={"models": []}))
+    assert told == [("Problem", 0.1), ("ServerAway", 0.2), ("NoneType", 0.0)]
+    steps = flow.steps(calls.models())
+    next(steps)
+    steps.send(answer(503, None))
+    next(steps)
+    with pytest.raises(Problem):
+        steps.send(answer(500, None))
+    assert told[3:] == [("Problem", 0.1), ("NoneType", 0.0)], "whatever the answer is"

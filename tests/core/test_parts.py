@@ -25,6 +25,7 @@ from service.parts import MAX_GOLDEN_BYTES
 from service.settings import Settings
 
 SOUND, BROKEN = "digits-mlp", "question-lstm"
+VERSION = {SOUND: "1", BROKEN: "2"}
 Break = Callable[[Path], None]
 
 
@@ -33,10 +34,11 @@ def models(tmp_path: Path) -> Path:
     """Two packages, one of which is to be broken."""
     for name in (SOUND, BROKEN):
         for file in ("manifest.json", "model.onnx", "golden.npz", "tokenizer.json"):
-            source = zoo_folder() / name / "1" / file
+            source = zoo_folder() / name / VERSION[name] / file
             if source.exists():
-                (tmp_path / "models" / name / "1").mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, tmp_path / "models" / name / "1")
+                place = tmp_path / "models" / name / VERSION[name]
+                place.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, place)
     return tmp_path / "models"
 
 
@@ -161,7 +163,7 @@ BROKEN_IN_SOME_WAY: dict[str, tuple[Break, str]] = {
 @pytest.mark.parametrize("name", list(BROKEN_IN_SOME_WAY))
 def test_a_broken_package_is_refused_alone(models: Path, tmp_path: Path, name: str) -> None:
     damage, check = BROKEN_IN_SOME_WAY[name]
-    place = models / BROKEN / "1"
+    place = models / BROKEN / VERSION[BROKEN]
     damage(place)
     with pytest.raises(PackageRefused) as refused:
         verify(load_package(place))
@@ -173,7 +175,7 @@ def test_a_broken_package_is_refused_alone(models: Path, tmp_path: Path, name: s
 
 
 def test_a_file_that_lies_elsewhere_is_not_the_package_s(models: Path, tmp_path: Path) -> None:
-    place = models / BROKEN / "1"
+    place = models / BROKEN / VERSION[BROKEN]
     elsewhere = tmp_path / "elsewhere.json"
     (place / "tokenizer.json").rename(elsewhere)
     (place / "tokenizer.json").symlink_to(elsewhere)

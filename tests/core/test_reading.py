@@ -18,7 +18,7 @@ from service.api.messages import MAX_ENTRIES, read_entry, read_hello, split_mess
 from service.api.rows import MAX_NUMBERS, Block, read_block, to_rows
 from service.codec import decimal_number
 from service.contracts import MAX_ROWS, RowInput
-from service.errors import Malformed, RollcastError, TooLarge, WrongShape
+from service.errors import Malformed, NonFinite, RollcastError, TooLarge, WrongShape
 from tests.turns import BUSY, LONGEST_S, at_once, in_slices
 
 MB8 = 8 << 20
@@ -32,8 +32,13 @@ def features(count: int) -> RowInput:
     return RowInput([f"x{n}" for n in range(count)], 1.0, [], [], [], [])
 
 
-def read(media: str, body: bytes) -> Any:
-    found, longest_s = in_slices(read_block(media, body))
+async def _rows(media: str, body: bytes, width: int) -> np.ndarray:
+    return (await to_rows(await read_block(media, body), features(width))).values
+
+
+def read(media: str, body: bytes, width: int = 2) -> Any:
+    """As rows of a model with so many features, or why not."""
+    found, longest_s = in_slices(_rows(media, body, width))
     assert longest_s < BUSY * LONGEST_S
     return found
 
@@ -46,8 +51,7 @@ LARGEST = {CSV: b"\n".join([ROW] * MAX_ROWS), JSON: b'{"samples":[[' + b"],[".jo
 
 @pytest.mark.parametrize(("media", "body"), LARGEST.items())
 def test_the_largest_block_of_text_is_taken(media: str, body: bytes) -> None:
-    rows, longest_s = in_slices(at_once(to_rows, read(media, body), features(64)))
-    assert longest_s < BUSY * LONGEST_S
+    rows = read(media, body, 64)
     assert rows.shape == (MAX_ROWS, 64)
     assert (rows == np.float32(NUMBER)).all()
 
@@ -55,13 +59,20 @@ def test_the_largest_block_of_text_is_taken(media: str, body: bytes) -> None:
 @pytest.mark.parametrize(
     ("media", "body", "error", "words"),
     [
+        (CSV, b"," * (MAX_NUMBERS - 1), WrongShape, f"row 1 has {MAX_NUMBERS} columns"),
+        (CSV, b"NA;" * (MAX_NUMBERS - 1) + b"?", WrongShape, f"row 1 has {MAX_NUMBERS} columns"),
+        (CSV, b"1," * (MAX_NUMBERS - 1) + b"x", WrongShape, f"row 1 has {MAX_NUMBERS} columns"),
+        (CSV, b"a;" * (MB8 // 2), TooLarge, f"more than {MAX_NUMBERS} numbers"),
+        (CSV, b"#\n" * (MB8 // 2), Malformed, "blank lines"),
+        (CSV, b"a," * (MAX_NUMBERS // 2) + b"b\n1,2", WrongShape, "heading a, a"),
+        (CSV, b"time," * 100_000 + b"b\n1,2", WrongShape, "heading time, time"),
         (CSV, b"a," * (MB8 // 2), TooLarge, f"more than {MAX_NUMBERS} numbers"),
-        (CSV, b"1\n" * (MB8 // 2), WrongShape, f"more than {MAX_ROWS} rows"),
+        (CSV, b"1,2\n" * (MB8 // 4), TooLarge, f"more than {MAX_NUMBERS} numbers"),
+        (CSV, b"1,2\n" * 5000, WrongShape, f"more than {MAX_ROWS} rows"),
         (CSV, b"\n" * MB8, Malformed, "blank lines"),
-        (CSV, b"1" * MB8, WrongShape, "no rows"),
+        (CSV, b"1" * MB8, WrongShape, "heading 1111"),
         (CSV, b'"' * MB8, Malformed, "field limit"),
         (CSV, b" " * MB8, WrongShape, "no rows"),
-        (CSV, b"1," * (MAX_NUMBERS - 1) + b"x", Malformed, f"row 1, column {MAX_NUMBERS}: 'x'"),
         (JSON, b'{"samples":[[' + b"1," * (MB8 // 2) + b"1]]}", TooLarge, f"more than {MAX_NUMBERS} numbers"),
         (JSON, b'{"samples":[' + b"[]," * (MB8 // 3) + b"[]]}", TooLarge, "numbers"),
         (JSON, b'{"samples":[' + b"[]," * 5000 + b"[]]}", WrongShape, f"more than {MAX_ROWS} rows"),
@@ -79,23 +90,30 @@ def test_a_body_that_is_dear_to_read_is_refused_early(
 
 
 def test_many_numbers_that_are_none_are_found_without_holding_anybody_up() -> None:
-    found = read(JSON, b'{"samples":[[' + b"NaN," * (MAX_NUMBERS - 1) + b"1]]}")
-    assert isinstance(found, Block)
+    found = read(JSON, b'{"samples":[[' + b"NaN," * (MAX_NUMBERS - 1) + b"1]]}", MAX_NUMBERS)
+    assert isinstance(found, NonFinite)
+
+
+def test_a_long_row_is_read_in_slices_and_its_fault_found() -> None:
+    assert read(CSV, b"1," * 19_999 + b"2", 20_000).sum() == 20_001
+    found = read(CSV, b"1," * 19_999 + b"x", 20_000)
+    assert isinstance(found, Malformed)
+    assert "row 1, column 20000: 'x' is not a number" in found.detail
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 def test_rows_of_csv_end_with_a_line_end(end: bytes) -> None:
-    assert read(CSV, b"1,2" + end + end + b"3,4" + end).rows == [[1, 2], [3, 4]]
+    assert read(CSV, b"1,2" + end + end + b"3,4" + end).tolist() == [[1, 2], [3, 4]]
 
 
 @pytest.mark.parametrize("within", ["\u2028", "\v", "\f", "\x1c", "\x85"])
 def test_nothing_else_ends_a_row(within: str) -> None:
-    found = read(CSV, f"1,2{within}3,4".encode())
+    found = read(CSV, f"1,2{within}3,4".encode(), 3)
     assert isinstance(found, Malformed)
     assert "row 1, column 2" in found.detail
 
 
-@pytest.mark.parametrize("cell", ["1_0", "١", "１", "1\v", "0x1", "1e", "", "1" * 2000])
+@pytest.mark.parametrize("cell", ["1_0", "١", "１", "1\v", "0x1", "1e", "1" * 2000])
 def test_what_only_python_takes_for_a_number_is_none(cell: str) -> None:
     with pytest.raises(ValueError):
         decimal_number(cell)
@@ -117,6 +135,8 @@ def large(samples: Any) -> bytes:
         ("[" + '{"kind":0},' * 8000 + "{}]" + " " * MB8, f"8001 entries: expected at most {MAX_ENTRIES}"),
         ("[" * MB8, "expected an array of entries"),
         ("[" + '{"a":' * 5000 + " " * MB8, "recursion"),
+        ("[" + "NaN," * 250_000 + "1]", "expected an array"),
+        ('["' + '\\"' * 500_000 + "NaN", "truncated"),
         (pack([1] * MB8), f"{MB8} entries"),
         (b"\xdd\xff\xff\xff\xff", f"{2**32 - 1} entries"),
         (b"\x91" * MB8, "recursion"),
@@ -150,6 +170,33 @@ def test_an_entry_that_is_dear_to_read_is_refused_early(entry: bytes, words: str
     assert isinstance(found, RollcastError)
     assert words in found.detail
     assert longest_s < BUSY * LONGEST_S
+
+
+def test_values_that_are_none_are_found_in_whatever_way_they_come() -> None:
+    said = {
+        read(CSV, b"1,2\n3,nan\n").detail,
+        read(CSV, b"1,2\n3,NA\n").detail,
+        read(CSV, b"1,2\n3,\n").detail,
+        read(JSON, b'{"samples": [[1, 2], [3, NaN]]}').detail,
+        read(JSON, b'{"samples": [[1, 2], [3, null]]}').detail,
+        read("application/octet-stream", np.float32([[1, 2], [3, np.nan]]).tobytes()).detail,
+    }
+    for message in (
+        '[{"kind":"samples","samples":[[1,2],[3,NaN]]}]',
+        pack([{"kind": "samples", "samples": [[1, 2], [3, None]]}]),
+    ):
+        (part,) = split_message(message)
+        found, _ = in_slices(to_rows(Block(read_entry(part, isinstance(message, bytes)).samples or b""), features(2)))
+        said.add(found.detail)
+    assert said == {"row 2, column 2 (x1): nan; expected a finite number of float32's range"}
+
+
+def test_only_numbers_may_be_none() -> None:
+    entry = b'{"kind":"samples","samples":[[1,-Infinity]],"model":"a NaN, \\" [NaN"}'
+    assert read_entry(entry, False).model == 'a NaN, " [NaN'
+    for wrong in (b'{"kind":"samples","samples":[[1]],"time": NaN}', b'{"kind":"samples","samples":[[1,"NaN"]]}'):
+        with pytest.raises(Malformed):
+            read_entry(wrong, False)
 
 
 def test_the_largest_entries_are_read() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 
 from service.chaos.objects import object_of, put_back
-from service.chaos.oracle import Oracle
+from service.chaos.oracle import Oracle, compare
 from service.chaos.replay import Expected, Replay, superseding
 from service.contracts import GapPolicy, RollingSettings
 from tests.doubles import TinyEngine, rows_fields, tiny_manifest
@@ -106,3 +109,67 @@ def test_a_silence_is_believed_when_it_came_and_judged_by_what_it_tells() -> Non
     back = replay.expect("1004-0", good())
     assert restarted(back) is None
     assert {event[:2] for event in back.body["events"]} == {("enter", name) for name in entered} != set()
+
+
+# --- what is compared ------------------------------------------------------------------------------------------------
+
+
+def a_step() -> tuple[dict[str, Any], dict[str, Any]]:
+    """A prediction with events of every type, and what the oracle expects: the same."""
+    engine = TinyEngine(tiny_manifest(rolling=RollingSettings(0.0, 0.4, 0.3, 0.0, 0.0, 0.0)))
+    rows = 4 * np.random.default_rng(1).normal(size=(40, 3)).astype(np.float32)
+    expected = Oracle(engine).step(rows, 100.0)
+    labels = engine.manifest.labels
+    best = {
+        name: {"label": labels[int(np.argmax(scores))], "score": max(scores), "probabilities": scores}
+        for name, scores in (("model", expected["probabilities"]), ("rolling", expected["rolling"]))
+    }
+    names = ("type", "label", "step", "time", "start")
+    events = [dict(zip(names, one, strict=True)) for one in expected["events"]]
+    assert {event["type"] for event in events} == {"enter", "update", "exit"}
+    record = {"type": "prediction", "step": 40, **best["model"], "rolling": best["rolling"], "events": events}
+    assert not compare(record, expected).what
+    return record, expected
+
+
+def reverse(record: dict[str, Any]) -> None:
+    record["events"].reverse()
+
+
+OTHERWISE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "type": lambda record: record.update(type="done"),
+    "step": lambda record: record.update(step=39),
+    "label": lambda record: record.update(label="another"),
+    "score": lambda record: record.update(score=record["score"] - 2e-5),
+    "probabilities": lambda record: record["probabilities"].insert(0, record["probabilities"].pop()),
+    "rolling label": lambda record: record["rolling"].update(label="another"),
+    "rolling score": lambda record: record["rolling"].update(score=record["rolling"]["score"] + 2e-5),
+    "rolling probabilities": lambda record: record["rolling"].update(probabilities=[0.25] * 4),
+    "an event's type": lambda record: record["events"][0].update(type="update"),
+    "an event's label": lambda record: record["events"][0].update(label="another"),
+    "an event's step": lambda record: record["events"][0].update(step=0),
+    "an event's time": lambda record: record["events"][0].update(time=99.0),
+    "an event's start": lambda record: record["events"][0].update(start=99.0),
+    "order of events": reverse,
+    "an event less": lambda record: record["events"].pop(),
+}
+
+
+@pytest.mark.parametrize("otherwise", OTHERWISE.values(), ids=OTHERWISE.keys())
+def test_whatever_a_prediction_says_otherwise_is_a_difference(otherwise: Callable[[dict[str, Any]], Any]) -> None:
+    record, expected = a_step()
+    changed = copy.deepcopy(record)
+    otherwise(changed)
+    assert changed != record
+    assert compare(changed, expected).what
+
+
+@pytest.mark.parametrize("which", ["best", "best_rolling"])
+def test_a_label_may_fall_either_way_only_where_the_two_highest_scores_are_close(which: str) -> None:
+    record, expected = a_step()
+    said = record if which == "best" else record["rolling"]
+    label = said["label"]
+    said["label"] = "another"
+    for margin, ties in ((0.9e-4, 1), (1.1e-4, 0)):
+        found = compare(record, expected | {which: (label, margin)})
+        assert (found.ties, bool(found.what)) == (ties, not ties)

@@ -76,7 +76,7 @@ def test_any_cutting_and_batching_equals_the_plain_automaton(
         for b, oracle in enumerate(oracles):
             expected = oracle.step(block[b], last)
             np.testing.assert_array_equal(rows["smooth"][b], np.float32(expected["rolling"]))
-            assert [(e.type, e.label, e.step, e.time) for e in events.get(b, [])] == expected["events"]
+            assert [(e.type, e.label, e.step, e.time, e.start) for e in events.get(b, [])] == expected["events"]
 
 
 def test_an_event_tells_its_beginning_its_peak_and_the_entry_in_which_it_entered() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.codec import NOWHERE, Position
 from service.contracts import StateTensor
-from service.state import StateLayout, StateTable, restart_on_load, tensors_of
+from service.state import StateLayout, StateTable, first_values, restart_on_load, tensors_of
 from tests.doubles import tiny_manifest
 
 SCHEMA = "0123456789abcdef"
@@ -25,6 +25,20 @@ def test_a_new_row_holds_the_initial_values() -> None:
     assert tensors_of(table.layout, rows)["h"].tolist() == [[[0.5] * 3] * 2]
     assert tensors_of(table.layout, rows)["n"].tolist() == [0]
     assert rows["step"].tolist() == [0]
+
+
+def test_a_new_row_holds_a_learnt_state_value_by_value_also_where_another_stream_was() -> None:
+    learnt = [0.5, -1.0, 2.0, 0.25, 0.0, 3.0]
+    table = StateTable(layout(states=[StateTensor("h", [2, 3], initial=learnt)]))
+    slot = table.put(None)
+    rows = table.gather(np.array([slot]))
+    rows["state:h"] = 9.0
+    table.scatter(np.array([slot]), rows)
+    table.free(slot)
+    assert table.put(None) == slot
+    again = tensors_of(table.layout, table.gather(np.array([slot])))["h"]
+    assert again.tolist() == [[[0.5, -1.0, 2.0], [0.25, 0.0, 3.0]]]
+    assert first_values([StateTensor("h", [2, 3], initial=learnt)], 2)["h"].tolist() == [again[0].tolist()] * 2
 
 
 def test_what_is_gathered_is_a_copy_until_it_is_scattered() -> None:

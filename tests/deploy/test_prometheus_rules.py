@@ -101,6 +101,40 @@ def test_every_runbook_is_of_an_alert() -> None:
     assert set(re.findall(r"^### (\w+)$", section, re.M)) == set(ALERTS)
 
 
+def test_what_is_recorded_over_several_windows_is_the_same_but_for_its_window() -> None:
+    meant: dict[str, set[str]] = {}
+    for name, rule in RECORDED.items():
+        ratio, _, window = name.partition(":ratio_rate")
+        if window:
+            assert set(re.findall(r"\[(\w+)\]", rule["expr"])) == {window}, name
+            meant.setdefault(ratio, set()).add(rule["expr"].replace(f"[{window}]", "[…]"))
+    assert len(meant) == 3
+    assert {ratio: len(each) for ratio, each in meant.items()} == dict.fromkeys(meant, 1)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "objective", "alert"),
+    [
+        ("http_errors", "0.001", "RollcastApiErrors"),
+        ("http_slow", "0.01", "RollcastApiSlow"),
+        ("answers_late", "0.01", "RollcastAnswersLate"),
+    ],
+)
+def test_every_objective_is_watched_over_the_same_windows_at_the_same_pace(
+    ratio: str, objective: str, alert: str
+) -> None:
+    pairs = {
+        alert: [("14.4", "1h", "5m"), ("6", "6h", "30m")],
+        f"{alert}Budget": [("3", "1d", "2h"), ("1", "3d", "6h")],
+    }
+    for name, windows in pairs.items():
+        asked = [
+            " and ".join(f"rollcast:{ratio}:ratio_rate{window} > {pace} * {objective}" for window in both)
+            for pace, *both in windows
+        ]
+        assert " ".join(ALERTS[name]["expr"].split()) == " or ".join(asked).replace(" 1 * ", " ")
+
+
 def test_rules_ask_for_metrics_that_exist() -> None:
     known = {"up", "process_start_time_seconds"} | set(RECORDED)
     for metrics in (WorkerMetrics(CollectorRegistry()), ApiMetrics(CollectorRegistry())):

@@ -25,6 +25,10 @@ def test_every_module_of_service_is_drawn_and_no_other() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
+    seen: set[str] = set()
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            seen.add(f"{page.name} {target}")
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+    assert seen >= {"README.md docs/architecture.md", "http.md problems.md"}
+    assert len(seen) >= 40

@@ -25,7 +25,10 @@ def test_every_call_has_its_line() -> None:
 
 
 def test_every_parameter_is_named() -> None:
+    seen: set[str] = set()
     for name, call in calls().items():
         for parameter in call.get("parameters", []):
             if parameter["in"] != "path":
+                seen.add(parameter["name"])
                 assert re.search(rf"`\??{parameter['name']}(=\w+)?`", PAGE), f"{name}: {parameter['name']}"
+    assert seen >= {"model", "wait", "ack", "after", "limit", "sort", "when_full", "Last-Event-ID"}

@@ -45,24 +45,38 @@ def test_every_body_and_answer_has_a_schema_and_an_example_that_fits(where: str,
             assert DOCUMENT.wrong(example, content["schema"]) == ""
 
 
+def test_no_body_or_answer_is_left_out() -> None:
+    found = [where for where, _ in contents()]
+    assert len(found) >= 100
+    assert sum(": body " in where for where in found) >= 10
+    assert {method for where in found for method in [where.split()[0]]} == {"get", "put", "post", "delete"}
+
+
 def test_every_problem_has_an_example() -> None:
     assert DETAILS.keys() == {kind for kinds in problem_types().values() for kind in kinds}
 
 
 def test_every_parameter_has_a_description_and_a_schema() -> None:
+    seen = 0
     for path, calls in DOCUMENT.document["paths"].items():
         for method, call in calls.items():
             for parameter in call.get("parameters", []):
+                seen += 1
                 assert parameter["schema"], f"{method} {path}"
                 assert parameter["in"] == "path" or parameter["description"], f"{method} {path}: {parameter['name']}"
+    assert seen >= 60
 
 
 def test_who_is_told_to_try_again_is_told_when() -> None:
+    seen: set[str] = set()
     for calls in DOCUMENT.document["paths"].values():
         for call in calls.values():
             for status in call["responses"].keys() & {"429", "503"}:
                 if "readyz" not in call["operationId"]:
+                    seen.add(f"{status} {call['operationId']}")
                     assert "Retry-After" in call["responses"][status]["headers"]
+    assert {one[:3] for one in seen} == {"429", "503"}
+    assert len(seen) >= 20
 
 
 @pytest.mark.parametrize(

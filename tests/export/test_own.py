@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
+from export.checks import check_rate, oddities
 from export.data import DataError
+from export.deadline import Deadline
 from export.own import FOLDS, Examples, parse_form, read_frames, read_own, read_rows, split_own
-from export.plan import FAMILIES, MEMBERS, Candidate, Choice, choose, own_task
+from export.plan import FAMILIES, MEMBERS, Candidate, Choice, Found, choose, own_task
 from service.contracts import FrameInput
 
 TS = """# a comment
@@ -84,7 +89,7 @@ def test_npz_files_are_read_in_both_forms(tmp_path: Path) -> None:
     assert (other.label, other.group, other.features) == (["3", "4"], ["p", "q"], ["u", "v"])
 
 
-X = np.zeros((4, 5, 2))
+X, L = np.zeros((4, 5, 2)), [1, 2, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -94,8 +99,28 @@ X = np.zeros((4, 5, 2))
         ({"x": X, "label": [1, 2]}, "label of shape (2,) for 4"),
         ({"x": X, "label": [1, 2, 1, 2], "group": [1]}, "group of shape (1,)"),
         ({"x": X[0], "label": [1], "length": [4]}, "add up to 4"),
-        ({"x": X * np.nan, "label": [1, 2, 1, 2]}, "example 0, row 1, column 1: nan"),
+        ({"x": X * np.nan, "label": [1, 2, 1, 2]}, "example 0, row 1, column 1 (x0): nan"),
         ({"x": np.array([["a"]]), "label": [1]}, "type <U1"),
+        ({"x": np.float32(1), "label": [1]}, "x of shape ()"),
+        ({"x": X, "label": L, "features": ["a"] * 5}, "'a' stands there twice"),
+        ({"x": X, "label": L, "features": ["a", " "]}, "features number 2 is empty"),
+        ({"x": X, "label": L, "features": ["a", "b", "c"]}, "3 features are named, the rows have 2 columns"),
+        ({"x": X, "label": L, "features": list("abcde")}, "are its channels first? expected (N, T, F)"),
+        ({"x": X[..., 0], "label": L, "features": list("abcde")}, "one row an example is no series"),
+        ({"x": X[:, :1], "label": L}, "one row an example: expected series"),
+        ({"x": X[0], "label": [1, 2], "length": [2.5, 2.5]}, "expected whole numbers"),
+        ({"x": X[0], "label": [1, 2], "length": [np.nan, 5]}, "expected whole numbers"),
+        ({"x": X[0], "label": [1, 2], "length": ["2", "3"]}, "expected whole numbers"),
+        ({"x": X[0], "label": [1, 2], "length": [-1, 6]}, "the least of them -1"),
+        ({"x": X[0], "label": [], "length": []}, "add up to 0"),
+        ({"x": X, "label": L, "length": [5, 5, 5, 5]}, "without padding"),
+        ({"x": X, "label": [0.25, 1, 0.25, 1]}, "label 0.25: expected names or whole numbers"),
+        ({"x": X, "label": [np.nan, 1, 1, 1]}, "label nan"),
+        ({"x": X, "label": [np.inf, 1, 1, 1]}, "label inf"),
+        ({"x": X, "label": ["a", "", "a", "b"]}, "label number 2 is empty"),
+        ({"x": X, "label": np.eye(4)}, "label of shape (4, 4) for 4"),
+        ({"x": X, "label": L}, "all 4 examples are the same"),
+        ({"x": X + np.float64(1e30), "label": L}, "row 1, column 1: 1e+30; expected at most 1e+18"),
     ],
 )
 def test_a_spoilt_npz_says_what_was_expected(tmp_path: Path, values: dict[str, np.ndarray], said: str) -> None:
@@ -104,6 +129,94 @@ def test_a_spoilt_npz_says_what_was_expected(tmp_path: Path, values: dict[str, n
         read_rows(tmp_path / "mine.npz")
     assert "mine.npz" in str(caught.value)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("at", [0.3, 0.6])
+def test_a_packed_npz_with_a_wrong_byte_is_named(tmp_path: Path, at: float) -> None:
+    x = np.random.default_rng(0).normal(size=(8, 50, 2))
+    np.savez_compressed(tmp_path / "mine.npz", x=x, label=L * 2)
+    content = bytearray((tmp_path / "mine.npz").read_bytes())
+    content[int(at * len(content))] ^= 0xFF
+    (tmp_path / "mine.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"damaged file .*mine\.npz"):
+        read_rows(tmp_path / "mine.npz")
+
+
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [
+        ([0.0, 1.0], ["0", "1"]),
+        ([b"ok", b"worn"], ["ok", "worn"]),
+        (["ok ", "worn"], ["ok", "worn"]),
+        ([True, False], ["True", "False"]),
+    ],
+    ids=["floats", "bytes", "blanks", "truth"],
+)
+def test_labels_are_names_without_what_a_file_adds(tmp_path: Path, label: list[object], found: list[str]) -> None:
+    np.savez(tmp_path / "a.npz", x=np.arange(20.0).reshape(2, 5, 2), label=label)
+    assert read_rows(tmp_path / "a.npz").label == found
+
+
+@pytest.mark.parametrize(
+    ("width", "features", "said"),
+    [
+        (3, ["a", "b", "c"], "3 columns, "),
+        (2, ["b", "a"], None),
+        (2, ["a", "c"], "columns a, c; "),
+        (2, [], None),
+    ],
+)
+def test_test_data_has_the_columns_of_what_is_learnt(
+    tmp_path: Path, width: int, features: list[str], said: str | None
+) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", x=rng.normal(size=(16, 6, 2)), label=L * 4, features=["a", "b"])
+    np.savez(tmp_path / "t.npz", x=rng.normal(size=(4, 6, width)), label=L, features=features)
+    if said is None:
+        assert read_own("own", tmp_path / "a.npz", tmp_path / "t.npz", None).features == ["a", "b"]
+        return
+    with pytest.raises(DataError) as caught:
+        read_own("own", tmp_path / "a.npz", tmp_path / "t.npz", None)
+    assert f"t.npz: {said}" in str(caught.value)
+
+
+def test_a_certificate_that_cannot_be_made_is_told_before_anything_is_learnt(tmp_path: Path) -> None:
+    rows = [np.random.default_rng(i).normal(size=(9 if i < 2 else 1, 2)) for i in range(40)]
+    np.savez(tmp_path / "a.npz", x=np.concatenate(rows), length=[len(x) for x in rows], label=L * 10)
+    with pytest.raises(DataError, match="at least two rows"):
+        read_own("own", tmp_path / "a.npz", None, None)
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (np.random.default_rng(0).normal(size=(40, 6, 2)) * [1, 0], "the same in every row: x1"),
+        (np.random.default_rng(0).normal(size=(40, 2, 90)), "every example has 2 rows of 90 columns"),
+        (np.random.default_rng(0).normal(size=(40, 6, 2)), ""),
+    ],
+    ids=["constant", "channels first", "nothing"],
+)
+def test_what_is_odd_is_said_and_read(
+    tmp_path: Path, x: np.ndarray, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "a.npz", x=x, label=L * 10)
+    read_own("own", tmp_path / "a.npz", None, None)
+    told = capsys.readouterr().err
+    assert said in told
+    assert bool(told) == bool(said)
+
+
+@pytest.mark.parametrize("hz", [float("nan"), float("inf"), 0.0, -1.0])
+def test_a_rate_that_is_none_is_refused(hz: float) -> None:
+    check_rate(50.0)
+    check_rate(None)
+    with pytest.raises(DataError, match=r"--hz .*rows or frames a second"):
+        check_rate(hz)
+
+
+def test_lengths_far_apart_are_said() -> None:
+    x = [np.random.default_rng(i).normal(size=(900 if i == 0 else 9, 2)) for i in range(5)]
+    assert list(oddities(x, ["a", "b"])) == ["examples of 9 to 900 rows, half of them of at most 9"]
 
 
 def test_folders_of_csvs_are_labels(tmp_path: Path) -> None:
@@ -116,8 +229,8 @@ def test_folders_of_csvs_are_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("2.csv", "a,b\n1,2\n3\n", "row 3: expected 2 numbers, found '3'"),
-        ("2.csv", "a,b\n1,x\n", "row 2"),
+        ("2.csv", "a,b\n1,2\n3\n", "row 2 has 1 columns, expected 2: a, b"),
+        ("2.csv", "a,b\n1,x\n", "row 1, column 2: 'x' is not a number"),
         ("2.csv", "a,c\n1,2\n", "columns ['a', 'c']"),
         ("2.csv", "a,b\n", "no rows"),
         ("2.txt", "1,2\n", "expected .csv"),
@@ -165,15 +278,65 @@ def test_images_and_clips_are_read_as_the_server_will(tmp_path: Path) -> None:
     assert clips.label == ["dark", "light"]
 
 
-def test_films_are_read(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    film = cv2.VideoWriter(str(tmp_path / "a" / "1.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (30, 20))
-    for value in (0, 100, 200):
-        film.write(picture(value))
-    film.release()
-    (clip,) = read_frames(tmp_path, FORM).x
-    assert clip.shape == (3, 16, 16, 1)
-    assert np.abs(clip.mean((1, 2, 3)) - [0, 100, 200]).max() < 10
+def film(path: Path, values: Sequence[int], hz: float = 10) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), hz, (30, 20))
+    for value in values:
+        writer.write(picture(value))
+    writer.release()
+    return path
+
+
+def shades(clip: np.ndarray) -> list[int]:
+    """To tens."""
+    return [round(value, -1) for value in clip.mean((1, 2, 3)).round().astype(int).tolist()]
+
+
+def test_frames_in_a_folder_are_read_by_their_numbers(tmp_path: Path) -> None:
+    clip = tmp_path / "a" / "clip"
+    clip.mkdir(parents=True)
+    for i in range(12):
+        cv2.imwrite(str(clip / f"frame{i}.png"), picture(20 * i))
+    (clip / ".DS_Store").write_bytes(b"notes of the system")
+    (tmp_path / "a" / "._clip").write_bytes(b"others")
+    (read,) = read_frames(tmp_path, FORM).x
+    assert shades(read) == [20 * i for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("hz", "expected"),
+    [
+        (None, [0, 50, 100, 150, 200]),
+        (10.0, [0, 50, 100, 150, 200]),
+        (5.0, [0, 100, 200]),
+        (20.0, [0, 50, 50, 100, 100, 150, 150, 200, 200, 200]),
+    ],
+)
+def test_of_a_film_the_frames_nearest_to_the_rate_are_read(
+    tmp_path: Path, hz: float | None, expected: list[int]
+) -> None:
+    film(tmp_path / "a" / "1.avi", [0, 50, 100, 150, 200])
+    found = read_frames(tmp_path, replace(FORM, rate_hz=hz))
+    assert [shades(clip) for clip in found.x] == [expected]
+    assert found.hz == (hz or 10.0)
+
+
+def test_films_of_two_rates_want_one(tmp_path: Path) -> None:
+    film(tmp_path / "a" / "1.avi", [0, 50], 10)
+    film(tmp_path / "b" / "1.avi", [0, 50], 25)
+    with pytest.raises(DataError, match=r"b/1\.avi: 25 frames a second, the first film has 10; say --hz"):
+        read_frames(tmp_path, FORM)
+    assert [len(clip) for clip in read_frames(tmp_path, replace(FORM, rate_hz=10)).x] == [2, 1]
+
+
+def test_a_film_that_lost_its_end_is_refused(tmp_path: Path) -> None:
+    short = film(tmp_path / "a" / "1.avi", list(range(0, 200, 10)))
+    data = bytearray(short.read_bytes())
+    length = data.find(b"strh") + 40  # of the stream, in frames
+    data[length : length + 4] = (30).to_bytes(4, "little")
+    short.write_bytes(data)
+    with pytest.raises(DataError, match=r"a/1\.avi: 20 of the 30 frames that it announces can be read"):
+        read_frames(tmp_path, FORM)
 
 
 @pytest.mark.parametrize("name", ["1.png", "1.avi"])
@@ -238,6 +401,10 @@ def test_few_examples_are_validated_in_folds_and_test_data_may_come_apart(tmp_pa
         (examples(30, labels=1), "at least two labels"),
         (examples(30, labels=30), "has 1 examples left"),
         (examples(30, groups=2), "groups are left"),
+        (
+            dataclasses.replace(examples(30, labels=6), group=[f"g{i % 6}" for i in range(30)]),
+            "stands in too few groups",
+        ),
     ],
 )
 def test_too_few_to_split_says_so(tmp_path: Path, found: Examples, said: str) -> None:
@@ -252,17 +419,17 @@ def test_of_equally_right_candidates_the_least_surprised_is_chosen_and_remembere
     data = split_own("own", tmp_path, examples(800))
     tried: list[str] = []
 
-    def trial(task, rest, held, epochs, path) -> tuple[float, float]:
+    def trial(task, rest, held, until, path) -> Found:
         tried.append(path.stem)
         assert not set(rest.names) & set(held.names)
         assert data.test is not None
         assert not set(data.test.names) & set(held.names)
-        return (0.9, -0.2) if path.stem == "try-lstm-64" else (0.9, -0.3)
+        return Found(0.9, -0.2 if path.stem == "try-lstm-64" else -0.3, task.epochs)
 
-    task, choice = choose("own", data, 10.0, "auto", 3600, tmp_path, trial)
+    task, choice = choose("own", data, 10.0, "auto", Deadline(3600), tmp_path, trial)
     assert (choice.family, choice.width, task.net.family) == ("lstm", 64, "lstm")
     assert {name.split("-")[1] for name in tried} == set(FAMILIES) - {"auto"}
-    again, same = choose("own", data, 10.0, "auto", 3600, tmp_path, trial)
+    again, same = choose("own", data, 10.0, "auto", Deadline(3600), tmp_path, trial)
     assert (same, again.epochs, len(tried)) == (choice, task.epochs, 9), "nothing was tried again"
 
 
@@ -270,11 +437,12 @@ def test_of_few_examples_the_better_half_is_tried_on_the_next_fold(tmp_path: Pat
     data = split_own("own", tmp_path, examples(40))
     tried: dict[str, list[frozenset[str]]] = {}
 
-    def trial(task, rest, held, epochs, path) -> tuple[float, float]:
+    def trial(task, rest, held, until, path) -> Found:
         tried.setdefault("-".join(path.stem.split("-")[1:3]), []).append(frozenset(held.names))
-        return (0.9 if task.net.family in ("cnn1d", "rocket") else 0.8), -0.1 * (task.net.family == "rocket")
+        family = task.net.family
+        return Found(0.9 if family in ("cnn1d", "rocket") else 0.8, -0.1 * (family == "rocket"), task.epochs)
 
-    task, choice = choose("own", data, 10.0, "auto", 3600, tmp_path, trial)
+    task, choice = choose("own", data, 10.0, "auto", Deadline(3600), tmp_path, trial)
     rounds = {name: len(folds) for name, folds in tried.items()}
     assert sorted(rounds.values()) == [1, 1, 1, 1, 2, 2, 3, 4, 4]
     assert {name for name, count in rounds.items() if count > 1} >= {"cnn1d-32", "cnn1d-64", "rocket-32", "rocket-64"}
@@ -286,7 +454,9 @@ def test_of_few_examples_the_better_half_is_tried_on_the_next_fold(tmp_path: Pat
 def test_a_short_time_tries_fewer_and_learns_shorter(tmp_path: Path) -> None:
     data = split_own("own", tmp_path, examples(800))
     tried: list[str] = []
-    task, choice = choose("own", data, 10.0, "gru", 1e-9, tmp_path, lambda *given: tried.append("one") or (0.5, 0.0))
+    task, choice = choose(
+        "own", data, 10.0, "gru", Deadline(1e-9), tmp_path, lambda *given: tried.append("one") or Found(0.5, 0.0, 9)
+    )
     assert isinstance(choice, Choice)
     assert tried == ["one"]
     assert task.epochs == 5
@@ -295,7 +465,10 @@ def test_a_short_time_tries_fewer_and_learns_shorter(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["lstm", "gru", "rnn", "cnn1d", "rocket"])
 def test_a_family_that_is_asked_for_is_taken(tmp_path: Path, family: str) -> None:
     data = split_own("own", tmp_path, examples(800))
-    assert choose("own", data, 10.0, family, 3600, tmp_path, lambda *given: (0.5, 0.0))[1].family == family
+    assert (
+        choose("own", data, 10.0, family, Deadline(3600), tmp_path, lambda *given: Found(0.5, 0.0, 9))[1].family
+        == family
+    )
 
 
 # --- the command -------------------------------------------------------------------------------------------------

@@ -160,6 +160,28 @@ def test_a_wrong_field_is_named(place: Path, changes: dict[str, object], said: s
     assert "manifest.json" in error.detail
 
 
+@pytest.mark.parametrize(
+    "initial", [[0.5] * 7, [[0.5] * 8], [], 1e39, [1e39] + [0.0] * 7, "zeros", [None] * 8, ["0"] * 8]
+)
+def test_a_first_state_that_does_not_fill_the_tensor_is_refused(place: Path, initial: object) -> None:
+    h, c = json.loads((place / "manifest.json").read_text())["states"]
+    edit_manifest(place, states=[h | {"initial": initial}, c])
+    error = refusal(place)
+    assert (error.check, "initial" in error.detail) == ("manifest", True)
+
+
+@pytest.mark.parametrize(("initial", "dtype"), [(0.5, "int64"), (-1, "uint8"), ([1, 256], "uint8"), (1e30, "int64")])
+def test_a_first_state_of_whole_numbers_is_whole(place: Path, initial: object, dtype: str) -> None:
+    edit_manifest(place, states=[{"name": "n", "shape": [2], "dtype": dtype, "initial": initial}])
+    assert "states n initial: expected a number, or 2, of " in refusal(place).detail
+
+
+def test_another_first_state_than_the_nets_is_found(place: Path) -> None:
+    h, c = json.loads((place / "manifest.json").read_text())["states"]
+    edit_manifest(place, states=[h | {"initial": [0.0] * 7 + [0.5]}, c])
+    assert refusal(place).check.startswith("torch")
+
+
 def test_a_manifest_that_is_no_json_is_refused(place: Path) -> None:
     (place / "manifest.json").write_text("{")
     assert refusal(place).check == "manifest"

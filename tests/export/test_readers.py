@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -467,3 +470,15 @@ def test_the_real_rows_come_back_from_mat_files_bit_by_bit(data_folder: Path, tm
     for old, new in zip(bearings, signals._cwru(tmp_path), strict=True):
         assert old[:3] == new[:3]
         assert (old[3] == new[3]).all()
+
+
+def test_without_the_data_sets_their_tests_are_left_out_and_the_report_says_so(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    words = ["-c", str(root / "pyproject.toml"), str(root / "tests/export/test_readers.py"), "-k", "real_rows"]
+    environment = {key: value for key, value in os.environ.items() if key != "ROLLCAST_DATA"} | {"REQUIRE_ALL": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words],
+        capture_output=True, text=True, timeout=100, cwd=tmp_path, env=environment, check=False,
+    )  # fmt: skip
+    assert "left out for want of the public data sets: 1 (set ROLLCAST_DATA" in done.stdout
+    assert "skipped" not in done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import cache
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -10,15 +11,17 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from export import package
-from export.texts import learn_tokenizer, tokens
+from export.texts import learn_tokenizer, sst2, tokens, trec
 from models.text import TextRecurrent
 from service.contracts import Manifest, RollingSettings
 from service.engine import OnnxEngine
 from service.errors import PackageRefused
-from service.packages import Package, load_package
+from service.packages import Package, load_package, load_packages
 from service.parity import verify
 from tests.worlds import MemoryWorld, World, answered, working
 
@@ -107,6 +110,75 @@ def test_a_tokenizer_that_cannot_be_streamed_is_refused(packaged: Package, tmp_p
     replace_tokenizer(folder, made().to_str())
     with pytest.raises(PackageRefused, match=said):
         load_package(folder)
+
+
+# --- as people write ---------------------------------------------------------------------------------------------
+
+SAME = [  # as people and phones write, as the training texts have it
+    ("don't miss it", "do n't miss it"),
+    ("don’t miss it", "do n't miss it"),
+    ("don`t don´t donʼt don＇t DON’T", "do n't do n't do n't do n't do n't"),
+    ("you can't look away", "you ca n't look away"),
+    ("it won’t, shouldn’t've and couldn't", "it wo n't , should n't 've and could n't"),
+    ("it's what we’re after, i'll say", "it 's what we 're after , i 'll say"),
+    ("i cannot wait", "i can not wait"),
+    ("“funny”", "`` funny ''"),
+    ('a "funny film," and ("moving")', "a `` funny film , '' and -lrb- `` moving '' -rrb-"),
+    ("moving—and funny – it is", "moving -- and funny -- it is"),
+    ("moving… so funny!!", "moving ... so funny ! !"),
+    ("his/her film (so far).", "his \\/ her film -lrb- so far -rrb- ."),
+    ("a well\u2011made film", "a well-made film"),
+    ("fun\u00adny\u200b film\ufeff", "funny film"),
+    ("fiance\u0301", "fiancé"),
+]
+
+
+@cache
+def shipped(name: str) -> Tokenizer:
+    tokenizer = load_packages()[0][name].tokenizer
+    assert tokenizer is not None
+    return tokenizer
+
+
+@pytest.mark.parametrize(("written", "learnt"), SAME)
+def test_what_people_write_is_what_was_learnt(written: str, learnt: str) -> None:
+    assert tokens(shipped("sentiment-lstm"), written).tolist() == tokens(shipped("sentiment-lstm"), learnt).tolist()
+
+
+def test_a_word_is_cut_where_the_training_texts_cut_it_and_nowhere_else() -> None:
+    glued, cut = learn_tokenizer(["you can 't", "it isn 't"], seen=1), learn_tokenizer(["you ca n't ?"], seen=1)
+    assert glued.encode("You can’t").tokens == ["you", "can", "'", "t"]
+    assert cut.encode("You can’t?").tokens == ["you", "ca", "n", "'", "t", "?"]
+    assert learn_tokenizer(["i cannot"], seen=1).encode("cannot").tokens == ["cannot"]
+    plain = learn_tokenizer(['a "film" ( so far ) -'], seen=1)
+    assert plain.encode("“film” (so) –").tokens == ['"', "film", '"', "(", "so", ")", "-"]
+
+
+TYPED = (
+    "don't can’t \"a film\" “so bad” (it is) \" ' '' `` — ... .... n't ?! cannot t n 't -lrb- a/b \\/ * ´ … !! -- n’t!"
+)
+PIECES = st.sampled_from([*TYPED.split(), "\u200b", "e\u0301"])
+
+
+@given(st.lists(st.lists(PIECES, min_size=1, max_size=3).map("".join), min_size=1, max_size=8))
+def test_a_text_cut_at_whitespace_gives_the_tokens_of_the_whole(words: list[str]) -> None:
+    for name in ("sentiment-lstm", "question-lstm"):
+        one_by_one = [token for word in words for token in tokens(shipped(name), word).tolist()]
+        assert tokens(shipped(name), " ".join(words)).tolist() == one_by_one
+        straight = [word.replace("’", "'") for word in words]
+        assert tokens(shipped(name), " ".join(straight)).tolist() == one_by_one
+
+
+@pytest.mark.parametrize(("name", "read"), [("sentiment-lstm", sst2), ("question-lstm", trec)])
+def test_the_shipped_tokenizer_is_learnt_from_the_training_texts(name: str, read, data_folder: Path) -> None:
+    """And gives what they are cut into as they stand, but for rows of signs that stand there once."""
+    data = read(data_folder)
+    assert shipped(name).to_str() == data.tokenizer
+    plain = Tokenizer.from_str(data.tokenizer)
+    plain.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    pairs = zip(data.train.names, data.train.x, strict=True)
+    assert sum(tokens(plain, text).tolist() != x.tolist() for text, x in pairs) < 5
 
 
 # --- streamed ----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from export import package
-from export.data import Data, Split
+from export.data import Data, Split, mean_and_spread
 from export.metrics import accuracy, confusion, interval95
 from export.runs import CheckpointError, Settings, load_trained
 from export.tasks import Decisions, FrameTask, RowTask, Task
@@ -27,7 +27,6 @@ from export.zoo import TASKS
 from models.catalogue import Net, recurrent
 from models.cnn2d import CNN2d
 from models.rnn import Cell, Recurrent
-from service.errors import PackageRefused
 from service.packages import load_packages, samples
 from service.parity import verify
 from tests.deployment import interruptible
@@ -253,6 +252,45 @@ def test_augmented_frames_move_a_little(small_data: Data) -> None:
     assert moved.max() < 255.01
 
 
+# --- what a net is told of its rows -------------------------------------------------------------------------------
+
+COLUMNS = {
+    "alike": np.full(300_000, 0.1),
+    "seconds since 1970": 1.7e9 + 128.0 * (np.arange(300_000) % 40),
+    "nearly alike": 16_777_216.0 + 2.0 * (np.arange(300_000) % 2),
+    "tiny": 1e-9 * (1 + np.arange(300_000) % 3),
+    "nothing": np.zeros(300_000),
+    "large": np.where(np.arange(300_000) % 2, 3e38, -3e38),
+}
+
+
+def test_means_and_spreads_are_the_true_ones_and_lie_where_they_must() -> None:
+    """Added up in 32 bits the mean of equal values comes to lie above them."""
+    rows = np.stack([*COLUMNS.values()], -1).astype(np.float32)
+    assert not (rows.min(0) <= rows.mean(0)).all() or not (rows.mean(0) <= rows.max(0)).all()
+    mean, spread = (np.array(each) for each in mean_and_spread(rows))
+    assert (rows.min(0) <= mean).all()
+    assert (mean <= rows.max(0)).all()
+    assert (mean.astype(np.float32) == mean).all()
+    assert (spread.astype(np.float32) == spread).all()
+    true = rows.astype(np.float64)
+    assert np.abs(mean - true.mean(0)).max() <= np.abs(np.spacing(mean.astype(np.float32))).max()
+    changes = [name not in ("alike", "nothing") for name in COLUMNS]
+    assert spread.tolist() == pytest.approx(np.where(changes, true.std(0), 1.0).tolist(), rel=1e-6)
+
+
+def test_a_manifest_says_what_the_net_was_told(wave_task: RowTask) -> None:
+    data = wave_task.load(Path())
+    for x in data.train.x:
+        x[:, 1] = 0.1  # a column that never changes
+    rows, shape = wave_task.describe_input(data)["rows"], wave_task.shape(data.train, 3)
+    assert (rows.mean, rows.std) == (list(shape.mean), list(shape.std))
+    assert (rows.minimum[1], rows.mean[1], rows.maximum[1], rows.std[1]) == (*[float(np.float32(0.1))] * 3, 1.0)
+    net = wave_task.net.build(shape)
+    assert net.mean.tolist() == rows.mean
+    assert net.std.tolist() == rows.std
+
+
 # --- every family learns -----------------------------------------------------------------------------------------
 
 
@@ -306,11 +344,6 @@ def test_a_perfect_score_is_not_certain() -> None:
     low, high = interval95(decisions([0] * 40, [0] * 40, [i // 20 for i in range(40)]))
     assert high == 1.0
     assert low < 0.5, "two examples prove little"
-
-
-def test_a_state_that_begins_with_several_values_is_refused() -> None:
-    with pytest.raises(PackageRefused, match="one value everywhere"):
-        package._state("h", np.array([[0.0, 1.0]], np.float32))
 
 
 def test_a_draft_that_fails_leaves_the_old_package(tmp_path: Path) -> None:

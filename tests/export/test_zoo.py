@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from export.keep import LIMIT_BYTES
 from export.metrics import accuracy
 from export.package import learnt, stream_run
+from export.samples import right_of_shipped
 from export.zoo import TASKS, ZOO
 from service.decode import decode_frame
 from service.engine import OnnxEngine
 from service.packages import Package, load_package, load_packages, samples, zoo_folder
 from service.parity import check
 
-PACKAGES = {place.parent.name: load_package(place) for place in sorted(zoo_folder().glob("*/1"))}
+PACKAGES = {place.parent.name: load_package(place) for place in sorted(zoo_folder().glob("*/*"))}
 NAMES = tuple(PACKAGES)
 WITH_SAMPLES = ("activity-lstm", "digits-cnn")  # what may be passed on
 
@@ -212,6 +213,23 @@ def test_serving_a_package_never_imports_torch_or_models() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+@pytest.mark.parametrize("name", WITH_SAMPLES)
+def test_what_a_card_states_of_the_shipped_samples_is_measured_again(name: str) -> None:
+    found = right_of_shipped(TASKS[name], PACKAGES[name], stream_run(PACKAGES[name]))
+    assert found == PACKAGES[name].manifest.metrics["on_samples"]
+    said = f"{found['right']} of {found['units']} decisions are right ({found['right'] / found['units']:.4f})"
+    assert f"{said}; the tests measure this again" in (PACKAGES[name].folder / "card.md").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_says_which_accuracy_anybody_can_measure_again(name: str) -> None:
+    card = (PACKAGES[name].folder / "card.md").read_text()
+    accuracy_part = card.partition("## Accuracy")[2].partition("\n## ")[0]
+    who = "Every other accuracy" if name in WITH_SAMPLES else "Every accuracy"
+    assert f"{who} in this card was measured once" in accuracy_part
+    assert ("samples that ship beside it" in card) == bool(samples(PACKAGES[name]))
 
 
 @pytest.mark.parametrize("name", NAMES)

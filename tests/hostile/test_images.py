@@ -28,13 +28,10 @@ AT_THE_DOOR = {
     "an IDAT of 2 GB": said(b"IDAT", 0x7FFFFFFF),
     "an fdAT of 4 GB": png(8, 8, before=animation(2) + picture_of_animation(0, 8, 8))[:-12] + b"\xff\xff\xff\xf0fdAT"
     + bytes(100) + chunk(b"IEND", b""),
-    "an acTL of no bytes": png(8, 8, before=chunk(b"acTL", b"")),
     "100 kB of scans": scans(4096, 4096, 2000),
     "540 kB of scans": scans(4096, 4096, 12_000),
     "scans, arithmetic": scans(4096, 4096, 10, arithmetic=True),
     "256 MB in an IDAT": png(8, 8, pixels=deflated(256 << 20)),
-    "an APNG of 16 bits": png(4096, 4096, depth=16, colour=6, before=animation(2)),
-    "a part outside the canvas": png(8, 8, before=animation(2) + picture_of_animation(0, 4096, 4096)),
     "16 million rows": png(1, 16_000_000),
     "20,000 chunks": png(8, 8, before=chunk(b"tEXt", b"a\0b") * 20_000),
     "a canvas of 1×1": webp(1, 1, picture_of_webp(800, 800)),
@@ -43,9 +40,14 @@ AT_THE_DOOR = {
 }  # fmt: skip
 IN_ITS_TURN = {
     "pixels for 500 MB": png(2000, 2000, size=500 << 20),
+    "no pixels": png(8, 8, pixels=b"x\x9cjunkjunk"),
+}
+NEVER_UNPACKED = {
+    "an acTL of no bytes": png(8, 8, before=chunk(b"acTL", b"")),
+    "an APNG of 16 bits": png(2048, 2048, depth=16, colour=6, before=animation(2)),
+    "a part outside the canvas": png(8, 8, before=animation(2) + picture_of_animation(0, 4096, 4096)),
     "texts for 800 MB": png(8, 8, before=chunk(b"zTXt", b"a\0\0" + deflated(7_900_000)) * 100),
     "a profile for 256 MB": png(8, 8, before=chunk(b"iCCP", b"a\0\0" + deflated(256 << 20))),
-    "no pixels": png(8, 8, pixels=b"x\x9cjunkjunk"),
 }
 
 
@@ -63,6 +65,8 @@ def test_costly_pictures_are_refused_and_cost_nothing(target: Up, bounded: Bound
         for name, image in IN_ITS_TURN.items():
             answer = post(target, "hostile-image", image)
             assert (answer.status_code, answer.json()["reason"]) == (422, "bad_image"), f"{name}: {answer.text}"
+        for name, image in NEVER_UNPACKED.items():
+            assert post(target, "hostile-image", image).status_code == 200, name
         assert post(target, "hostile-image", png(8, 8)).status_code == 200
     assert not [line for line in target.lines if line["process"] == "?"]  # libpng's own words
 

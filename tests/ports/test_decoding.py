@@ -18,7 +18,7 @@ HOSTILE = {
     "a chunk of 4 GB": said(b"IDAT", 0xFFFFFFF0),
     "scans": scans(64, 64, 200),
     "pixels": png(1000, 1000, size=100_000_000),
-    "texts": png(8, 8, before=chunk(b"zTXt", b"a\0\0" + deflated(7_900_000)) * 3),
+    "no pixels": png(8, 8, before=chunk(b"zTXt", b"a\0\0" + deflated(7_900_000)) * 3, size=71),
 }
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from prometheus_client import CollectorRegistry
 
+from service.errors import CommitRefused
 from service.metrics import WorkerMetrics
-from tests.doubles import TinyEngine, rows_fields, tiny_manifest
+from service.ports import Commit, Committed
+from service.worker import loop
+from tests.doubles import MemoryLog, TinyEngine, rows_fields, tiny_manifest
 from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, answered, wait_until, working
 
 ROW = np.ones((1, 3), np.float32)
@@ -82,4 +87,43 @@ def test_what_was_stepped_for_longer_than_a_lease_is_committed_when_nobody_took_
         bodies = answered(world, {"a": 2})
     assert [body["step"] for body in bodies["a"]] == [1, 2]
     assert len(engine.calls) == 2, "each once"
+    assert not any(child.value for child in metrics.shards_lost.children.values())
+
+
+class Refusing(MemoryLog):
+    """Its broker takes no commits for a while, by the clock of the worker."""
+
+    refused_until = 0.0
+
+    def result(self, shard: int) -> Committed:
+        if loop.time.monotonic() < self.refused_until:
+            raise CommitRefused("OOM command not allowed when used memory > 'maxmemory'.")
+        return super().result(shard)
+
+    def send_again(self, shard: int) -> None: ...
+
+    def make_room(self, commit: Commit) -> int:
+        return 0
+
+
+def test_no_shard_is_lost_while_the_broker_refuses_commits_for_ten_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = [0.0]  # a pause before a commit is sent again costs no time, but moves the worker's clock
+
+    def sleep(seconds: float) -> None:
+        slept[0] += seconds
+
+    clock = SimpleNamespace(**{name: getattr(time, name) for name in ("perf_counter", "time")}, sleep=sleep)
+    clock.monotonic = lambda: time.monotonic() + slept[0]
+    monkeypatch.setattr(loop, "time", clock)
+    world, metrics = MemoryWorld(SHARDS), WorkerMetrics(CollectorRegistry())
+    log = Refusing(world)
+    log.refused_until = clock.monotonic() + 30.0
+    world.append("a", rows_fields("a", ROW))
+    with working(log, TinyEngine(tiny_manifest()), lease_s=3.0, metrics=metrics):
+        wait_until(lambda: clock.monotonic() > log.refused_until, 60, "ten leases are over")
+        world.append("a", rows_fields("a", ROW))
+        bodies = answered(world, {"a": 2})
+    assert [body["step"] for body in bodies["a"]] == [1, 2]
+    assert metrics.commit_errors.value > 30, "it was refused all the time"
+    assert world.acquisitions == SHARDS, "each once"
     assert not any(child.value for child in metrics.shards_lost.children.values())

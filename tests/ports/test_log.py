@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,10 @@ import redis
 from prometheus_client import CollectorRegistry
 
 from service.broker.log import RedisLog
-from service.broker.wire import Wire
-from service.codec import Head, number_id, parse_head
+from service.broker.wire import Wire, pack
+from service.codec import Head, id_number, number_id, parse_head
 from service.embedded import EmbeddedBroker
-from service.errors import Disagreement, Fenced
+from service.errors import BrokerAway, Disagreement, Fenced
 from service.keys import ShardKeys
 from service.metrics import WorkerMetrics
 from service.ports import Commit, OutWrite
@@ -142,6 +144,99 @@ def test_a_broker_that_went_back_in_time_fences_the_living_owner(
     log.close()
 
 
+def test_a_head_that_is_rewritten_between_a_commit_and_the_watch_behind_it_fences_its_old_owner(
+    broker_url: str, prefix: str, client: redis.Redis
+) -> None:
+    log, keys = new_log(broker_url, prefix), ShardKeys(prefix, 0)
+    head = log.acquire(0)
+    assert head is not None
+    wire = log._commits[0]
+    send = wire.send
+
+    def interrupted(packed: bytes) -> None:
+        end = packed.index(pack(("EXEC",))) + len(pack(("EXEC",)))
+        send(packed[:end])
+        wait_until(lambda: client.exists(keys.out("a")) == 1, 60, "the commit is applied")
+        client.set(keys.head, "life thief 1 0-0 0 1")  # the WATCH that comes now says nothing of it
+        send(packed[end:])
+
+    wire.send = interrupted  # type: ignore[method-assign]
+    first = commit_of(head, record("a", b"5-0"))
+    log.send(first)
+    with pytest.raises(Fenced, match="not what this worker wrote"):
+        log.result(0)
+    with pytest.raises(Fenced):
+        log.send(commit_of(first.after, record("a", b"6-0")))
+    assert client.get(keys.head) == b"life thief 1 0-0 0 1"
+    log.close()
+
+
+def test_a_head_that_is_rewritten_between_an_acquisition_and_its_watch_leaves_the_shard_to_who_did(
+    broker_url: str, prefix: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, keys = new_log(broker_url, prefix), ShardKeys(prefix, 0)
+    script = log._script
+
+    def interrupted(*arguments: Any) -> Any:
+        found = script(*arguments)
+        client.set(keys.head, "life thief 1 0-0 0 1")
+        return found
+
+    monkeypatch.setattr(log, "_script", interrupted)
+    assert log.acquire(0) is None
+    with pytest.raises(Fenced):
+        log.send(commit_of(b"life thief 1 0-0 0 1"))
+    log.close()
+
+
+def test_a_lease_that_went_to_another_is_not_given_back_by_its_old_holder(
+    broker_url: str, prefix: str, client: redis.Redis
+) -> None:
+    old, new = new_log(broker_url, prefix, "w1"), new_log(broker_url, prefix, "w2")
+    keys = ShardKeys(prefix, 0)
+    assert old.acquire(0) is not None
+    client.delete(keys.owner)  # it ran out
+    client.xadd(keys.inbox, {"stream": "a"})
+    head = new.acquire(0)
+    owner = client.get(keys.owner)
+    old.release(0)
+    assert (client.get(keys.owner), client.get(keys.head)) == (owner, head)
+    assert old.acquire(0) is None
+    assert new.renew([0], b"{}").lost == []
+    for log in (old, new):
+        log.close()
+
+
+def test_a_lease_is_given_back_without_a_word_about_a_head_that_is_anothers(
+    broker_url: str, prefix: str, client: redis.Redis
+) -> None:
+    log, keys = new_log(broker_url, prefix), ShardKeys(prefix, 0)
+    assert log.acquire(0) is not None
+    client.set(keys.head, "life older 3 1-0 0 2")  # the broker went back in time
+    log.release(0)
+    assert (client.exists(keys.owner), client.get(keys.head)) == (0, b"life older 3 1-0 0 2")
+    log.close()
+
+
+def test_a_lease_that_ran_out_is_renewed_only_while_nobody_has_acquired_the_shard_since(
+    broker_url: str, prefix: str, client: redis.Redis
+) -> None:
+    old, new = new_log(broker_url, prefix, "w1"), new_log(broker_url, prefix, "w2")
+    owner = ShardKeys(prefix, 0).owner
+    assert old.acquire(0) is not None
+    client.delete(owner)
+    assert old.renew([0], b"{}").lost == []
+    assert client.pttl(owner) > 10_000  # type: ignore[operator]
+    client.delete(owner)
+    assert new.acquire(0) is not None
+    client.delete(owner)
+    assert old.renew([0], b"{}").lost == [0]
+    assert not client.exists(owner)
+    assert new.renew([0], b"{}").lost == []
+    for log in (old, new):
+        log.close()
+
+
 def test_a_commit_is_one_transaction_and_says_what_it_trimmed(
     broker_url: str, prefix: str, client: redis.Redis
 ) -> None:
@@ -250,6 +345,27 @@ def test_reading_changes_nothing(broker_url: str, prefix: str, client: redis.Red
     answer = log.poll(2, None)
     assert answer == [(0, [[b"1-0", [b"stream", b"a"]]])]
     assert dump(client, prefix) == before
+    log.close()
+
+
+def test_a_reading_connection_that_is_lost_twice_in_a_row_means_that_the_broker_is_away(
+    broker_url: str, prefix: str, client: redis.Redis
+) -> None:
+    log = new_log(broker_url, prefix)
+
+    def lose() -> list[Any] | None:
+        log.ask({0: id_number("9-0")}, 10, 5.0)
+        assert log._reading is not None
+        log._reading._socket.shutdown(socket.SHUT_RDWR)
+        return log.poll(5, None)
+
+    assert lose() == [], "nothing is lost with the first: it is read again"
+    client.xadd(ShardKeys(prefix, 0).inbox, {"stream": "a"}, id="1-0")
+    log.ask({0: 0}, 10, 5.0)
+    assert log.poll(5, None) == [(0, [[b"1-0", [b"stream", b"a"]]])]
+    assert lose() == [], "what was read since then makes it the first again"
+    with pytest.raises(BrokerAway, match="reading the log"):
+        lose()
     log.close()
 
 

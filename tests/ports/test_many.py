@@ -322,6 +322,37 @@ async def test_records_that_are_gone_are_a_gap_of_their_stream(scene: Scene) -> 
     assert [event.body["id"] for event in found if event.event == "prediction"] == kept
 
 
+def forget_commits(scene: Scene, stream: str, below: int) -> None:
+    """As the feed's bound does."""
+    if isinstance(scene.world, InMemory):
+        feed = scene.world.broker.shards[shard_of(stream, scene.predictions.shards)].feed
+        for n in [n for n in feed if n < below]:
+            del feed[n]
+    else:
+        assert isinstance(scene.world, OnBroker)
+        scene.world.redis.xtrim(scene.world.keys(stream).feed, minid=f"{below}-0", approximate=False)
+
+
+@pytest.mark.parametrize("seen", [False, True])
+async def test_who_comes_back_with_the_cursor_of_a_gap_gets_the_rest_and_nothing_is_lost(
+    scene: Scene, seen: bool
+) -> None:
+    """From the beginning, and from a commit that is gone. Who comes back is told of the gap again."""
+    kept = await scene.record("cam-1")
+    after = "0"
+    if seen:
+        async with aclosing(scene.subscribe("cam-*")) as events:
+            after = (await take(events, 1))[0].id
+    kept += await scene.record(*["cam-1"] * 5)
+    forget_commits(scene, "cam-1", 4)
+    for _ in range(3):
+        async with aclosing(scene.subscribe("cam-*", after=after)) as events:
+            gap, *rest = await take(events, 4)
+        assert (gap.event, gap.body["reason"]) == ("gap", "trimmed")
+        assert ids(rest) == kept[3:]
+        after = gap.id
+
+
 async def test_a_log_that_begins_anew_is_a_gap(scene: Scene) -> None:
     await scene.record("cam-1", "cam-1", "cam-1")
     await scene.follow()  # it knows the log

@@ -16,7 +16,7 @@ from redis.retry import Retry
 
 from service.broker import predictions
 from service.broker.predictions import RedisPredictions
-from service.codec import entry_fields, id_number, number_id
+from service.codec import entry_fields, id_number, number_id, parse_head
 from service.embedded import EmbeddedBroker
 from service.errors import AppendUnknown, BadCursor, BrokerAway, BrokerFull, Disagreement
 from service.keys import ShardKeys, shard_of, worker_key, workers_key
@@ -122,6 +122,24 @@ async def test_following_ends_when_a_log_begins_anew(world: Answering) -> None:
         await anext(commits)
         world.begin_anew()
         world.answer("cam-1", await world.predictions.append("cam-1", rows("cam-1")))
+        with pytest.raises(BrokerAway, match="began anew"):
+            await read_on(commits)
+
+
+async def test_following_ends_when_a_log_of_another_life_is_further_than_the_old_one(
+    either: OnBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but its life tells it from the old one: whoever went on would be given commits of two logs as one."""
+    monkeypatch.setattr(predictions, "_CHECK_S", 0.05)
+    for _ in range(3):
+        either.answer("cam-1", await either.predictions.append("cam-1", rows("cam-1")))
+    keys = either.keys("cam-1")
+    async with asyncio.timeout(LIMIT_S), aclosing(either.predictions.follow()) as commits:
+        await anext(commits)
+        anew = either.redis.pipeline(transaction=True)
+        anew.set(keys.head, parse_head(either.redis.get(keys.head))._replace(life="another", n=50).encode())  # type: ignore[arg-type]
+        anew.delete(keys.feed)
+        anew.execute()
         with pytest.raises(BrokerAway, match="began anew"):
             await read_on(commits)
 

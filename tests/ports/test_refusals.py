@@ -519,12 +519,25 @@ def test_a_dead_worker_counts_no_more_when_its_leases_end(broker_url: str, prefi
     assert second.renew([], b"{}")[:3] == ([], 1, 2)
     wait_until(lambda: second.renew([], b"{}")[:3] == ([], 0, 1), 60, "it is alone")
     assert time.monotonic() - began >= 1.9
-    client.zadd(workers_key(prefix), {"w0": time.time() * 1000 + 3_600_000})
+    client.zadd(workers_key(prefix), {"w0": clock_ms(client) + 3_600_000})
     assert second.renew([], b"{}")[:3] == ([], 0, 1), "nor one that spoke before the broker's clock was put back"
     second.leave()
     assert client.zrange(workers_key(prefix), 0, -1) in ([], [b"w1"])
     for log in (first, second):
         log.close()
+
+
+def test_a_worker_counts_for_one_lease_and_is_listed_for_two(broker_url: str, prefix: str, client: redis.Redis) -> None:
+    log, key, now_ms = new_log(broker_url, prefix, lease_s=60.0), workers_key(prefix), clock_ms(client)
+    client.zadd(key, {"live": now_ms - 30_000, "dead": now_ms - 61_000, "gone": now_ms - 121_000})
+    assert log.renew([], b"{}")[:3] == ([], 1, 2), "itself, and the one that spoke within a lease"
+    assert client.zrange(key, 0, -1) == [b"dead", b"live", b"w"]
+    log.close()
+
+
+def clock_ms(client: redis.Redis) -> int:
+    seconds, micros = client.time()  # type: ignore[misc]
+    return int(seconds) * 1000 + int(micros) // 1000
 
 
 def test_an_absent_broker_is_away_and_not_refusing(prefix: str, broker: EmbeddedBroker) -> None:

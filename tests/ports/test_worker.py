@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from service.contracts import GapPolicy, Limits
+from service.codec import parse_head
+from service.contracts import GapPolicy, Limits, RollingSettings, StateTensor
 from service.keys import shard_of
 from tests.doubles import BrightnessEngine, TinyEngine, rows_fields, tiny_manifest
 from tests.oracle import Oracle, same
@@ -135,6 +136,56 @@ def test_a_state_that_rested_longer_than_its_ttl_begins_anew(world: World) -> No
         assert answered(world, {"a": 2})["a"][1]["restarted"] == "ttl"
 
 
+@pytest.mark.parametrize("at_once", [False, True], ids=["one by one", "catching up"])
+def test_a_state_lives_for_its_ttl_to_the_millisecond(world: World, at_once: bool) -> None:
+    now_ms = world.now_ms()
+    ids = [f"{now_ms + after}-0" for after in (1000, 6000, 11_001, 16_001)]
+    fields = rows_fields("a", np.ones((1, 3), np.float32))
+    if at_once:
+        for entry_id in ids:
+            world.append("a", fields, entry_id=entry_id)
+    with working(world.new_log(), TinyEngine(tiny_manifest()), state_ttl_s=5.0):
+        for n, entry_id in enumerate([] if at_once else ids, 1):
+            world.append("a", fields, entry_id=entry_id)
+            answered(world, {"a": n})
+        bodies = answered(world, {"a": 4})["a"]
+    assert [body["restarted"] for body in bodies] == ["first", None, "ttl", None]
+
+
+def test_a_gap_lies_between_the_last_row_before_and_the_first_of_a_block(world: World) -> None:
+    """Rows lie 0.1 s apart: a block of 81 takes longer than the longest gap by itself."""
+    engine = TinyEngine(tiny_manifest(gap=GapPolicy("reset", 5.0)))
+    rows = np.ones((81, 3), np.float32)
+    for stream, at_once in (("a", True), ("b", False)):
+        with working(world.new_log(), engine):
+            for n, time in enumerate((b"100", b"113", b"126", b"139.1"), 1):  # 5 s, 5 s and 5.1 s between them
+                post(world, stream, rows, time=time)
+                if not at_once:
+                    answered(world, {stream: n})
+            bodies = answered(world, {stream: 4})[stream]
+        assert [body["restarted"] for body in bodies] == ["first", None, None, "gap"]
+
+
+def test_exits_of_a_state_that_ended_come_first_and_those_of_one_that_ends_last(world: World) -> None:
+    """A label may leave and enter again in one entry: who follows events must see it in that order."""
+    engine = TinyEngine(tiny_manifest(rolling=RollingSettings(0.0, 0.0, 0.0, 0.0, 0.0, 99.0)))  # every label is inside
+    rows = np.array([[0.1, 0.2, 0.3]], np.float32)
+    post(world, "a", rows)
+    post(world, "a", rows, start=b"1")
+    post(world, "a", rows, start=b"1", end=b"1")
+    with working(world.new_log(), engine):
+        first, again, last = answered(world, {"a": 3})["a"]
+    labels = engine.manifest.labels
+    assert [event["label"] for event in first["events"]] == labels
+
+    def all_of(kind: str, body: dict[str, Any]) -> list[tuple[str, str, str]]:
+        return [(kind, label, body["id"]) for label in labels]
+
+    told = [[(event["type"], event["label"], event["event"]) for event in body["events"]] for body in (again, last)]
+    assert told[0] == [*all_of("exit", first), *all_of("enter", again)]
+    assert told[1] == [*all_of("exit", again), *all_of("enter", last), *all_of("exit", last)]
+
+
 def test_a_hole_in_time_resets_where_the_gap_policy_says_so(world: World) -> None:
     engine = TinyEngine(tiny_manifest(gap=GapPolicy("reset", 5.0)))
     for time in (b"100", b"104.9", b"110"):
@@ -142,6 +193,25 @@ def test_a_hole_in_time_resets_where_the_gap_policy_says_so(world: World) -> Non
     with working(world.new_log(), engine):
         bodies = answered(world, {"a": 3})["a"]
     assert [body["restarted"] for body in bodies] == ["first", None, "gap"]
+
+
+def test_whatever_begins_anew_begins_with_the_learnt_state(world: World) -> None:
+    row = [[0.1, 0.2, 0.3]]
+    learnt = StateTensor("h", [6], initial=[0.9, -0.8, 0.7, -0.6, 0.5, -0.4])
+    manifest = tiny_manifest(gap=GapPolicy("reset", 5.0), states=[learnt, StateTensor("n", [1], "int64")])
+    post(world, "a", row, time=b"100")
+    post(world, "a", row, time=b"200")  # behind a gap
+    world.append("a", {"stream": b"a", "kind": b"control", "data": b'{"action": "reset"}'})
+    post(world, "a", row, time=b"201")
+    post(world, "a", row, time=b"202", start=b"1")
+    with working(world.new_log(), TinyEngine(manifest)):
+        bodies = [body for body in answered(world, {"a": 5})["a"] if body["type"] == "prediction"]
+    assert [body["restarted"] for body in bodies] == ["first", "gap", "reset", "start"]
+    expected = Oracle(TinyEngine(manifest)).step(np.float32(row), 100.0)["probabilities"]
+    zeros = TinyEngine(manifest).run(np.float32([row]), {"h": np.zeros((1, 6), "f4"), "n": np.zeros((1, 1), int)})
+    assert np.abs(zeros[0][0, 0] - expected).max() > 1e-3
+    for body in bodies:
+        assert np.allclose(body["probabilities"], expected, atol=1e-6)
 
 
 def test_a_state_that_vanished_is_said_to_be_lost(world: World) -> None:
@@ -196,6 +266,8 @@ def test_a_bad_entry_is_refused_in_its_turn_kept_with_its_bytes_and_stops_nothin
     refused = [body for body in bodies["a"] if body["type"] == "refused"]
     assert [body["reason"] for body in refused] == [reason]
     assert len(refused[0]["detail"]) > 20, "it says what was wrong and what was expected"
+    if reason == "non_finite":  # in the words of the api
+        assert refused[0]["detail"] == "row 1, column 2 (x1): nan; expected a finite number of float32's range"
     assert world.dead() == [(reason, "a", FAULTS[reason]["data"])]
     assert bodies["b"][0]["type"] == "prediction"
     if expected == 3:
@@ -315,3 +387,19 @@ def test_finished_entries_leave_the_log(world: World) -> None:
     with working(world.new_log(), TinyEngine(tiny_manifest())):
         answered(world, {f"s{n}": 60 for n in range(5)})
         wait_until(lambda: world.logged() == 0, 60, "the log is empty once everything is answered")
+
+
+def test_repeats_count_as_finished_entries_that_the_log_still_has(world: World) -> None:
+    """A takeover reads what lies above `low` again; lag is what is in the log less what is known as finished."""
+    names = [name for n in range(100) if shard_of(name := f"s{n}", SHARDS) == 0][:10]
+    engine, kept = TinyEngine(tiny_manifest()), {"input_history_s": 1e9}
+    for name in names:
+        post(world, name, [[1, 2, 3]])
+    with working(world.new_log(), engine, **kept):
+        answered(world, dict.fromkeys(names, 1))
+        wait_until(lambda: parse_head(world.head(names[0])).kept == 10, 60, "they are counted")
+    head = parse_head(world.head(names[0]))
+    world.set_head(names[0], head._replace(low=0, kept=0).encode())  # as if an earlier entry had not been finished
+    with working(world.new_log("w2"), engine, **kept):
+        wait_until(lambda: parse_head(world.head(names[0])).kept == 10, 60, "they are counted again")
+    assert world.logged() == 10

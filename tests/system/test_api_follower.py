@@ -230,6 +230,51 @@ async def test_a_record_that_came_while_following_began_anew_is_not_missed(scene
         assert (await waiter.record(entry_id, LIMIT_S)).id == entry_id
 
 
+async def test_a_wait_that_ends_without_a_record_leaves_nothing_behind(scene: Scene) -> None:
+    entry_id = await scene.predictions.append("cam-1", {})
+
+    async def wait(limit_s: float) -> None:
+        with scene.follower.waiting("cam-1") as waiter:
+            await waiter.record(entry_id, limit_s)
+
+    with pytest.raises(WaitTimeout):
+        await wait(0.01)
+    assert scene.follower._waiters == {}
+    cancelled = asyncio.create_task(wait(LIMIT_S))
+    await until(lambda: scene.follower._waiters)
+    await end([cancelled])
+    assert scene.follower._waiters == {}
+
+
+async def test_a_wait_that_begins_while_the_server_stops_ends_at_once(scene: Scene) -> None:
+    (answered,) = await scene.record(1)
+    scene.follower.close()
+    with scene.follower.waiting("cam-1") as waiter, pytest.raises(WaitTimeout, match="before the server stopped"):
+        await waiter.record(await scene.predictions.append("cam-1", {}), 10 * LIMIT_S)
+    with scene.follower.waiting("cam-1") as waiter:
+        waiter.in_doubt = True
+        assert (await waiter.record(answered, LIMIT_S)).id == answered, "what is there is given all the same"
+
+
+async def test_who_leaves_leaves_nothing_behind(scene: Scene) -> None:
+    follower, pattern = scene.follower, read_pattern(["cam-*"])
+    for _ in range(2):
+        first, second = follower.subscribe(pattern), follower.subscribe(pattern, transport="websocket")
+        one, chooser = follower.subscribe("cam-1"), follower.subscribe(None)
+        follower.choose(chooser, "cam-2")
+        await scene.record(1)
+        follower.unsubscribe(first)
+        assert follower._patterns.members() == [second]
+        follower.unsubscribe(second, transport="websocket")
+        follower.unsubscribe(one)
+        assert follower._subscriptions.keys() == {"cam-2"}
+        follower.unsubscribe(chooser)
+        assert not follower._patterns
+        assert (follower._patterns._size, follower._patterns.fitting("cam-1")) == (0, [])
+        assert (follower._subscriptions, follower._choosers, follower._everybody()) == ({}, set(), [])
+        assert set(follower._counts.values()) == {0}
+
+
 async def test_a_wait_outlives_the_broker(scene: Scene) -> None:
     with scene.follower.waiting("cam-1") as waiter:
         entry_id = await scene.predictions.append("cam-1", {})

@@ -490,6 +490,21 @@ def refuse(life: Living, stream: str, value: float = np.nan, **more: Any) -> str
     return entry_id
 
 
+@pytest.mark.parametrize("streams", ["aabb", "bbbb", "aaaa", "abcd"])
+def test_a_full_page_of_quarantine_that_is_the_last_one_says_so(life: Living, streams: str) -> None:
+    """Wherever the last of them lie: in the last shard (`a`), or with empty shards behind theirs (`b`)."""
+    ids = {refuse(life, stream) for stream in streams}
+    pages: list[list[str]] = []
+    after: dict[str, str] = {}
+    while not pages or after["after"]:
+        assert len(pages) < 2
+        page = life.api.http.get("/v1/dead", params={"limit": 2} | after).json()
+        pages.append([row["id"] for row in page["dead"]])
+        after = {"after": page["next"]}
+    assert [len(page) for page in pages] == [2, 2]
+    assert {one for page in pages for one in page} == ids
+
+
 def test_quarantine_is_listed_page_by_page_and_by_stream_and_reason(life: Living) -> None:
     ids = {(stream, refuse(life, stream)) for stream in ("a", "b", "c", "d", "e", "a")}
     odd = life.world.append("a", {"stream": b"a", "kind": b"movie", "data": b"xyz"})

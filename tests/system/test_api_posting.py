@@ -135,6 +135,33 @@ def test_rows_land_in_the_log_as_float32(api: Serving, world: OnBroker, stream: 
     assert (found.interval_s, found.end) == (0.25, True)
 
 
+def test_a_table_gives_its_times_and_says_what_it_leaves_out(api: Serving, world: OnBroker, stream: str) -> None:
+    body = b",timestamp,x2,x1,x0\n0,1700000000,3,2,1\n1,1700000000.5,6.5,5,4\n"
+    answer = post_rows(api, stream, body, "text/csv; header=present")
+    assert (answer.status_code, answer.headers["Rollcast-Left-Out"]) == (
+        202,
+        "column 1 (no name), column 2 (timestamp)",
+    )
+    found = entry(world, stream)
+    assert np.frombuffer(found.data, "<f4").tolist() == [1, 2, 3, 4, 5, 6.5]
+    assert (found.time, found.interval_s) == (1700000000.5, 0.5)
+
+
+def test_a_time_that_is_stated_is_another_clocks(api: Serving, world: OnBroker, stream: str) -> None:
+    answer = post_rows(api, stream, b"time,x0,x1,x2\n1700000000,1,2,3\n1700000001,4,5,6.5\n", "text/csv", time=9.5)
+    assert answer.status_code == 202, answer.text
+    found = entry(world, stream)
+    assert (found.time, found.interval_s) == (9.5, None)
+
+
+def test_the_content_type_says_whether_a_first_line_is_a_heading(api: Serving, world: OnBroker, stream: str) -> None:
+    body = b"0,1,2\n3,4,5\n"
+    assert is_problem(post_rows(api, stream, body, "text/csv"), 400, "malformed", "heading or row?")
+    assert is_problem(post_rows(api, stream, body, "text/csv; header=yes"), 400, "malformed", "present or absent")
+    assert post_rows(api, stream, body, 'text/csv; header="absent"').status_code == 202
+    assert entry(world, stream).shape == (2, 3)
+
+
 # --- the model ---------------------------------------------------------------------------------------------------
 
 
@@ -214,10 +241,20 @@ def test_an_empty_image(api: Serving, stream: str) -> None:
     assert is_problem(post_image(api, stream, b""), 415, "unsupported-media", "empty")
 
 
-@pytest.mark.parametrize("extension", [".jpg", ".png", ".webp"])
-def test_a_truncated_image(api: Serving, stream: str, extension: str) -> None:
-    answer = post_image(api, stream, image(extension)[:-20])
-    assert is_problem(answer, 422, "bad-image", "truncated", "no end mark")
+@pytest.mark.parametrize(
+    ("extension", "said"),
+    [(".jpg", "cut off"), (".png", " follow"), (".webp", "truncated WEBP image: pixels are missing")],
+)
+def test_an_image_that_says_itself_that_it_is_truncated(api: Serving, stream: str, extension: str, said: str) -> None:
+    length = -20 if extension != ".jpg" else 100
+    answer = post_image(api, stream, image(extension)[:length])
+    assert is_problem(answer, 422, "bad-image", said)
+
+
+@pytest.mark.parametrize("cut", ["its end mark", "pixels"])
+def test_whether_a_jpeg_is_whole_the_worker_decides(api: Serving, stream: str, cut: str) -> None:
+    """The api looks at no pixel."""
+    assert post_image(api, stream, image(".jpg")[: -2 if cut == "its end mark" else -20]).status_code == 202
 
 
 def test_an_image_above_the_pixel_limit(api: Serving, stream: str) -> None:
@@ -292,7 +329,7 @@ NAN = np.array([[1, 2, 3], [4, np.nan, 6]], "<f4").tobytes()
         (JSON, b'{"samples": [[1, 2, 3], [4, NaN, 6]]}', 422, "non-finite", ["row 2, column 2 (x1)", "nan"]),
         (JSON, b'{"samples": [[1, 2, -Infinity]]}', 422, "non-finite", ["row 1, column 3 (x2)", "-inf"]),
         (JSON, b'{"samples": [[1e39, 2, 3]]}', 422, "non-finite", ["row 1, column 1", "float32"]),
-        (JSON, b'{"samples": [[1, null, 3]]}', 400, "malformed", ["$.samples[0][1]", "expected"]),
+        (JSON, b'{"samples": [[1, null, 3]]}', 422, "non-finite", ["row 1, column 2 (x1): nan"]),
         (JSON, b'{"samples": [[1, "2", 3]]}', 400, "malformed", ["$.samples[0][1]"]),
         (JSON, b'{"samples": [[1, 2, 3]', 400, "malformed", ["truncated"]),
         (JSON, b'{"samples": [[NaN, 2, 3]', 400, "malformed", ["expected"]),
@@ -304,7 +341,7 @@ NAN = np.array([[1, 2, 3], [4, np.nan, 6]], "<f4").tobytes()
         (CSV, b"x0,x1,x2\n1,2,3\n1,2,3,4\n", 422, "wrong-shape", ["row 2 has 4 columns"]),
         (CSV, b"1,2,3\n1,nan,3\n", 422, "non-finite", ["row 2, column 2 (x1)"]),
         (CSV, b"x2,x1,x0\n1,2,inf\n", 422, "non-finite", ["(x0)"]),
-        (CSV, b"a,b,c\n1,2,3\n", 422, "wrong-shape", ["header a, b, c", "x0, x1, x2"]),
+        (CSV, b"a,b,c\n1,2,3\n", 422, "wrong-shape", ["heading a, b, c", "x0, x1, x2"]),
         (CSV, b"1,2,3\n1,two,3\n", 400, "malformed", ["row 2, column 2", "'two'"]),
         (CSV, b"x0,x1,x2\n", 422, "wrong-shape", ["no rows"]),
         (CSV, b"", 422, "wrong-shape", ["no rows"]),
@@ -416,6 +453,7 @@ def test_wait_ends_and_the_entry_stays(api: Serving, world: OnBroker, stream: st
     found = entry(world, stream)
     assert is_problem(answer, 504, "wait-timeout", found.id.decode(), "in the log")
     assert answer.json()["id"] == found.id.decode()
+    assert "stopping" not in answer.json()
 
 
 def test_many_waits_on_one_stream_each_get_their_own_record(api: Serving, world: OnBroker, stream: str) -> None:

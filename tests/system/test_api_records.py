@@ -340,6 +340,7 @@ def test_idle_subscribers_and_waits_do_not_hold_up_the_stop() -> None:
     assert byes[1].id == entry_id
     assert answers[0].status_code == 504
     assert "before the server stopped" in answers[0].json()["detail"]
+    assert answers[0].json()["stopping"] is True
 
 
 # --- JSON pages --------------------------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ def test_models_and_streams_are_listed(url: str, digits: list[tuple[str, Path]])
         (b"\x89PNG\r\n\x1a\n\0\0", ["--model", "digits-cnn"], "[422 "),
         (b"1,2,3\n", ["--model", "activity-lstm"], "columns"),
         (b"1,2,3\n", ["--model", "nobody"], "nobody"),
-        (b"1,2,3,4,5,6\nx,2\n", ["--model", "activity-lstm"], "line 2: 'x,2' is not a row of numbers"),
+        (b"1,2,3,4,5,6\nx,2\n", ["--model", "activity-lstm"], "row 2 has 2 columns, the rows before 6"),
     ],
 )
 def test_what_the_server_refuses_is_told_readably(

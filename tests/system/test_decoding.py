@@ -63,12 +63,20 @@ def test_a_process_gives_the_same_pixels(process: DecoderProcess, extension: str
 
 def test_what_it_refuses_it_refuses_in_the_same_words(process: DecoderProcess) -> None:
     bomb = png(2000, 2000, size=100_000_000)
-    for data in (b"x", LARGE[:-1], bomb):
+    for data in (b"x", LARGE[:-100], bomb):
         with pytest.raises(EntryError) as here:
             decode_frame(data, RGB, max_pixels=1 << 28)
         with pytest.raises(type(here.value)) as there:
             decode(process, data)
         assert here.value.detail in there.value.detail
+    assert decode(process, LARGE).max() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_a_terminal_sends_to_all_at_once_is_the_workers_to_handle(
+    process: DecoderProcess, number: signal.Signals
+) -> None:
+    os.kill(process.pid, number)
     assert decode(process, LARGE).max() == 0
 
 

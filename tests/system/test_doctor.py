@@ -94,6 +94,15 @@ def test_an_api_that_is_away_is_to_be_fixed(broker_url: str) -> None:
     assert "no server answers at http://127.0.0.1:1" in found
 
 
+def test_an_api_that_starts_again_is_asked_again(broker_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [["the broker is away"], [], ["never asked"]]
+    monkeypatch.setattr("service.doctor.machine.SETTLE_S", 60.0)
+    monkeypatch.setattr("rollcast.Client.models", lambda _: {"models": []})
+    monkeypatch.setattr("rollcast.Client.reasons_not_ready", lambda _: said.pop(0))
+    assert of(examine(broker_url, prefix="nobody", api="http://127.0.0.1:1"), "api")[0][0] == "well"
+    assert said == [["never asked"]]
+
+
 # --- the broker --------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +267,7 @@ class Deployed(BrokerWorld):
         log = self.new_log(name)
         self.logs.append(log)
         assert all(log.acquire(shard) is not None for shard in shards)
-        said = WorkerInfo(name, about.pop("models", MODELS), name, rollcast=about.pop("rollcast", VERSION), **about)
+        said = WorkerInfo(**{"id": name, "models": MODELS, "process": name, "rollcast": VERSION} | about)
         log.renew(list(shards), msgspec.json.encode(said))
 
     def examine(self, **more: Any) -> list[Finding]:
@@ -268,6 +277,14 @@ class Deployed(BrokerWorld):
 @pytest.fixture(scope="module")
 def two_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong here stays so: nobody need wait for it."""
+    monkeypatch.setattr("service.doctor.shards.SETTLE_S", 0.3)
+    monkeypatch.setattr("service.doctor.machine.SETTLE_S", 0.3)
+    monkeypatch.setattr("service.doctor.shards.AGAIN_S", 0.01)
 
 
 @pytest.fixture
@@ -313,7 +330,6 @@ def test_no_worker_lives(deployed: Deployed) -> None:
     ("about", "check", "told"),
     [
         ({"trouble": "OOM command not allowed"}, "workers", "b: the broker refuses its commits: OOM command not"),
-        ({"rollcast": "0.0.1"}, "workers", "different versions of rollcast: 1 run 0.0.1, 1 run " + VERSION),
         ({"models": {"digits-cnn": 1}}, "models", "activity-lstm is not served by b"),
         ({"models": {"digits-cnn": 2, "activity-lstm": 1}}, "models", "digits-cnn is there in versions 1 and 2"),
     ],
@@ -325,6 +341,80 @@ def test_a_worker_that_is_not_like_the_others(deployed: Deployed, about: dict[st
     ((verdict, said, cure),) = of(found, check)
     assert (verdict, said.startswith(told), bool(cure)) == ("fix", True, True), said
     assert wrong(found) == {check}
+
+
+@pytest.mark.parametrize("newer", [{"models": {"digits-cnn": 2}}, {"models": MODELS | {"gesture-lstm": 1}}, {}])
+def test_an_upgrade_that_goes_on_worker_by_worker_is_told_and_is_nothing_to_fix(
+    deployed: Deployed, newer: dict[str, Any]
+) -> None:
+    deployed.worker("a", range(SHARDS))
+    deployed.worker("b", rollcast="99.0.0", **newer)
+    found = deployed.examine()
+    assert status_of(found) == "well"
+    ((verdict, said, cure),) = of(found, "workers")
+    assert (verdict, said) == ("advice", f"different versions of rollcast: 1 run {VERSION}, 1 run 99.0.0")
+    assert "wait for its end" in cure
+    assert {one[0] for one in of(found, "models")} == ({"advice"} if newer else {"well"})
+
+
+def test_two_workers_of_one_host_with_the_same_name_are_two(deployed: Deployed) -> None:
+    """As those of two `rollcast up`."""
+    for name, shards in (("a", range(0, 3)), ("b", range(3, SHARDS))):
+        deployed.worker(name, shards, process="worker-0", host="here")
+    deployed.worker("c", process="worker-1", host="here", models={"digits-cnn": 1})
+    found = deployed.examine()
+    two = "worker-0 on here (a), worker-0 on here (b)"
+    assert of(found, "workers") == [("well", f"3 live: {two}, worker-1 on here", "")]
+    assert of(found, "shards")[0][1] == ("all 4 have an owner: worker-0 on here (a) has 3, worker-0 on here (b) has 1")
+    assert of(found, "models")[0][1] == "activity-lstm is not served by worker-1 on here"
+
+
+class Moving:
+    """Looks at shards while what they say changes between two looks."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *changes: Callable[[], object]) -> None:
+        self.looks, left = 0, list(changes)
+
+        def sleep(_: float) -> None:
+            self.looks += 1
+            if left:
+                left.pop(0)()
+
+        monkeypatch.setattr("service.doctor.shards.time.sleep", sleep)
+        monkeypatch.setattr("service.doctor.shards.SETTLE_S", 60.0)
+
+
+def test_a_shard_between_two_owners_is_looked_at_again(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployed.worker("a", range(SHARDS))
+    owner, other = deployed.keys[2].owner, deployed.keys[3].owner
+    said = deployed.client.get(owner)
+    deployed.client.delete(owner)
+
+    def moves() -> None:
+        deployed.client.set(owner, said)  # type: ignore[arg-type]
+        deployed.client.delete(other)
+
+    looking = Moving(monkeypatch, moves)
+    found = deployed.examine()
+    assert looking.looks == 1, "each had an owner at one look"
+    assert status_of(found) == "well"
+    assert of(found, "shards") == [("well", "1 of 4 change hands, all others have an owner: a has 3", "")]
+
+
+def test_a_worker_that_comes_and_one_that_goes_are_looked_at_again(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only worker starts anew under another name, while the one before is still listed."""
+    deployed.client.zadd(f"{deployed.prefix}:workers", {"gone": 1})
+    looking = Moving(
+        monkeypatch,
+        lambda: deployed.client.set(deployed.keys[0].owner, "b 00"),
+        lambda: deployed.worker("b", range(1, SHARDS)),
+    )
+    found = deployed.examine()
+    assert looking.looks == 2
+    assert status_of(found) == "well"
+    assert of(found, "workers") == [("well", "1 live: b", "")]
 
 
 def test_a_worker_that_cannot_be_understood(deployed: Deployed) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -21,11 +22,13 @@ from rollcast import Accepted, AsyncClient, Client, Problem, samples
 from service.api import create_app
 from service.errors import BrokerAway
 from service.metrics import create_registry
+from service.ports import WorkerInfo
 from tests.answering import PATIENT
 from tests.cutting import Cutting
 from tests.doubles import TinyEngine, tiny_manifest
 from tests.living import Living, living
-from tests.serving import Serving
+from tests.ports.fake_predictions import FakePredictions
+from tests.serving import Serving, await_true
 
 ROW = [1.0, 2.0, 3.0]
 CURSOR = "AQEAAAAAAA"
@@ -203,6 +206,37 @@ def test_nothing_is_taken_from_a_gateway_before_it_was_told_its_cursor(
         (ack,) = [one for one in found if one["type"] == "ack"]
         records = found if "prediction" in kinds else heard(socket, "prediction")
         assert [one["id"] for one in records if one["type"] == "prediction"] == [ack["id"]]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_who_waits_while_the_api_starts_again_gets_the_prediction_from_the_next_one(asynchronous: bool) -> None:
+    found: list[Any] = []
+
+    def post(url: str) -> None:
+        with Client(url, numbered=True) as client:
+            found.append(client.post_samples("wait-1", [ROW], wait_s=30))
+
+    async def post_too(url: str) -> None:
+        async with AsyncClient(url, numbered=True) as client:
+            found.append(await client.post_samples("wait-1", [ROW], wait_s=30))
+
+    with living("memory", "", "", TinyEngine(tiny_manifest()), bounds=PATIENT) as life:
+        assert isinstance(life.predictions, FakePredictions)
+        life.predictions.live = [WorkerInfo("w", {"tiny": 1}, "w")]
+        with living_again(life) as url, Cutting(life.api.port) as between:
+            asked = partial(asyncio.run, post_too(between.url)) if asynchronous else partial(post, between.url)
+            posting = threading.Thread(target=asked)
+            posting.start()
+            await_true(lambda: life.world.logged(), "the entry is in the log")
+            between.port = httpx.URL(url).port or 0
+            life.api.stop()
+            assert posting.is_alive(), "it waits, though the server it asked has stopped"
+            with life.worker():
+                posting.join(60)
+        ((only, *_), (again, kind, _, _)) = life.world.records("wait-1")
+    assert kind == "duplicate"
+    assert only != again
+    assert [(one.id, one.step) for one in found] == [(only, 1)]
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def test_the_road_from_raw_files_to_a_live_stream_is_as_written(tmp_path: Path) 
         url = deployment.ready().url
         seen = run(watch, tmp_path, ROLLCAST_URL=url)
         assert [int(step) for step in re.findall(r"step (\d+)", seen)] == [10, 20, 30]
-        assert "worn" in seen, "a worn pump is heard"
+        assert "enter worn" in seen, "a worn pump is heard, by the recording's own times"
         assert "step 30 " in run(watch_own, tmp_path, ROLLCAST_URL=url)
     finally:
         status = deployment.stop()

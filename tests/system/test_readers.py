@@ -20,6 +20,7 @@ from service.keys import shard_of
 from service.metrics import create_registry
 from tests.answering import InMemory, OnBroker
 from tests.doubles import tiny_manifest
+from tests.raw import TEXT, Raw, frame
 from tests.serving import Serving, await_true
 
 ROW = [1.0, 2.0, 3.0]
@@ -77,11 +78,6 @@ class Reader:
             if event.event == "bye":
                 return
 
-    def vanish(self) -> None:
-        """Without a word: the connection is reset."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.socket.close()
-
     def _lines(self) -> Iterator[str]:
         """Of the body; the sizes of its chunks are no lines of events."""
         rest, head = b"", True
@@ -95,10 +91,28 @@ class Reader:
                     yield line
 
 
-def subscribers(api: Serving) -> float:
-    text = api.http.get("/metrics").text
-    found = [line for line in text.splitlines() if line.startswith('rollcast_subscribers{transport="sse"}')]
+def subscribers(api: Serving, transport: str = "sse") -> float:
+    return shown(api, f'rollcast_subscribers{{transport="{transport}"}}')
+
+
+def shown(api: Serving, series: str) -> float:
+    found = [line for line in api.http.get("/metrics").text.splitlines() if line.startswith(f"{series} ")]
     return float(found[0].split()[-1]) if found else 0.0
+
+
+def is_empty(api: Serving) -> bool:
+    """Nothing is held for any client but the one that asks."""
+    follower: Follower = api.app.state.said_bye.__self__
+    kept = follower._subscriptions, follower._choosers, follower._patterns.members(), follower._waiters
+    gauges = subscribers(api), subscribers(api, "websocket"), shown(api, "rollcast_unfinished_bytes")
+    return not any(kept) and not any(gauges) and shown(api, "rollcast_connections") == 1
+
+
+def vanish(socket_: socket.socket, reset: bool) -> None:
+    """Without a word: the connection is reset, or closed."""
+    if reset:
+        socket_.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    socket_.close()
 
 
 def record(api: Serving, world: OnBroker | InMemory, stream: str, count: int) -> list[str]:
@@ -115,20 +129,40 @@ def record(api: Serving, world: OnBroker | InMemory, stream: str, count: int) ->
 def test_readers_that_vanish_leave_nothing_behind(
     api: Serving, world: OnBroker, stream: str, path: str, reset: bool
 ) -> None:
-    await_true(lambda: subscribers(api) == 0, "nobody is left of before")
+    await_true(lambda: is_empty(api), "nobody is left of before")
     readers = [Reader(api, path.format(stream)) for _ in range(20)]
     stays = Reader(api, path.format(stream) + ("&" if "?" in path else "?") + "after=0")
     await_true(lambda: subscribers(api) == 21, "all are there")
     first = record(api, world, stream, 3)
     for reader in readers:
-        if reset:
-            reader.vanish()
-        else:
-            reader.socket.close()
+        vanish(reader.socket, reset)
     second = record(api, world, stream, 3)
     assert [event.body["id"] for event in stays.take(6)] == first + second
     await_true(lambda: subscribers(api) == 1, "the others are forgotten")
     stays.socket.close()
+    await_true(lambda: is_empty(api), "all are forgotten")
+
+
+@pytest.mark.parametrize("path", ["/v1/streams/{}/ws", "/v1/ws"])
+@pytest.mark.parametrize("reset", [True, False])
+@pytest.mark.parametrize("wants", ["all", "what it posts to"])
+def test_websockets_that_vanish_leave_nothing_behind(
+    api: Serving, stream: str, path: str, reset: bool, wants: str
+) -> None:
+    await_true(lambda: is_empty(api), "nobody is left of before")
+    hello = {"type": "hello"} | ({"streams": ["s-*"]} if wants == "all" and path == "/v1/ws" else {})
+    entry = {"stream": stream, "kind": "samples", "samples": [ROW], "model": "tiny"}
+    readers = [Raw(api.port) for _ in range(5)]
+    for reader in readers:
+        assert reader.upgrade(path=path.format(stream).encode()).startswith(b"HTTP/1.1 101 ")
+        reader.send(frame(TEXT, json.dumps(hello).encode()), frame(TEXT, json.dumps([entry]).encode()))
+        said = b""
+        while b'"ack"' not in said:
+            said += reader.socket.recv(1 << 16)
+    assert (subscribers(api), subscribers(api, "websocket")) == (0, 5)
+    for reader in readers:
+        vanish(reader.socket, reset)
+    await_true(lambda: is_empty(api), "all are forgotten")
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -18,6 +18,9 @@ from service.keys import shard_of
 from service.metrics import WorkerMetrics
 from service.ports import Commit, Look, Overdue
 from service.worker import silence
+from service.worker.janitor import Janitor
+from service.worker.residence import Residence
+from service.worker.shard import Shard
 from tests.doubles import MemoryLog, TinyEngine, rows_fields, tiny_manifest
 from tests.ports.test_controls import exported
 from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, World, answered, wait_until
@@ -372,3 +375,54 @@ def test_a_setting_beyond_the_time_to_live_is_refused(world: World) -> None:
         refused, done = answered(world, {"a": 2})["a"]
     assert (refused["reason"], done["type"]) == ("malformed", "done")
     assert "idle_exit_s is 8, expected at most the stream's time to live, 7" in refused["detail"]
+
+
+def test_what_a_janitor_is_told_of_exits_and_their_record(world: World) -> None:
+    first, shard = post(world), shard_of("a", SHARDS)
+    with working(world.new_log(), engine(LONG)):
+        answered(world, {"a": 1})
+    log = world.new_log("w2")
+    pass_time(world, 0.01)
+    (one,) = log.idle(shard, 0, 0, 10, kept_ms=3_600_000)
+    assert (one.inside, one.young) == (True, False)
+    control(world, Control("silence", after=first))
+    with working(world.new_log(), engine(LONG)):
+        answered(world, {"a": 2})
+    pass_time(world, 0.01)
+    for kept_ms, young in ((3_600_000, True), (0, False)):
+        (one,) = log.idle(shard, 0, 0, 10, kept_ms=kept_ms)
+        assert (one.inside, one.young) == (False, young)
+    log.close()
+
+
+def test_a_janitor_removes_nothing_before_its_exits_are_told_and_read() -> None:
+    world, shard = MemoryWorld(SHARDS), shard_of("a", SHARDS)
+
+    def sweep() -> bool:
+        """Whether the stream and its records are there afterwards."""
+        log = world.new_log("w2")
+        head = log.acquire(shard)
+        assert head is not None
+        residence = Residence(100, lambda stream: None)
+        metrics = WorkerMetrics(CollectorRegistry())
+        janitor = Janitor(log, residence, metrics, state_ttl_s=0.5, output_history_s=0.5)
+        janitor.sweep([Shard(shard, head)], 1.0, lambda stream: False)
+        log.release(shard)
+        return "a" in world.shards[shard].pos and bool(world.records("a"))
+
+    first = post(world)
+    with working(world.new_log(), engine(LONG)):
+        answered(world, {"a": 1})
+    world.clock_ms += 400
+    assert sweep()
+    world.shards[shard].streams["a"] -= 1000
+    kept = dict(world.shards[shard].out["a"])
+    sweep()
+    assert "a" in world.shards[shard].pos, "its exits are not told"
+    world.shards[shard].out["a"] = kept
+    control(world, Control("silence", after=first))
+    with working(world.new_log(), engine(LONG)):
+        answered(world, {"a": 2})
+    assert sweep(), "the record of its exits is young"
+    world.clock_ms += 600
+    assert not sweep()

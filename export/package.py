@@ -283,12 +283,15 @@ def main(
     output: Annotated[
         str, typer.Option(help="What it gives: auto, logits, logit, probabilities.", rich_help_panel=OWN)
     ] = "auto",
+    idle_exit: Annotated[
+        float | None, typer.Option(min=1e-3, help="Seconds of silence after which labels exit.", rich_help_panel=OWN)
+    ] = None,
 ) -> None:
     """Writes INTO/NAME/VERSION: of a finished run anew, or of any torch module with forward(x, state) -> (y, state)."""
     try:
         if module is not None:
             place = _package_module(
-                module, weights, labels, example, name, into or Path("packages"), version or 1, hz, output
+                module, weights, labels, example, name, into or Path("packages"), version or 1, hz, output, idle_exit
             )
         elif run is not None:
             place = _package_run(run, name, data_dir, into, version)
@@ -318,6 +321,7 @@ def _package_module(
     version: int,
     hz: float | None,
     output: str,
+    idle_exit_s: float | None,
 ) -> Path:
     """The certificate proves that the package computes what the module does; what that is worth its owner knows."""
     if example is None:
@@ -335,6 +339,7 @@ def _package_module(
         net, given = read_module(module, weights, _note), read_example(example)
         adapted, gives = adapt(net, given, said, output)
         manifest = foreign_manifest(name, version, said, given, hz, f"Own module {module}.")
+        manifest = msgspec.structs.replace(manifest, idle_exit_s=idle_exit_s)
         decided = decided_once(adapted, given.x, gives)
         once = f"{', '.join(decided)}: a value of the example becomes one of Python's there (if, while, int(), len(), "
         once += ".item()), and the package keeps it for every input"

@@ -210,9 +210,13 @@ def configure(
     gap: Mapping[str, Any] | None = None,
     freshness: Mapping[str, Any] | None = None,
     state_ttl_s: float | None = None,
+    idle_exit_s: float | None = None,
 ) -> Call[dict[str, Any]]:
     """Sets all of a stream's settings: what is None is as the package or the deployment says; the model stays."""
-    given = {"model": model, "rolling": rolling, "gap": gap, "freshness": freshness, "state_ttl_s": state_ttl_s}
+    given = {
+        "model": model, "rolling": rolling, "gap": gap, "freshness": freshness, "state_ttl_s": state_ttl_s,
+        "idle_exit_s": idle_exit_s,
+    }  # fmt: skip
     body = msgspec.json.encode({name: value for name, value in given.items() if value is not None})
     return Call("PUT", f"/v1/streams/{quoted(stream)}", _dict, body=body, headers={"Content-Type": JSON})
 

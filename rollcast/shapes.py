@@ -20,6 +20,8 @@ class StreamSummary(TypedDict):
     lag_s: float  # age of its oldest unfinished entry; 0: nothing waits
     drops: int
     restarts: int
+    silent: bool  # nothing was stepped for its `idle_exit_s`, and nothing waits
+    silent_since: float | None  # when its last stepped entry came, s since 1970
 
 
 class Backlog(TypedDict):

@@ -71,6 +71,7 @@ def run_api(settings: Settings, fd: int | None) -> None:
         limits=entry_limits(settings),
         bounds=Bounds(settings.backlog_bytes, settings.backlog_s, settings.max_streams),
         names=Names(settings.host, settings.names("allowed_hosts"), settings.names("allowed_origins")),
+        state_ttl_s=settings.state_ttl_s,
     )
     calm_collector()
     server = Server(app, door_limits(settings, allow_many_files()))

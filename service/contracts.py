@@ -286,6 +286,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gap: GapPolicy = GapPolicy()
     freshness: Freshness = Freshness()
     state_ttl_s: Annotated[float, msgspec.Meta(gt=0)] | None = None  # shorter than the deployment's; never longer
+    idle_exit_s: Annotated[float, msgspec.Meta(gt=0)] | None = None  # after this silence its streams' labels exit
     family: str = ""  # "cnn2d", "lstm", …
     parameters: int = 0
     data: TrainingData | None = None
@@ -338,3 +339,26 @@ class StreamSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     gap: GapPolicy | None = None
     freshness: Freshness | None = None
     state_ttl_s: Annotated[float, msgspec.Meta(gt=0)] | None = None  # shorter than the deployment's; never longer
+    idle_exit_s: Annotated[float, msgspec.Meta(gt=0)] | None = None  # after this silence its labels exit
+
+
+IDLE_INTERVALS: Final = 10  # of the usual time between two steps, that a stream may be silent for with a label inside
+IDLE_EXIT_S: Final = 30.0  # and so long at least, where nobody said
+
+
+def ttl_s_of(settings: StreamSettings, manifest: Manifest | None, deployment_s: float) -> float:
+    """A stream's time to live: its own, else its package's, at most the deployment's."""
+    own_s = settings.state_ttl_s or (manifest.state_ttl_s if manifest is not None else None)
+    return deployment_s if own_s is None else min(deployment_s, own_s)
+
+
+def idle_exit_s_of(settings: StreamSettings, manifest: Manifest | None, deployment_ttl_s: float) -> float:
+    """The silence after which a stream's labels exit. Never above the time to live: what is not told until the state is
+    over would come with the next entry, if one ever comes.
+
+    >>> idle_exit_s_of(StreamSettings(), None, 86_400.0), idle_exit_s_of(StreamSettings(state_ttl_s=2.0), None, 60.0)
+    (30.0, 2.0)
+    """
+    own_s = settings.idle_exit_s or (manifest.idle_exit_s if manifest is not None else None)
+    usual_s = IDLE_INTERVALS * manifest.interval_s if manifest is not None else 0.0
+    return min(ttl_s_of(settings, manifest, deployment_ttl_s), own_s or max(IDLE_EXIT_S, usual_s))

@@ -1,18 +1,18 @@
-"""What a control entry says: reset, settings, restore or delete. docs/formats.md shows each.
+"""What a control entry says: reset, settings, restore, delete or silence. docs/formats.md shows each.
 
 Whatever changes a stream beside its input goes through its log, so that it has a place in the stream's order.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from service.contracts import StreamSettings
 from service.errors import Malformed
 
-ACTIONS: Final = ("reset", "settings", "restore", "delete")
+ACTIONS: Final = ("reset", "settings", "restore", "delete", "silence")
 MAX_SETTING_S: Final = 315_360_000.0  # ten years
 
 
@@ -26,6 +26,7 @@ class Control(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
     action: str  # one of ACTIONS
     settings: NewSettings | None = None  # of `settings`
     state: bytes | None = None  # of `restore`: a state object (portable.py), in base64
+    after: Annotated[str, msgspec.Meta(pattern=r"^\d{1,20}-\d{1,20}$")] | None = None  # of `silence`: an entry's id
 
 
 _control_decoder = msgspec.json.Decoder(Control)
@@ -44,7 +45,7 @@ def decode_control(data: bytes) -> Control:
         raise Malformed(f'control: {error}; expected JSON such as {{"action": "reset"}}') from None
     if control.action not in ACTIONS:
         raise Malformed(f"control action {control.action[:60]!r}: expected one of {', '.join(ACTIONS)}")
-    for name, action in (("settings", "settings"), ("state", "restore")):
+    for name, action in (("settings", "settings"), ("state", "restore"), ("after", "silence")):
         if (getattr(control, name) is not None) != (control.action == action):
             raise Malformed(f"control {control.action!r}: {name} goes with {action!r}, and only with it")
     if control.settings is not None:
@@ -86,3 +87,7 @@ def check_settings(settings: StreamSettings) -> None:
     if settings.freshness is not None:
         expect_seconds("freshness.max_age_s", settings.freshness.max_age_s)
     expect_seconds("state_ttl_s", settings.state_ttl_s)
+    expect_seconds("idle_exit_s", settings.idle_exit_s)
+    if settings.state_ttl_s is not None and settings.idle_exit_s is not None:
+        within = settings.idle_exit_s <= settings.state_ttl_s
+        expect(within, "idle_exit_s", f"at most state_ttl_s, {settings.state_ttl_s:g}", settings.idle_exit_s)

@@ -10,6 +10,7 @@
     {prefix}:{p}:settings           settings, a field a stream
     {prefix}:{p}:configured         streams whose settings somebody set
     {prefix}:{p}:streams            last entry of each stream, ms
+    {prefix}:{p}:open               streams with labels inside, by when they are looked at next, ms
     {prefix}:{p}:drops              how many entries of a stream were dropped
     {prefix}:{p}:restarts           how often a stream's state began anew
     {prefix}:{p}:state:STREAM       state record
@@ -47,8 +48,8 @@ class ShardKeys:
     """The keys of one shard, as bytes, spelt once."""
 
     __slots__ = (
-        "configured", "dead", "dead_data", "dead_places", "drops", "feed", "head", "inbox", "out_prefix", "owner",
-        "pos", "restarts", "settings", "shard", "state_prefix", "streams", "suspect",
+        "configured", "dead", "dead_data", "dead_places", "drops", "feed", "head", "inbox", "open", "out_prefix",
+        "owner", "pos", "restarts", "settings", "shard", "state_prefix", "streams", "suspect",
     )  # fmt: skip
 
     def __init__(self, prefix: str, shard: int) -> None:
@@ -61,6 +62,7 @@ class ShardKeys:
         self.settings = f"{base}settings".encode()
         self.configured = f"{base}configured".encode()
         self.streams = f"{base}streams".encode()
+        self.open = f"{base}open".encode()
         self.drops = f"{base}drops".encode()
         self.restarts = f"{base}restarts".encode()
         self.feed = f"{base}feed".encode()

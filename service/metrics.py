@@ -180,6 +180,7 @@ class WorkerMetrics:
         self.entries_trimmed = add.counter("entries_trimmed", "Entries that left the log before they were answered")
         self.duplicates = add.counter("duplicates", "Entries whose seq was finished before")
         self.restarts = add.counters("restarts", "States that started anew", "model", "reason")
+        self.silenced = add.counters("silenced", "Streams that fell silent with labels inside", "model")
         self.streams = add.gauges("streams", "Streams whose state is held", "where")
         self.state_bytes = add.gauge("state_bytes", "Bytes of the resident states")
         self.evictions = add.counter("evictions", "Streams that left memory because others needed the room")

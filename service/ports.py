@@ -49,6 +49,25 @@ class Idle(NamedTuple):
     stream: str
     last_ms: int  # of its last entry's id
     position: bytes | None
+    young: bool = False  # its last record is not older than records are kept: a control's, which is no sign of life
+    inside: bool = False  # labels are: their exits are still to be told
+
+
+class Overdue(NamedTuple):
+    """Streams with labels inside that are to be looked at now."""
+
+    read_ms: int  # the worker has read all entries up to here
+    now_ms: int  # the broker's clock
+    streams: list[tuple[str, bytes | None, bytes | None]]  # with position and settings
+
+
+class Look(NamedTuple):
+    """What becomes of such a stream."""
+
+    stream: str
+    next_ms: int | None  # when to look again; None: nothing is inside
+    position: bytes = b""  # with it, as long as it stands, a control is appended
+    data: bytes = b""  # the control
 
 
 class OutWrite(NamedTuple):
@@ -103,6 +122,7 @@ class Commit(NamedTuple):
     drops: Mapping[str, int] = MappingProxyType({})  # stream -> entries dropped here
     restarts: Mapping[str, int] = MappingProxyType({})  # stream -> how often its state began anew here
     behind: Behind | None = None  # entries of the log that are answered or gone; None: not known
+    openings: Mapping[str, int | None] = MappingProxyType({})  # stream -> ms since when it is open; None: no label is
 
 
 class Committed(NamedTuple):
@@ -218,11 +238,23 @@ class Log(Protocol):
         """Entries of the log by number, by shard, in one round trip: (id, fields); None for one that is not there."""
         ...
 
-    def idle(self, shard: int, after_ms: int, silent_ms: int, limit: int, skip: int = 0) -> list[Idle]:
+    def idle(
+        self, shard: int, after_ms: int, silent_ms: int, limit: int, skip: int = 0, *, kept_ms: int = 0
+    ) -> list[Idle]:
         """Streams silent for longer than `silent_ms` (the broker's clock) whose last entry is from `after_ms` or later.
 
-        The longest silent first, at most `limit`, without the first `skip`.
+        The longest silent first, at most `limit`, without the first `skip`. `kept_ms`: how long records are kept.
         """
+        ...
+
+    def overdue(self, cursors: Mapping[int, int], limit: int) -> dict[int, Overdue]:
+        """Of each shard, read up to its cursor, at most `limit` streams with labels inside that are to be looked at,
+        by one round trip; shards without any are left out."""
+        ...
+
+    def silence(self, looks: Mapping[int, tuple[bytes, Sequence[Look]]]) -> None:
+        """Appends controls to the logs of shards, and notes when to look again, where the shard's head still stands: by
+        one round trip."""
         ...
 
     def remove(self, shard: int, head: bytes, records: Sequence[str], streams: Sequence[str]) -> bool:
@@ -353,6 +385,7 @@ class StreamRow(NamedTuple):
     settings: bytes | None  # `settings` of it
     drops: int = 0  # entries dropped
     restarts: int = 0  # how often its state began anew, but for the first time
+    now_ms: int = 0  # the broker's clock
 
 
 class Lag(NamedTuple):

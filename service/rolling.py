@@ -162,8 +162,17 @@ def set_back(rows: np.ndarray, first_us: np.ndarray, gap_us: np.ndarray | int) -
 
 
 def close(row: np.void, labels: Sequence[str]) -> list[Event]:
-    """The exits of a state that ends (end, reset, TTL): at its last step's time."""
+    """The exits of a state that ends (end, reset, TTL) or falls silent: at its last step's time."""
     return [_event("exit", labels[k], row, k, int(row["time_us"])) for k in np.flatnonzero(row["inside"]).tolist()]
+
+
+def leave(row: np.void, refractory_us: int) -> None:
+    """After `close`, where the state itself goes on: the labels that were inside have left, at the last step's time.
+    Changes `row` in place, as `fold` does at an exit."""
+    inside = row["inside"].copy()
+    row["mark"][inside] = row["time_us"] + refractory_us
+    row["since"][inside] = NEVER
+    row["inside"][inside] = False
 
 
 def _count(

@@ -11,11 +11,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from service.codec import MAX_MS, Head, id_number, last_honest, number_id, parse_head, read_head
+from service.codec import MAX_MS, Head, id_number, last_honest, number_id, parse_head, read_head, read_position
 from service.contracts import FrameInput, GapPolicy, Manifest, RollingSettings, RowInput, StateTensor
 from service.errors import BadHead, BrokerAway, Fenced
 from service.keys import shard_of
-from service.ports import Behind, Commit, Committed, DeadWrite, Expelled, Idle, Loaded, Looked, Renewed, Tidied
+from service.ports import (
+    Behind,
+    Commit,
+    Committed,
+    DeadWrite,
+    Expelled,
+    Idle,
+    Loaded,
+    Look,
+    Looked,
+    Overdue,
+    Renewed,
+    Tidied,
+)
 
 Fields = list[bytes]
 
@@ -36,6 +49,7 @@ class MemoryShard:
     settings: dict[str, bytes] = field(default_factory=dict)
     configured: dict[str, int] = field(default_factory=dict)  # ms since when nobody knows of the stream, about
     streams: dict[str, int] = field(default_factory=dict)  # ms of the last entry
+    open: dict[str, int] = field(default_factory=dict)  # streams with labels inside: ms of the next look
     drops: dict[str, int] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
     feed: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
@@ -211,10 +225,42 @@ class MemoryLog:
             for shard, numbers in wanted.items()
         }
 
-    def idle(self, shard: int, after_ms: int, silent_ms: int, limit: int, skip: int = 0) -> list[Idle]:
-        it, until_ms = self.broker.shards[shard], self.broker.clock_ms - silent_ms
-        found = sorted((ms, stream) for stream, ms in it.streams.items() if after_ms <= ms <= until_ms)
-        return [Idle(stream, ms, it.pos.get(stream)) for ms, stream in found[skip : skip + limit]]
+    def idle(
+        self, shard: int, after_ms: int, silent_ms: int, limit: int, skip: int = 0, *, kept_ms: int = 0
+    ) -> list[Idle]:
+        it, now_ms = self.broker.shards[shard], self.broker.clock_ms
+        found = sorted((ms, stream) for stream, ms in it.streams.items() if after_ms <= ms <= now_ms - silent_ms)
+        return [
+            Idle(stream, ms, (pos := it.pos.get(stream)), _young(pos, now_ms - kept_ms), stream in it.open)
+            for ms, stream in found[skip : skip + limit]
+        ]
+
+    def overdue(self, cursors: Mapping[int, int], limit: int) -> dict[int, Overdue]:
+        self._check()
+        found, now_ms = {}, self.broker.clock_ms
+        for shard, cursor in cursors.items():
+            it = self.broker.shards[shard]
+            due = [stream for ms, stream in sorted((ms, stream) for stream, ms in it.open.items()) if ms <= now_ms]
+            if due:
+                unread = min((n >> 64 for n in list(it.log) if n > cursor), default=now_ms)
+                rows = [(stream, it.pos.get(stream), it.settings.get(stream)) for stream in due[:limit]]
+                found[shard] = Overdue(min(now_ms, unread), now_ms, rows)
+        return found
+
+    def silence(self, looks: Mapping[int, tuple[bytes, Sequence[Look]]]) -> None:
+        self._check()
+        for shard, (head, mine) in looks.items():
+            it = self.broker.shards[shard]
+            if it.head != head:
+                continue
+            for look in mine:
+                if look.data and it.pos.get(look.stream) == look.position:
+                    fields = {"stream": look.stream.encode(), "kind": b"control", "data": look.data}
+                    self.broker.append(look.stream, fields, shard)
+                if look.next_ms is None:
+                    it.open.pop(look.stream, None)
+                elif look.stream in it.open:
+                    it.open[look.stream] = look.next_ms
 
     def remove(self, shard: int, head: bytes, records: Sequence[str], streams: Sequence[str]) -> bool:
         it = self.broker.shards[shard]
@@ -326,6 +372,12 @@ class MemoryLog:
             for kept in (it.settings, it.configured, it.drops, it.restarts):
                 kept.pop(stream, None)  # type: ignore[attr-defined]
         it.configured |= commit.configured
+        it.open |= {stream: ms for stream, ms in commit.configured.items() if stream in it.open}
+        for stream, ms in commit.openings.items():
+            if ms is None:
+                it.open.pop(stream, None)
+            else:
+                it.open.setdefault(stream, ms)
         for counts, more in ((it.drops, commit.drops), (it.restarts, commit.restarts)):
             for stream, n in more.items():
                 counts[stream] = counts.get(stream, 0) + n
@@ -405,6 +457,17 @@ class MemoryLog:
         self.broker.shards[shard].suspect = {}
 
     def close(self) -> None: ...
+
+
+def _young(value: bytes | None, until_ms: int) -> bool:
+    position = read_position(value)
+    if (
+        position is None
+        or not position.stepped[:1].isdigit()
+        or id_number(position.stepped.strip(b"+")) == position.last
+    ):
+        return False
+    return position.last >> 64 > until_ms
 
 
 def tiny_manifest(name: str = "tiny", features: int = 3, count: int = 4, **changes: object) -> Manifest:

@@ -69,6 +69,12 @@ STREAMS = Dashboard(
                     unit="cps",
                 ),
                 lines(
+                    "Streams that fell silent in an event, a second",
+                    "Nothing came for idle_exit_s while a label was inside: a control ended it.",
+                    (f"sum by (model) (rate(rollcast_silenced_total{JOB}{RATE}))", "{{model}}"),
+                    unit="cps",
+                ),
+                lines(
                     "Entries not stepped a second",
                     "late: their seq was passed; superseded, stale: only the latest counts, and workers are behind.",
                     (f"sum by (reason) (rate(rollcast_dropped_total{JOB}{RATE}))", "{{reason}}"),

@@ -68,11 +68,12 @@ def create_app(
     limits: Limits | None = None,
     bounds: Bounds | None = None,
     names: Names | None = None,
+    state_ttl_s: float = 86_400.0,
     heartbeat_s: float = 15.0,
 ) -> FastAPI:
     """`parity`: model -> figures of its certificate; `defaults`: kind -> model of new streams that name none;
     `schemas`: model -> its package's schema, without which its states are not read; `bounds`: of what may wait;
-    `names`: by which the api may be called.
+    `names`: by which the api may be called; `state_ttl_s`: the deployment's, as its workers have it.
 
     The app closes `predictions` when it stops.
     """
@@ -87,6 +88,7 @@ def create_app(
         parity=parity or {},
         defaults=defaults or {},
         limits=limits or Limits(),
+        state_ttl_s=state_ttl_s,
         heartbeat_s=heartbeat_s,
         metrics=metrics,
         registry=registry,

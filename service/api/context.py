@@ -32,6 +32,7 @@ class Context:
     parity: Mapping[str, Mapping[str, object]]  # model -> figures of its certificate
     defaults: Mapping[str, str]  # kind -> model
     limits: Limits
+    state_ttl_s: float  # of the deployment
     heartbeat_s: float
     metrics: ApiMetrics
     registry: CollectorRegistry

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from service.codec import RESTORED, decode_record, number_id, read_position, read_settings
-from service.contracts import Prediction, StreamSettings
+from service.contracts import Manifest, Prediction, StreamSettings, idle_exit_s_of
 from service.portable import norm_of
 from service.ports import DeadRow, Lag, OutRecord, StateRow, StreamRow
 from service.state import StateLayout, label_of
@@ -28,6 +28,8 @@ class StreamSummary(msgspec.Struct, frozen=True):
     lag_s: float = 0.0  # age of its oldest unfinished entry; 0: nothing waits
     drops: int = 0  # entries dropped, since it began
     restarts: int = 0  # how often its state began anew, but for the first time
+    silent: bool = False  # nothing was stepped for its `idle_exit_s`, and nothing waits
+    silent_since: float | None = None  # when its last stepped entry came, s since 1970; null: it is not silent
 
 
 class TensorSummary(msgspec.Struct, frozen=True):
@@ -90,14 +92,21 @@ def stepped_entry(position: bytes | None) -> str | None:
     return stepped.removesuffix(RESTORED).decode() if stepped[:1].isdigit() else None
 
 
-def summarise_stream(row: StreamRow, record: OutRecord | None, lag: Lag | None) -> StreamSummary:
-    """`record`: that of its last prediction, if it is kept; `lag`: if something waits."""
-    position = read_position(row.position)
+def summarise_stream(
+    row: StreamRow, record: OutRecord | None, lag: Lag | None, models: Mapping[str, Manifest], state_ttl_s: float
+) -> StreamSummary:
+    """`record`: that of its last prediction, if it is kept; `lag`: if something waits; `state_ttl_s`: of the
+    deployment."""
+    position, settings = read_position(row.position), read_settings(row.settings)
     last = decode_record(record.body) if record is not None else None
     predicted = last if isinstance(last, Prediction) else None
+    entry = stepped_entry(row.position)
+    since_ms = int(entry.partition("-")[0]) if entry is not None else row.last_entry_ms
+    idle_s = idle_exit_s_of(settings, models.get(settings.model or ""), state_ttl_s)
+    silent = lag is None and row.now_ms - since_ms >= 1000 * idle_s
     return StreamSummary(
         stream=row.stream,
-        model=read_settings(row.settings).model,
+        model=settings.model,
         steps=predicted.step if predicted else None,
         label=predicted.rolling.label if predicted else None,
         score=predicted.rolling.score if predicted else None,
@@ -108,6 +117,8 @@ def summarise_stream(row: StreamRow, record: OutRecord | None, lag: Lag | None) 
         lag_s=lag.age_s if lag else 0.0,
         drops=row.drops,
         restarts=row.restarts,
+        silent=silent,
+        silent_since=since_ms / 1000 if silent else None,
     )
 
 

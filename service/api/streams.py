@@ -112,7 +112,8 @@ def stream_routes(context: Context) -> APIRouter:
         found = dict(zip(stepped, records, strict=True))
         turn, summaries = Turn(), []
         for row in rows:
-            summaries.append(summarise_stream(row, found.get(row.stream), lags.get(row.stream)))
+            record, lag = found.get(row.stream), lags.get(row.stream)
+            summaries.append(summarise_stream(row, record, lag, context.models, context.state_ttl_s))
             if turn.due():
                 await turn.over()
         return summaries

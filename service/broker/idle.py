@@ -19,18 +19,24 @@ EXPELLED: Final = (1024, 16 << 20)  # entries and bytes that one call takes out 
 ADOPTED: Final = 100  # settings looked at in one call
 DEAD_TIDIED: Final = 100  # refused entries that leave quarantine for their age in one call
 
-# KEYS streams pos.  ARGV least ms, how long they were silent (ms, by the server's clock), how many to skip and how many
-# at most.
-# Returns stream, ms of its last entry, position in turn, the longest silent first. Changes nothing.
+# KEYS streams pos open.  ARGV least ms, how long they were silent (ms, by the server's clock), how many to skip and how
+# many at most, how long records are kept (ms).
+# Returns stream, ms of its last entry, position, 1 where its last record is younger than that and 1 where labels are
+# inside in turn, the longest silent first. Changes nothing.
 IDLE: Final = """
 local now = redis.call('TIME')
-local until_ms = now[1] * 1000 + math.floor(now[2] / 1000) - ARGV[2]
+local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+local until_ms = now_ms - ARGV[2]
 local found = redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[1], until_ms, 'WITHSCORES', 'LIMIT', ARGV[3], ARGV[4])
 local answer = {}
 for i = 1, #found, 2 do
   answer[#answer + 1] = found[i]
   answer[#answer + 1] = found[i + 1]
-  answer[#answer + 1] = redis.call('HGET', KEYS[2], found[i]) or ''
+  local position = redis.call('HGET', KEYS[2], found[i]) or ''
+  answer[#answer + 1] = position
+  local answered = string.match(position, '^(%d+)%S* .* %d%S*$')  -- something came after the last stepped entry
+  answer[#answer + 1] = answered and tonumber(answered) > now_ms - ARGV[5] and 1 or 0
+  answer[#answer + 1] = type(redis.pcall('ZSCORE', KEYS[3], found[i])) == 'string' and 1 or 0
 end
 return answer
 """
@@ -141,12 +147,15 @@ class Housekeeping(ABC):
             for shard, numbers in wanted.items()
         }
 
-    def idle(self, shard: int, after_ms: int, silent_ms: int, limit: int, skip: int = 0) -> list[Idle]:
+    def idle(
+        self, shard: int, after_ms: int, silent_ms: int, limit: int, skip: int = 0, *, kept_ms: int = 0
+    ) -> list[Idle]:
         keys = self._keys[shard]
-        found = self._ask(("EVAL", IDLE, 2, keys.streams, keys.pos, after_ms, silent_ms, skip, limit))[0] or []
+        where = keys.streams, keys.pos, keys.open
+        found = self._ask(("EVAL", IDLE, len(where), *where, after_ms, silent_ms, skip, limit, kept_ms))[0] or []
         return [
-            Idle(name.decode(), int(float(score)), position or None)
-            for name, score, position in zip(found[::3], found[1::3], found[2::3], strict=True)
+            Idle(name.decode(), int(float(score)), position or None, young == 1, inside == 1)
+            for name, score, position, young, inside in zip(*(found[at::5] for at in range(5)), strict=True)
         ]
 
     def remove(self, shard: int, head: bytes, records: Sequence[str], streams: Sequence[str]) -> bool:

@@ -21,6 +21,7 @@ import hiredis
 from service.broker import scripts
 from service.broker.idle import Housekeeping
 from service.broker.packing import Keep, pack_commit, repairs_of
+from service.broker.silence import Silences
 from service.broker.wire import Argument, Wire, pack
 from service.codec import MAX_MS, id_number, number_id, read_behind
 from service.errors import BadHead, BrokerAway, CommitRefused, Disagreement, Fenced
@@ -39,7 +40,7 @@ ATTEMPTS: Final = 2  # of an entry in careful mode, before it is refused
 log = logging.getLogger("rollcast.worker")
 
 
-class RedisLog(Housekeeping):
+class RedisLog(Housekeeping, Silences):
     """ports.Log on a server that speaks Redis ≥ 6.2. Used by one thread."""
 
     def __init__(

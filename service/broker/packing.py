@@ -81,6 +81,12 @@ def pack_commit(commit: Commit, keys: ShardKeys, keep: Keep, repairs: Sequence[b
         append((b"ZADD", keys.configured, *(part for name, ms in commit.configured.items() for part in (ms, name))))
     if commit.touched:
         append((b"ZADD", keys.streams, *(part for stream, ms in commit.touched.items() for part in (ms, stream))))
+    if commit.configured:  # other settings, another limit: those that are there are looked at again
+        append((b"ZADD", keys.open, b"XX", *(part for name, ms in commit.configured.items() for part in (ms, name))))
+    if opened := {name: ms for name, ms in commit.openings.items() if ms is not None}:
+        append((b"ZADD", keys.open, b"NX", *(part for name, ms in opened.items() for part in (ms, name))))
+    if len(opened) < len(commit.openings):
+        append((b"ZREM", keys.open, *(name for name in commit.openings if name not in opened)))
     for key, counts in ((keys.drops, commit.drops), (keys.restarts, commit.restarts)):
         for stream, more in counts.items():
             append((b"ZINCRBY", key, more, stream))

@@ -386,11 +386,13 @@ class RedisPredictions(Quarantine):
                 ("EVAL", looks.ROWS, 5, keys.streams, keys.pos, keys.settings, keys.drops, keys.restarts, *names)
             )
         found: dict[str, StreamRow] = {}
-        for (shard, names), replies in zip(of_shard.items(), await self._ask(*commands, pool=pool), strict=True):
+        (seconds, micros), *answers = await self._ask(("TIME",), *commands, pool=pool)
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        for (shard, names), replies in zip(of_shard.items(), answers, strict=True):
             for stream, (ms, position, settings, drops, restarts) in zip(names, replies, strict=True):
                 if not _is_deleted(position):
                     found[stream] = StreamRow(
-                        stream, shard, _whole(ms), position, settings, _whole(drops), _whole(restarts)
+                        stream, shard, _whole(ms), position, settings, _whole(drops), _whole(restarts), now_ms
                     )
         return [found[stream] for stream in streams if stream in found]
 

@@ -12,9 +12,9 @@ import numpy as np
 import redis
 
 from service.chaos.oracle import Difference
-from service.chaos.replay import TIMED, Replay, judge, superseding
+from service.chaos.replay import SILENCE, TIMED, Replay, judge, superseding
 from service.chaos.traffic import CASE, copy_key, describe
-from service.codec import Head, decode_settings, id_number, parse_feed, parse_head, parse_position
+from service.codec import Head, decode_settings, id_number, number_id, parse_feed, parse_head, parse_position
 from service.contracts import StreamSettings
 from service.engine import OnnxEngine
 from service.keys import ShardKeys
@@ -144,6 +144,7 @@ class Judge:
         tell, where = self.findings.tell, f"{stream} in shard {keys.shard}"
         records = dict(_pages(client, keys.out(stream)))
         replay = Replay(self._engine, self._ttl_s)
+        entries = _with_silences(entries, records, answered)
         newer = superseding(entries)
         previous = b"0-0"
         begins = _last_deletion(entries, records)
@@ -195,7 +196,7 @@ class Judge:
         if body["type"] == "prediction" and body["restarted"]:
             self.findings.restarts[body["restarted"]] += 1
         elif body["type"] == "done":
-            self.findings.controls[body["action"]] += 1
+            self.findings.controls[body["action"]] += body["action"] != SILENCE or "events" in body
         elif body["type"] == "dropped":
             self.findings.drops[body["reason"]] += 1
         self.findings.missed += "missed" in body
@@ -236,6 +237,18 @@ class Judge:
         if stored != replay.settings:
             where = f"settings of {stream} in shard {keys.shard}"
             self.findings.tell("differing", f"{where}: {stored}, expected {replay.settings}")
+
+
+def _with_silences(entries: Entries, records: Mapping[bytes, Mapping[bytes, bytes]], answered: set[int]) -> Entries:
+    """And what workers appended, which no copy has: known by their records, and by the feed where these are gone."""
+    known = {entry_id for entry_id, _ in entries}
+    silences = []
+    for entry_id in {*records, *map(number_id, answered)} - known:
+        body = records[entry_id][b"body"] if entry_id in records else b""
+        if not body or b'"action":"silence"' in body or b'"reason":"crash"' in body:
+            told = b"1" if b'"events"' in body else b"0"
+            silences.append((entry_id, {b"kind": b"control", CASE.encode(): SILENCE.encode(), b"told": told}))
+    return sorted([*entries, *silences], key=lambda entry: id_number(entry[0])) if silences else entries
 
 
 def _last_deletion(entries: Entries, records: Mapping[bytes, Mapping[bytes, bytes]]) -> int:

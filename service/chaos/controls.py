@@ -45,6 +45,8 @@ class ControlTraffic:
             given["gap"] = {"policy": choose(["carry", "reset"]), "gap_s": choose([1.0, 5.0, 30.0])}
         if self._dice.random() < 0.5:
             given["state_ttl_s"] = choose([0.5, 1.0, 3.0])
+        if self._dice.random() < 0.5:
+            given["idle_exit_s"] = choose([0.3, 0.5])
         if self._dice.random() < 0.4:
             given["freshness"] = choose(
                 [{"mode": "latest"}, {"mode": "latest", "max_age_s": choose([0.3, 1.0])}, {"max_age_s": 1.0}]

@@ -84,6 +84,12 @@ class Oracle:
         named = zip(self.manifest.labels, self.labels, strict=True)
         return [("exit", name, self.steps, self.last, label.since) for name, label in named if label.inside]
 
+    def silence(self) -> None:
+        """The stream fell silent: what `close` told is over, from the last step on. The state goes on."""
+        for label in self.labels:
+            if label.inside:
+                label.inside, label.since, label.quiet_until = False, None, self.last + self.rolling.refractory_s
+
     @property
     def unsure(self) -> set[str]:
         """Labels whose events are not to be compared now."""

@@ -15,6 +15,7 @@ from service.chaos.traffic import CASE, CASES, PARSED
 from service.contracts import StreamSettings
 
 STEPPABLE: Final = ("good", "not-finite")  # what supersedes: that a number is not finite is seen when it is stepped
+SILENCE: Final = "silence"  # the case of a control that a worker appended, which no producer did
 TIMED: Final = ("superseded", "stale")  # reasons of drops that a clock decides
 
 
@@ -44,6 +45,8 @@ class Replay:
         """`dropped`: for which reason the record says so, believed where only the latest entry counts and `newer`, an
         entry that can supersede, was there. Whether it waited in time only a clock knows."""
         case = fields[CASE.encode()].decode()
+        if case == SILENCE:
+            return self._silence(fields[b"told"] == b"1")
         seq = int(fields[b"seq"]) if b"seq" in fields else None
         if case not in PARSED and seq is not None and self._seq is not None and seq <= self._seq[0]:
             if seq == self._seq[0]:
@@ -102,6 +105,14 @@ class Replay:
                 self._restart = "reset"
             self.alive = False
         return Expected("done", {"action": action, "events": exits, "unsure": unsure})
+
+    def _silence(self, told: bool) -> Expected:
+        """When a worker appends it a clock decides, and where something came meanwhile it does nothing: that it did
+        (`told`) is believed, what it tells is not."""
+        exits, unsure = self._close() if told else ([], set())
+        if told and self.alive:
+            self.oracle.silence()
+        return Expected("done", {"action": "silence", "events": exits, "unsure": unsure})
 
     def _set(self, settings: StreamSettings) -> None:
         self.settings = settings

@@ -27,6 +27,7 @@ KINDS: Final = {  # of faults, and what is counted: what happened, not what was 
 }
 TRAFFIC: Final = {  # what records must show of a stream's life
     "settings": "settings changed", "restore": "states restored", "reset": "states reset", "delete": "streams deleted",
+    "silence": "streams that fell silent with labels inside",
     "ttl": "states begun anew after their own or the deployment's time to live",
     "late": "entries dropped: their seq lies below the last", "superseded": "entries dropped: a newer one was waiting",
     "stale": "entries dropped: older than max_age_s", "missed": "predictions that tell of a hole in seq",

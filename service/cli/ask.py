@@ -16,7 +16,7 @@ from rollcast.client import DEFAULT_URL
 from service.cli.reach import AsJson, Url, connect
 
 LABELS_SHOWN: Final = 10  # of a model, in a table
-STREAM_COLUMNS = ("stream", "model", "steps", "label", "score", "lag_s", "drops", "restarts")
+STREAM_COLUMNS = ("stream", "model", "steps", "label", "score", "lag_s", "drops", "restarts", "silent")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -70,6 +70,8 @@ def _column(name: str) -> Column:
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
     if isinstance(value, float):
         return f"{value:.3f}"
     return "" if value is None else str(value)

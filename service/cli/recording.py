@@ -255,6 +255,8 @@ def read_recording(lines: BinaryIO, file: str) -> Iterator[Recorded]:
             _check_head(text, file)
         elif text.strip():
             entry = _read_entry(text, place)
+            if entry.control is not None and entry.control["action"] == "silence":
+                continue  # the worker's word, not the source's: the stream it is replayed into falls silent by itself
             if entry.fault is None:
                 yield Recorded(place, entry)
             else:
@@ -303,7 +305,7 @@ def _wrong(entry: Logged) -> str | None:
 
 def _wrong_control(said: dict[str, Any]) -> str | None:
     action = said.get("action")
-    if action not in ("settings", "restore", "reset", "delete"):
+    if action not in ("settings", "restore", "reset", "delete", "silence"):
         return f"control with action {str(action)[:50]!r}: expected settings, restore, reset or delete"
     if action == "settings" and not isinstance(said.get("settings", {}), dict | None):
         return "control settings: expected an object `settings`"

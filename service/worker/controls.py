@@ -1,4 +1,4 @@
-"""What a control entry does to its stream: reset, settings, restore, delete. In its turn in the log, like a step."""
+"""What a control entry does to its stream: reset, settings, restore, delete, silence. In its turn, like a step."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 import msgspec
 import numpy as np
 
-from service.codec import RESTORED
-from service.contracts import StreamSettings
+from service import rolling
+from service.codec import RESTORED, id_number
+from service.contracts import StreamSettings, ttl_s_of
 from service.controls import Control, NewSettings
 from service.errors import Malformed, OtherModel, UnknownModel
 from service.portable import read_state, restore_row
@@ -25,11 +26,13 @@ class Controls:
         self._forget = forget
 
     def carry_out(self, item: Item, control: Control) -> bool:
-        """Returns whether the state that was there has ended. Raises EntryError, and has then changed nothing."""
+        """Returns whether labels that were inside have left. Raises EntryError, and has then changed nothing."""
         if control.settings is not None:
             return self._settings(item, control.settings)
         if control.state is not None:
             return self._restore(item, control.state)
+        if control.after is not None:
+            return self._silence(item, control.after)
         stream = item.key
         if control.action == "delete":
             self._begin(stream, b"deleted")
@@ -52,8 +55,16 @@ class Controls:
                 f"{self._state_ttl_s:g}: states are not kept for longer"
             )
         model = given.model or bound
-        stream.settings = StreamSettings(model, given.rolling, given.gap, given.freshness, given.state_ttl_s)
         served = self._models.get(model or "")
+        ttl_s = ttl_s_of(given, None if served is None else served.manifest, self._state_ttl_s)
+        if given.idle_exit_s is not None and given.idle_exit_s > ttl_s:
+            raise Malformed(
+                f"settings: idle_exit_s is {given.idle_exit_s:g}, expected at most the stream's time to live, "
+                f"{ttl_s:g}: then its state is over, and with it what was inside"
+            )
+        stream.settings = StreamSettings(
+            model, given.rolling, given.gap, given.freshness, given.state_ttl_s, given.idle_exit_s
+        )
         stream.usual = None if served is None else served.freshness
         item.settings = stream.settings
         if bound is None or model == bound:
@@ -79,8 +90,34 @@ class Controls:
         if bound is None:
             stream.settings = item.settings = msgspec.structs.replace(stream.settings, model=model.name)
             stream.usual = model.freshness
-        (item.state,) = model.layout.encode(model.table.gather(np.array([stream.slot])))
+        self._keep(item, model)
         return True
+
+    def _silence(self, item: Item, after: str) -> bool:
+        """Nothing was stepped after the entry `after` for so long that what is inside leaves; the state goes on. Does
+        nothing where something was, or nothing is inside. It is no sign of life: TTL, gaps and idleness count on."""
+        stream, model = item.key, item.key.model
+        try:
+            limit = id_number(after)
+        except ValueError as error:
+            raise Malformed(f"control 'silence': after: {error}") from None
+        item.quiet = stream.last > 0  # of a stream that nobody knows, what this leaves is to be swept away in its time
+        row = None if model is None else model.table.row(stream.slot)
+        if model is None or row is None or not row["inside"].any():
+            item.open = False
+            return False
+        if id_number(stream.stepped.removesuffix(RESTORED)) > limit:
+            return False
+        own = stream.settings.rolling or model.manifest.rolling
+        rolling.leave(row, round(own.refractory_s * 1e6))
+        self._keep(item, model)
+        return True
+
+    def _keep(self, item: Item, model: ServedModel) -> None:
+        """The state as it is now goes into the entry's commit."""
+        row = model.table.row(item.key.slot)
+        item.open = bool(row["inside"].any())
+        (item.state,) = model.layout.encode(model.table.gather(np.array([item.key.slot])))
 
     def _begin(self, stream: Stream, stepped: bytes) -> None:
         """`stepped` says in the position why there is no state any more."""

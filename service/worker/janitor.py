@@ -8,6 +8,7 @@ What has been in quarantine for too long leaves it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from itertools import takewhile
 from typing import Final
 
 from service.codec import parse_position
@@ -68,10 +69,12 @@ class Janitor:
     # --- each says whether there may be more to do at once ---------------------------------------------------------
 
     def _streams(self, shard: Shard, pinned: Callable[[Stream], bool]) -> bool:
-        idle = self._broker.idle(shard.number, 0, self._idle_ms, PORTION)
+        look, kept_ms = self._broker.idle, self._history_ms
+        idle = look(shard.number, 0, self._idle_ms, PORTION, kept_ms=kept_ms)
         gone = [one for one in idle if _finished(one, shard) and not _stays(one.stream, shard, pinned)]
         sweep = shard.sweep
-        silent = self._broker.idle(shard.number, sweep.score_ms, self._history_ms, PORTION, sweep.skip)
+        found = look(shard.number, sweep.score_ms, kept_ms, PORTION, sweep.skip, kept_ms=kept_ms)
+        silent = list(takewhile(lambda one: not one.young, found))
         if not gone and not silent:
             return False
         streams = [one.stream for one in gone]
@@ -84,7 +87,7 @@ class Janitor:
         self._swept["streams"].inc(len(streams))
         if silent:
             last_ms = silent[-1].last_ms
-            if len(silent) < PORTION:
+            if len(silent) == len(found) < PORTION:
                 sweep.score_ms, sweep.skip = last_ms + 1, 0
             else:  # more may be of the same millisecond
                 seen = sum(one.last_ms == last_ms for one in stay)
@@ -121,7 +124,10 @@ class Janitor:
 
 
 def _finished(one: Idle, shard: Shard) -> bool:
-    """Whether nothing would be stepped again without the stream's position: all it answered lies at or below low."""
+    """Whether nothing would be stepped again without the stream's position: all it answered lies at or below low. And
+    whether all is told of it: its exits, and for as long as records are kept."""
+    if one.inside or one.young:
+        return False
     try:
         return one.position is None or parse_position(one.position).last <= shard.head.low
     except ValueError:

@@ -47,6 +47,7 @@ from service.worker.model import ServedModel
 from service.worker.residence import Pinned, Residence
 from service.worker.shard import Item, Shard, Stream
 from service.worker.sharing import share
+from service.worker.silence import Silence
 from service.worker.stepping import Call, Stepper
 from service.worker.tally import Tally
 from service.worker.told import tell
@@ -125,6 +126,7 @@ class Worker:
             settings_ttl_s=settings_ttl_s,
             dead_history_s=dead_history_s,
         )
+        self._silence = Silence(broker, self._models, state_ttl_s=state_ttl_s)
         self._entry_bytes = 65_536.0  # to size reads: a guess, then what was read; large entries count at once
         self._entry_s = 0.0  # to step one, to size batches: rises at once, falls slowly
         self._reading: dict[int, Shard] | None = None  # what the read under way was asked for
@@ -204,9 +206,10 @@ class Worker:
         self._settle()
         with contextlib.suppress(CommitRefused):  # they lie there until the broker takes them
             self._expel()
-        if (now := time.monotonic()) >= self._janitor.next_at:
-            with contextlib.suppress(CommitRefused):  # it can wait
-                self._janitor.sweep(self._shards.values(), now, self._pinned(item.key for item in batch))
+        for upkeep in (self._janitor, self._silence):
+            if (now := time.monotonic()) >= upkeep.next_at:
+                with contextlib.suppress(CommitRefused):  # it can wait
+                    upkeep.sweep(self._shards.values(), now, self._pinned(item.key for item in batch))
         if batch:
             self._commit([item for item in batch if not item.key.shard.lost], bound)
 

@@ -51,6 +51,10 @@ def write_predictions(
         item.group, item.at, item.events = group, b, told
         if told or item.reason is not None:
             group.told.append(item)
+    if group.told:
+        inside = set(np.flatnonzero(stepped.rows["inside"].any(axis=1)).tolist())
+        for item in group.told:
+            item.open = item.at in inside
 
 
 def write_refused(item: Item, error: EntryError, model: str | None) -> None:

@@ -69,8 +69,8 @@ class Item:
 
     __slots__ = (
         "arrived", "at", "body", "dead", "decode_s", "decoding", "deleted", "done", "drop", "entry", "error", "events",
-        "forget", "fresh_until_ms", "group", "highest", "key", "kind", "missed", "model", "number", "ready",
-        "reason", "served", "settings", "size", "state", "steps", "time_us", "type", "x",
+        "forget", "fresh_until_ms", "group", "highest", "key", "kind", "missed", "model", "number", "open", "quiet",
+        "ready", "reason", "served", "settings", "size", "state", "steps", "time_us", "type", "x",
     )  # fmt: skip
 
     def __init__(self, entry: Entry, stream: Stream, arrived: float) -> None:
@@ -100,6 +100,8 @@ class Item:
         self.settings: StreamSettings | None = None  # of the stream, after a control
         self.deleted = False
         self.dead = False
+        self.open: bool | None = None  # whether labels are inside after it; None: as before, or none, by its events
+        self.quiet = False  # it says nothing of the stream being alive
         # what is counted
         self.kind = entry.kind
         self.served = ""  # name of the model
@@ -241,6 +243,7 @@ class Shard:
         configured: dict[str, int] = {}
         drops: dict[str, int] = {}
         restarts: dict[str, int] = {}
+        openings: dict[str, int | None] = {}
         for item in items:
             entry, stream = item.entry, item.key
             name = stream.name
@@ -266,8 +269,11 @@ class Shard:
                 drops[name] = drops.get(name, 0) + 1
             elif item.reason is not None and item.reason != "first" and item.group is not None:
                 restarts[name] = restarts.get(name, 0) + 1
+            if item.events or item.open is not None:
+                openings[name] = entry.ms if item.open and not item.forget else None
             if item.deleted:
                 deleted.append(name)
+                openings[name] = None
                 for about in (settings, configured, drops, restarts):
                     about.pop(name, None)
             elif item.settings is not None:
@@ -276,7 +282,8 @@ class Shard:
             if item.deleted or item.settings is not None:
                 settings[NO_STREAM] = entry.id  # what api processes remember of this shard's streams is old news
             positions[name] = stream.position()
-            touched[name] = entry.ms
+            if not item.quiet:
+                touched[name] = entry.ms
             item.done = True
         self.kept += len(records)
         self.account.answered(len(records))
@@ -306,5 +313,6 @@ class Shard:
             drops=drops,
             restarts=restarts,
             behind=self.account.behind(self.cursor),
+            openings=openings,
         )
         return self.in_flight

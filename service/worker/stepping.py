@@ -169,9 +169,11 @@ class Stepper:
             raise EntryError(f"decoding failed: {error}") from error
 
     def _control(self, item: Item) -> None:
-        control, exits = decode_control(item.entry.data), self._exits(item.key)
+        control, exits, model = decode_control(item.entry.data), self._exits(item.key), item.key.model
         ended = self._controls.carry_out(item, control)
         item.events = exits if ended else []
+        if item.quiet and exits and model is not None:
+            item.served = model.name
         records.write_done(item, control.action, item.events)
 
     def _drop(self, item: Item, now_ms: float) -> None:

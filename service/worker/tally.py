@@ -158,6 +158,8 @@ class Tally:
     def _told(self, item: Item) -> None:
         if item.reason is not None and item.group is not None:
             self._metrics.restarts.labels(item.served, item.reason).inc()
+        if item.quiet and item.events:
+            self._metrics.silenced.labels(item.served).inc()
         for event in item.events:
             self._metrics.events.labels(item.served, event.label, event.type).inc()
 
@@ -180,6 +182,7 @@ class Tally:
             metrics.predicted.labels(name, label)
             for happening in EVENTS:
                 metrics.events.labels(name, label, happening)
+        metrics.silenced.labels(name)
         metrics.steps.labels(name)
         metrics.nonfinite.labels(name)
 

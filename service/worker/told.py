@@ -30,6 +30,9 @@ def tell(shard: Shard, commit: int, items: Sequence[Item]) -> None:
             log.warning("entry refused", extra=_where(shard, commit, item) | {"reason": item.error.reason})
         elif item.reason == "lost":
             log.error("a state was lost: its stream began anew", extra=_where(shard, commit, item))
+        elif item.quiet and item.events:
+            exits = ",".join(event.label for event in item.events)
+            log.warning("a stream fell silent", extra=_where(shard, commit, item) | {"exits": exits})
         elif item.type == b"done":
             log.info("control done", extra=_where(shard, commit, item) | {"action": _done.decode(item.body).action})
 

@@ -14,6 +14,8 @@ CONTROLS = [
     Control("restore", state=b"\0\xff"),
     Control("settings", NewSettings("tiny", RollingSettings(0.1), GapPolicy("reset", 2.0), Freshness("latest"), 60.0)),
     Control("settings", NewSettings()),
+    Control("settings", NewSettings(state_ttl_s=60.0, idle_exit_s=60.0)),
+    Control("silence", after="17-0"),
 ]
 
 
@@ -38,6 +40,15 @@ def test_a_control_reads_back(control: Control) -> None:
         (b'{"action": "settings", "settings": {"rolling": {"enter": 0.2}}}', "0 ≤ exit ≤ enter ≤ 1"),
         (b'{"action": "settings", "settings": {"rolling": {"half_life_s": -1}}}', "rolling.half_life_s is -1"),
         (b'{"action": "settings", "settings": {"freshness": {"mode": "stale"}}}', "freshness"),
+        (b'{"action": "settings", "settings": {"idle_exit_s": 0}}', "idle_exit_s"),
+        (b'{"action": "settings", "settings": {"idle_exit_s": 1e9}}', "idle_exit_s is 1000000000.0"),
+        (
+            b'{"action": "settings", "settings": {"idle_exit_s": 9, "state_ttl_s": 5}}',
+            "expected at most state_ttl_s, 5",
+        ),
+        (b'{"action": "silence"}', "after goes with"),
+        (b'{"action": "silence", "after": "now"}', "after"),
+        (b'{"action": "reset", "after": "17-0"}', "after goes with"),
         (b"[]", "expected JSON such as"),
     ],
 )

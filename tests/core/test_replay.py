@@ -94,6 +94,23 @@ def test_a_gap_is_counted_from_the_restoring_entry_and_then_from_the_step_after_
         assert [restarted(one) for one in found] == expected
 
 
+def test_a_silence_is_believed_when_it_came_and_judged_by_what_it_tells() -> None:
+    low = RollingSettings(0.0, 0.1, 0.0, 0.0, 0.0, 99.0)
+    replay = Replay(TinyEngine(tiny_manifest(rolling=low)), 60.0)
+    silence = {b"kind": b"control", b"chaos": b"silence"}
+    entered = {event[1] for event in replay.expect("1000-0", good()).body["events"]}
+    assert replay.expect("1001-0", silence | {b"told": b"0"}).body["events"] == []
+    told = replay.expect("1002-0", silence | {b"told": b"1"}).body
+    assert (told["action"], {event[:2] for event in told["events"]}) == (
+        "silence",
+        {("exit", name) for name in entered},
+    )
+    assert replay.expect("1003-0", silence | {b"told": b"1"}).body["events"] == []
+    back = replay.expect("1004-0", good())
+    assert restarted(back) is None
+    assert {event[:2] for event in back.body["events"]} == {("enter", name) for name in entered} != set()
+
+
 # --- what is compared ------------------------------------------------------------------------------------------------
 
 

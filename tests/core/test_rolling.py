@@ -211,3 +211,18 @@ def test_closing_a_state_exits_what_is_inside() -> None:
         ("exit", "run", 100.0),
     ]
     assert rolling.close(rows[1], LABELS) == []
+
+
+def test_what_leaves_in_silence_leaves_as_at_an_exit_and_the_rest_stays() -> None:
+    made = manifest(rolling=RollingSettings(0.0, 0.5, 0.4, 0.2, 0.3, 9.0))
+    rows = fresh(made, 1)
+    inside = np.array([[[0.0, 0.9, 0.0]] * 4])
+    fold(made, rows, np.concatenate([inside, [[[0.0, 0.9, 0.6]]]], axis=1).astype(np.float32), [1.0])
+    left, rising = rows[0].copy(), int(rows[0]["since"][2])
+    assert [event.label for event in rolling.close(left, LABELS)] == ["walk"]
+    rolling.leave(left, 300_000)
+    rows[0] = left
+    assert not left["inside"].any()
+    assert int(left["since"][2]) == rising != rolling.NEVER, "what was about to enter goes on to"
+    again = fold(made, rows, np.array([[[0.0, 0.9, 0.0]] * 6], np.float32), [1.6])
+    assert [(event.type, event.label, event.start, event.time) for event in again[0]] == [("enter", "walk", 1.3, 1.5)]

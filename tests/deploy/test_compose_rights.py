@@ -24,6 +24,7 @@ from service.doctor import repair
 from service.embedded import find_binary
 from service.keys import ShardKeys, shard_of
 from service.packages import load_packages, samples
+from service.ports import Look
 from tests.conftest import needs
 from tests.deploy.guarded import SHARDS, Broker, Process
 from tests.deployment import COMMAND, await_true, environment
@@ -77,6 +78,12 @@ def test_a_worker_may_do_what_it_does_only_in_trouble(broker: Broker) -> None:
     assert log.result(0).errors == []
     assert broker.admin.xlen(keys.out("s")) == 2
     assert log.idle(0, 0, 0, 10) != []
+    broker.admin.zadd(keys.open, {"s": 1, "t": 1})
+    broker.admin.hset(keys.pos, "s", "6-0")
+    assert [row[0] for row in log.overdue({0: 0}, 10)[0].streams] == ["s", "t"]
+    log.silence({0: (second.after, [Look("s", 5, b"6-0", b"{}"), Look("t", None)])})
+    assert (broker.admin.zrange(keys.open, 0, -1), broker.admin.xlen(keys.inbox)) == ([b"s"], 1)
+    broker.admin.xtrim(keys.inbox, maxlen=0, approximate=False)
     assert log.remove(0, second.after, ["s"], ["t"])
     log.fetch({0: [1]})
     broker.admin.xadd(keys.inbox, {"stream": "s"}, id="10000000000000000-0")

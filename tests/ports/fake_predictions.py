@@ -264,7 +264,9 @@ class FakePredictions:
 
     def _row(self, stream: str, it: MemoryShard) -> StreamRow:
         kept = it.pos.get(stream), it.settings.get(stream), it.drops.get(stream, 0), it.restarts.get(stream, 0)
-        return StreamRow(stream, shard_of(stream, self.shards), 0, *kept)
+        return StreamRow(
+            stream, shard_of(stream, self.shards), it.streams.get(stream, 0), *kept, now_ms=self.broker.clock_ms
+        )
 
     def _shard(self, stream: str) -> MemoryShard:
         self._check()

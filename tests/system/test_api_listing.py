@@ -12,6 +12,7 @@ import pytest
 from service.embedded import EmbeddedBroker
 from tests.doubles import TinyEngine, rows_fields, tiny_manifest
 from tests.living import Living, living
+from tests.worlds import MemoryWorld, wait_until
 
 ROW = [1.0, 2.0, 3.0]
 NAMES = [f"belt-{n}" for n in range(6)]
@@ -104,6 +105,25 @@ def test_whoever_waits_longest_comes_first_answered_before_or_not(life: Living) 
         post(life, "belt-9")
         post(life, "belt-0")
     assert {one["lag_s"] for one in listed(life, "lag")} == {0.0}
+
+
+def test_who_is_silent_is_said_by_the_brokers_clock(life: Living) -> None:
+    with life.worker():
+        for name, idle_exit_s in (("belt-0", 0.1), ("belt-1", 600.0)):
+            answer = life.api.http.put(f"/v1/streams/{name}", json={"model": "tiny", "idle_exit_s": idle_exit_s})
+            assert answer.status_code == 200, answer.text
+            post(life, name)
+        last_ms = life.world.now_ms()
+        if isinstance(life.world, MemoryWorld):
+            life.world.clock_ms += 101
+        wait_until(lambda: life.world.now_ms() > last_ms + 100)
+    quiet, going_on = (life.api.http.get(f"/v1/streams/{name}").json() for name in ("belt-0", "belt-1"))
+    assert (going_on["silent"], going_on["silent_since"]) == (False, None)
+    assert quiet["silent"]
+    assert last_ms / 1000 - 60 < quiet["silent_since"] <= last_ms / 1000
+    assert [one["silent"] for one in listed(life, "name")] == [True, False]
+    life.world.append("belt-0", rows_fields("belt-0", np.array([ROW], np.float32)))
+    assert life.api.http.get("/v1/streams/belt-0").json()["silent"] is False, "something waits"
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ class MemoryLog:
             cursors, count = self._asked
             for shard, cursor in cursors.items():
                 log = self.broker.shards[shard].log
-                if entries := [(number_id(n), fields) for n, fields in list(log.items()) if n > cursor][:count]:
+                if entries := [(number_id(n), fields) for n, fields in log.copy().items() if n > cursor][:count]:
                     found.append((shard, entries))
         if not found:
             if wake is not None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -437,14 +438,19 @@ def test_a_full_broker_keeps_leases_and_order_however_long_it_is_full(new_scene:
     with scene.working() as worker:
         scene.post(60)
         wait_until(scene.answered, 60, "every entry is answered")
+        owners = [scene.client.get(keys.owner) for keys in scene.keys]
         scene.proxy.hold()
         scene.post(60)
         with out_of_memory(scene):
             scene.proxy.release()
             wait_until(lambda: "OOM" in worker.trouble, 60, "the worker says why")
-            refused = scene.counted("rollcast_commit_errors_total")
+            refused, until = scene.counted("rollcast_commit_errors_total"), monotonic() + 4 * LEASE_S
+            wait_until(lambda: monotonic() > until, 60, "four leases are over")
             wait_until(lambda: scene.counted("rollcast_commit_errors_total") > refused + 3, 60, "it tries again")
         wait_until(scene.answered, 60, "what was refused is answered")
+        assert [scene.client.get(keys.owner) for keys in scene.keys] == owners
+        for reason in ("fenced", "lease", "broker"):
+            assert scene.counted("rollcast_shards_lost_total", reason=reason) == 0
     scene.check()
 
 

@@ -189,6 +189,14 @@ def test_settings_that_cannot_be_are_refused_and_change_nothing(
     assert (last["step"], last["model"]) == (2, "tiny")
 
 
+def test_a_stream_may_live_as_long_as_its_deployment_says_and_no_longer(world: World) -> None:
+    for state_ttl_s in (60.0, 60.001):
+        settings(world, "a", state_ttl_s=state_ttl_s)
+    with working(world.new_log(), TinyEngine(tiny_manifest()), state_ttl_s=60.0):
+        bodies = answered(world, {"a": 2})["a"]
+    assert [body["type"] for body in bodies] == ["done", "refused"]
+
+
 def test_a_frame_that_waited_while_its_stream_got_another_model_is_decoded_for_that_one(world: World) -> None:
     """It was decoded, or could not be, when it was read: before the control had its turn."""
     small, large = BrightnessEngine(), BrightnessEngine()

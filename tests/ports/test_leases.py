@@ -39,6 +39,13 @@ def test_shards_that_are_slow_to_acquire_are_acquired_while_those_before_are_ren
     assert world.acquisitions == SHARDS, "each once"
 
 
+def test_a_worker_for_whom_no_shard_is_left_says_that_it_is_idle() -> None:
+    world, engine = MemoryWorld(1), TinyEngine(tiny_manifest())
+    with working(world.new_log("w1"), engine) as first, working(world.new_log("w2"), engine) as second:
+        wait_until(lambda: first.owned == 1 and second.idle, 60, "the first has the only shard")
+        assert (first.idle, second.owned) == (False, 0)
+
+
 class Slow(TinyEngine):
     """Takes 10 ms an entry."""
 

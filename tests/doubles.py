@@ -197,7 +197,7 @@ class MemoryLog:
             cursors, count = self._asked
             for shard, cursor in cursors.items():
                 log = self.broker.shards[shard].log
-                if entries := [(number_id(n), fields) for n, fields in list(log.items()) if n > cursor][:count]:
+                if entries := [(number_id(n), fields) for n, fields in log.copy().items() if n > cursor][:count]:
                     found.append((shard, entries))
         if not found and self._asked is not None and time.monotonic() > self._until:
             self._asked = None

@@ -924,7 +924,7 @@ class Worker:
             if shard.lost or time.monotonic() + pause_s > self._deadline:
                 raise Fenced(f"still refused when the lease ran out: {refused.detail}") from refused
             time.sleep(pause_s)  # not the hot loop: the broker takes nothing at present
-            pause_s = min(0.5, pause_s * 2)
+            pause_s = min(0.5, self._lease_s / 3, pause_s * 2)
 
 
 def _read_stream(name: str, shard: int, loaded: Loaded) -> tuple[Position | None, StreamSettings]:

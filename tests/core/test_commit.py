@@ -11,7 +11,7 @@ from service.codec import NOWHERE, Head, id_number, parse_entry, parse_head, pre
 from service.contracts import StreamSettings
 from service.ports import Commit
 from service.worker.loop import COMMIT_BYTES, COMMIT_ENTRIES, _split
-from service.worker.shard import Item, Shard, Stream
+from service.worker.shard import Group, Item, Shard, Stream
 
 
 def owned(low: int = id_number("10-0"), tries: int = 0) -> Shard:
@@ -72,6 +72,46 @@ def test_a_commit_counts_its_records_among_the_finished_entries_that_the_log_sti
     shard = owned()
     heads = [parse_head(committed(shard, *read(shard, ms, ms + 1)).after) for ms in (20, 30)]
     assert [(head.n, head.kept) for head in heads] == [(8, 2), (9, 4)]
+
+
+def test_a_commit_stores_the_last_state_of_a_stream_or_forgets_it() -> None:
+    shard = owned()
+    for ends in (True, False):
+        first, second = read(shard, 100 + ends, 200 + ends)
+        (first if ends else second).state = b"state"
+        (second if ends else first).forget = True
+        commit = committed(shard, first, second)
+        assert (commit.states, commit.forgotten) == (({}, ["a"]) if ends else ({"a": b"state"}, []))
+
+
+def test_a_commit_counts_every_drop_and_every_state_begun_anew_but_the_first() -> None:
+    shard = owned()
+    dropped, others = read(shard, 20, 30, 40), read(shard, 50, 60, 70, 80, stream="b")
+    for item in dropped[:2]:
+        item.type = b"dropped"
+    for item, reason in zip(others, ("first", "gap", "ttl", None), strict=True):
+        item.reason, item.group = reason, Group(None, [item], [0], [1.0])  # type: ignore[arg-type, assignment]
+    commit = committed(shard, *dropped, *others)
+    assert (commit.drops, commit.restarts) == ({"a": 2}, {"b": 2})
+
+
+def test_a_deletion_takes_with_it_what_its_commit_said_of_the_stream_before() -> None:
+    shard = owned()
+    settled, dropped, deleted, settled_again = read(shard, 20, 30, 40, 50)
+    settled.settings = settled_again.settings = StreamSettings(model="tiny")
+    dropped.type = b"dropped"
+    deleted.deleted = deleted.forget = True
+    commit = committed(shard, settled, dropped, deleted)
+    assert (commit.deleted, commit.settings, commit.configured, commit.drops) == (["a"], {"?": b"40-0"}, {}, {})
+    commit = committed(shard, settled_again)
+    assert (commit.settings, commit.configured) == ({"a": b'{"model":"tiny"}', "?": b"50-0"}, {"a": 50})
+
+
+def test_records_that_are_too_old_go_with_the_first_record_of_a_minute() -> None:
+    shard = owned()
+    items = read(shard, 1_000_000, 1_000_001, 1_019_999, 1_020_000, 1_020_001)
+    cuts = [record.cut for record in committed(shard, *items).records]
+    assert cuts == [b"400000-0", None, None, b"420000-0", None], "600 s older"
 
 
 @settings(max_examples=60, deadline=None)

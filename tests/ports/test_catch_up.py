@@ -6,7 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -235,12 +235,15 @@ def test_catching_up_equals_stepping_one_by_one_under_any_mixture(script: list[d
     assert together == one_by_one
 
 
-@pytest.mark.parametrize("what", [*WHAT, "gap", "duplicate"])
-def test_no_block_crosses_what_is_more_than_one_step_further(what: str) -> None:
+@pytest.mark.parametrize("policy", ["reset", "carry"])
+@pytest.mark.parametrize("what", [*WHAT, "gap", "duplicate", "hole"])
+def test_no_block_crosses_what_is_more_than_one_step_further(what: str, policy: Literal["reset", "carry"]) -> None:
     plain = {"rows": [[1.0, -0.5, 4.0]], "stream": "a", "what": "plain", "seq": None, "dt": 0.1}
-    changed = {"gap": {"dt": 9.0}, "duplicate": {"seq": 0}}.get(what, {"what": what})
-    script = [plain | {"seq": 1}] + [plain] * 20 + [plain | changed] + [plain] * 20
-    manifest = tiny_manifest(gap=GapPolicy("reset", 5.0))
+    changed = {"gap": {"dt": 9.0}, "duplicate": {"seq": 0}, "hole": {"seq": 3}}.get(what, {"what": what})
+    script = [plain | {"seq": 1}]
+    for some in (20, 3, 6, 9, 14, 20):  # wherever in a block it may fall
+        script += [*[plain] * some, plain | changed]
+    manifest = tiny_manifest(gap=GapPolicy(policy, 5.0))
     one_by_one, _ = play(script, manifest, 1)
     together, calls = play(script, manifest, 64)
     assert together == one_by_one

@@ -189,6 +189,31 @@ def test_settings_that_cannot_be_are_refused_and_change_nothing(
     assert (last["step"], last["model"]) == (2, "tiny")
 
 
+def test_a_stream_may_live_as_long_as_its_deployment_says_and_no_longer(world: World) -> None:
+    for state_ttl_s in (60.0, 60.001):
+        settings(world, "a", state_ttl_s=state_ttl_s)
+    with working(world.new_log(), TinyEngine(tiny_manifest()), state_ttl_s=60.0):
+        bodies = answered(world, {"a": 2})["a"]
+    assert [body["type"] for body in bodies] == ["done", "refused"]
+
+
+def test_a_package_that_would_live_longer_lives_as_long_as_its_deployment_says(world: World) -> None:
+    now_ms, fields = world.now_ms(), rows_fields("a", np.array(ROW, np.float32))
+    for later in (1000, 6000, 11_001):
+        world.append("a", fields, entry_id=f"{now_ms + later}-0")
+    with working(world.new_log(), TinyEngine(tiny_manifest(state_ttl_s=1e6)), state_ttl_s=5.0):
+        bodies = answered(world, {"a": 3})["a"]
+    assert [body["restarted"] for body in bodies] == ["first", None, "ttl"]
+
+
+def test_a_stream_that_never_stepped_has_nothing_to_reset(world: World) -> None:
+    world.append("a", {"stream": b"a", "kind": b"control", "data": b'{"action": "reset"}'})
+    post(world, "a", ROW)
+    with working(world.new_log(), TinyEngine(tiny_manifest())):
+        done, first = answered(world, {"a": 2})["a"]
+    assert (done["type"], first["restarted"]) == ("done", "first")
+
+
 def test_a_frame_that_waited_while_its_stream_got_another_model_is_decoded_for_that_one(world: World) -> None:
     """It was decoded, or could not be, when it was read: before the control had its turn."""
     small, large = BrightnessEngine(), BrightnessEngine()

@@ -63,7 +63,7 @@ def answered_before(world: World, hot: str, quiet: list[str]) -> int:
 @pytest.mark.parametrize("many_steps", [False, True], ids=["one by one", "catching up"])
 def test_a_hot_stream_keeps_only_its_own_entries_waiting(world: World, many_steps: bool) -> None:
     """20,000 entries of one stream lie in the log before those of its neighbours on the same shard."""
-    hot, entries = "hot", 2_000 if isinstance(world, MemoryWorld) else 20_000
+    hot, entries = "hot", 6_000 if isinstance(world, MemoryWorld) else 20_000
     quiet = [name for n in range(200) if shard_of(name := f"q{n}", SHARDS) == shard_of(hot, SHARDS)][:10]
     flood(world, hot, entries)
     for stream in quiet:
@@ -77,18 +77,19 @@ def test_a_hot_stream_keeps_only_its_own_entries_waiting(world: World, many_step
         assert most < 4096 + 4 * STREAM_ENTRIES, "most of the hot one is in the log only"
 
 
-def test_quiet_streams_are_answered_within_a_bound_while_a_hot_one_floods(world: World) -> None:
-    entries = 2_000 if isinstance(world, MemoryWorld) else 20_000
+def test_a_quiet_stream_waits_for_few_entries_of_a_hot_one_that_floods(world: World) -> None:
+    """Whatever a worker has in memory of the hot one: more of it waits in the log, before the quiet one's."""
+    entries = 6_000 if isinstance(world, MemoryWorld) else 20_000
     quiet = next(name for n in range(200) if shard_of(name := f"q{n}", SHARDS) == shard_of("hot", SHARDS))
-    with working(world.new_log(), SlowEngine(tiny_manifest()), lease_s=5.0):
+    with working(world.new_log(), SlowEngine(tiny_manifest(many_steps=False)), lease_s=5.0):
         flood(world, "hot", entries)
-        spent = []
+        waited_for = []
         for n in range(10):
-            began = time.monotonic()
+            before = count(world, "hot")
             world.append(quiet, rows_fields(quiet, np.ones((1, 3), np.float32)))
-            answered(world, {quiet: n + 1}, 30)
-            spent.append(time.monotonic() - began)
-    assert sorted(spent)[len(spent) // 2] < 5.0, spent
+            answered(world, {quiet: n + 1}, 60)
+            waited_for.append(answered_before(world, "hot", [quiet]) - before)
+    assert max(waited_for) < 1_000, waited_for
 
 
 def test_nothing_is_lost_when_a_worker_leaves_in_the_middle_of_a_flood(world: World) -> None:
@@ -106,17 +107,17 @@ def test_reading_stops_when_too_much_is_unfinished_and_goes_on_later(monkeypatch
     monkeypatch.setattr(inbox, "SHARD_ENTRIES", 2000)
     world = MemoryWorld(SHARDS)
     flood(world, "hot", 6000)
-    with working(world.new_log(), SlowEngine(tiny_manifest()), lease_s=60.0) as worker:
-        wait_until(lambda: worker.owned == SHARDS, 60, "shards are owned")
-        shard = worker._shards[shard_of("hot", SHARDS)]
-        held = [0]
+    workers: list[Any] = []
+    held = [0]
 
-        def all_answered() -> bool:
-            held.append(shard.held + len(shard.unfinished))
-            return count(world, "hot") >= 6000
+    def look(point: str) -> None:
+        for worker in workers:
+            held.extend(shard.held + len(shard.unfinished) for shard in worker._shards.values())
 
-        wait_until(all_answered, 120, "all are answered")
-    assert 1500 < max(held) < 2000 + 2 * 1024, "one read more than the bound, at most"
+    with working(world.new_log(), SlowEngine(tiny_manifest()), lease_s=60.0, fault=look) as worker:
+        workers.append(worker)
+        wait_until(lambda: count(world, "hot") >= 6000, 120, "all are answered")
+    assert 2000 <= max(held) < 2000 + 1024, "one read more than the bound, at most"
 
 
 def test_what_waits_in_memory_is_bounded_in_bytes_from_the_first_read_on(

@@ -274,6 +274,18 @@ def test_a_bad_entry_is_refused_in_its_turn_kept_with_its_bytes_and_stops_nothin
         assert [body.get("step") for body in bodies["a"]] == [1, None, 2], "the state is as it was before"
 
 
+def test_an_entry_may_be_as_large_as_its_limit_and_no_larger(world: World) -> None:
+    for size in (60_000, 60_001):
+        world.append("a", {"stream": b"a", "kind": b"frame", "data": bytes(size)})
+    for rows in (100, 101):
+        world.append("b", rows_fields("b", np.ones((rows, 3), np.float32)))
+    limits = Limits(frame_bytes=60_000, entry_bytes=1200)
+    with working(world.new_log(), TinyEngine(tiny_manifest()), BrightnessEngine(), limits=limits):
+        bodies = answered(world, {"a": 2, "b": 2})
+    assert [body["reason"] for body in bodies["a"]] == ["unsupported_media", "too_large"]
+    assert [body.get("reason", body["type"]) for body in bodies["b"]] == ["prediction", "too_large"]
+
+
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(world: World) -> None:
     _, picture = cv2.imencode(".png", np.zeros((200, 300), np.uint8))
     world.append("a", {"stream": b"a", "kind": b"frame", "data": picture.tobytes()})
@@ -387,6 +399,8 @@ def test_finished_entries_leave_the_log(world: World) -> None:
     with working(world.new_log(), TinyEngine(tiny_manifest())):
         answered(world, {f"s{n}": 60 for n in range(5)})
         wait_until(lambda: world.logged() == 0, 60, "the log is empty once everything is answered")
+        for n in range(5):
+            wait_until(lambda n=n: parse_head(world.head(f"s{n}")).kept == 0, 60, "and nobody counts on them")  # type: ignore[misc]
 
 
 def test_repeats_count_as_finished_entries_that_the_log_still_has(world: World) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -432,19 +433,26 @@ def test_each_new_reason_why_the_broker_is_away_is_said_and_that_it_is_back(
     scene.check()
 
 
-def test_a_full_broker_keeps_leases_and_order_however_long_it_is_full(new_scene: Callable[[str], Scene]) -> None:
-    scene = new_scene("valkey")
-    with scene.working() as worker:
+def test_a_full_broker_keeps_leases_and_order_though_it_is_full_for_longer_than_a_lease(
+    new_scene: Callable[[str], Scene],
+) -> None:
+    scene, lease_s = new_scene("valkey"), 1.0
+    with scene.working(lease_s=lease_s) as worker:
         scene.post(60)
         wait_until(scene.answered, 60, "every entry is answered")
+        owners = [scene.client.get(keys.owner) for keys in scene.keys]
         scene.proxy.hold()
         scene.post(60)
         with out_of_memory(scene):
             scene.proxy.release()
             wait_until(lambda: "OOM" in worker.trouble, 60, "the worker says why")
-            refused = scene.counted("rollcast_commit_errors_total")
+            refused, until = scene.counted("rollcast_commit_errors_total"), monotonic() + 2.5 * lease_s
+            wait_until(lambda: monotonic() > until, 60, "two leases are over")
             wait_until(lambda: scene.counted("rollcast_commit_errors_total") > refused + 3, 60, "it tries again")
         wait_until(scene.answered, 60, "what was refused is answered")
+        assert [scene.client.get(keys.owner) for keys in scene.keys] == owners
+        for reason in ("fenced", "lease", "broker"):
+            assert scene.counted("rollcast_shards_lost_total", reason=reason) == 0
     scene.check()
 
 

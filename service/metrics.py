@@ -208,6 +208,7 @@ class ApiMetrics:
         self.workers_live = add.gauge("workers_live", "Workers that told the broker that they live")
         self.appended = add.counter("appended", "Entries put into the log by this process")
         self.turned_away = add.counters("turned_away", "Entries not taken for now, whatever way they came", "reason")
+        self.problems = add.counters("problems", "Problems that clients were told, in whatever way", "way", "type")
         self.subscribers = add.gauges("subscribers", "Open subscriptions", "transport")
         self.subscriber_drops = add.counter("subscriber_drops", "Gaps given to subscribers that read too slowly")
         self.http_request_seconds = add.histograms(

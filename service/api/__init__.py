@@ -33,9 +33,10 @@ from service.api.models import model_routes
 from service.api.monitor import Monitor
 from service.api.outermost import Outermost
 from service.api.pages import page_routes
-from service.api.problems import add_handlers
+from service.api.problems import HTTP, LINE, MESSAGE, add_handlers
 from service.api.readers import Readers
 from service.api.records import record_routes
+from service.api.schemas import problem_errors
 from service.api.server import Server, message_bytes
 from service.api.settings import setting_routes
 from service.api.sockets import socket_routes
@@ -43,7 +44,7 @@ from service.api.states import state_routes
 from service.api.streams import stream_routes
 from service.api.tasks import end
 from service.contracts import Limits, Manifest
-from service.errors import Busy
+from service.errors import Busy, EntryError, Unavailable
 from service.metrics import ApiMetrics
 from service.ports import Predictions
 from service.state import StateLayout
@@ -80,6 +81,9 @@ def create_app(
     metrics = ApiMetrics(registry)
     follower = Follower(predictions, metrics)
     backlog = Backlog(predictions, follower, bounds or Bounds())
+    for error in problem_errors():
+        for way in (HTTP, LINE, MESSAGE) if issubclass(error, EntryError | Unavailable) else (HTTP,):
+            metrics.problems.labels(way, error.type)
     known = schemas or {}
     busy = metrics.turned_away.labels(Busy.reason).inc
     context = Context(
@@ -121,7 +125,7 @@ def create_app(
     app.state.said_bye = follower.ended
     app.state.metrics = metrics
     app.add_middleware(Outermost, metrics=metrics, names=names or Names())
-    add_handlers(app)
+    add_handlers(app, metrics.problems)
     for routes in ROUTES:
         app.include_router(routes(context))
 

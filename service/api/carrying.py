@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import msgspec
 from starlette.responses import Response
@@ -46,18 +47,26 @@ async def append(
 
 async def admit(context: Context, stream: str, size: int) -> None:
     """Raises BacklogFull, BrokerFull and TooManyStreams."""
-    bound = await context.bindings.model(stream) is not None
-    context.backlog.admit(stream, size, await context.backlog.census.is_new(stream, bound))
+    with _counted(context):
+        bound = await context.bindings.model(stream) is not None
+        context.backlog.admit(stream, size, await context.backlog.census.is_new(stream, bound))
 
 
 async def _append(context: Context, stream: str, fields: Mapping[str, bytes]) -> str:
-    try:
+    with _counted(context):
         entry_id = await context.predictions.append(stream, fields)
+    context.metrics.appended.inc()
+    return entry_id
+
+
+@contextmanager
+def _counted(context: Context) -> Iterator[None]:
+    """A control or a retry that is turned away for now is an entry that is."""
+    try:
+        yield
     except Unavailable as error:
         context.metrics.turned_away.labels(error.reason).inc()
         raise
-    context.metrics.appended.inc()
-    return entry_id
 
 
 def answer(record: OutRecord) -> Response:
@@ -71,8 +80,9 @@ async def check_model(context: Context, model: str) -> None:
     """Raises UnknownModel, and NoWorker when no live worker has it."""
     if model not in context.models:
         raise UnknownModel(f"unknown model {model[:100]!r}; known are: {', '.join(sorted(context.models)) or 'none'}")
-    if not await context.monitor.serves(model):
-        raise NoWorker(f"no live worker serves model {model!r}", retry_after_s=2.0)
+    with _counted(context):
+        if not await context.monitor.serves(model):
+            raise NoWorker(f"no live worker serves model {model!r}", retry_after_s=2.0)
 
 
 def json_answer(value: object, status: int = 200) -> Response:

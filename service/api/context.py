@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import httpx
+from msgspec import UNSET, UnsetType
 from prometheus_client import CollectorRegistry
 
 from service.api.backlog import Backlog
 from service.api.bindings import Bindings
 from service.api.follower import Follower
+from service.api.messages import ProblemSaid, problem_of
 from service.api.monitor import Monitor
 from service.api.readers import Readers
 from service.contracts import Limits, Manifest, ModelInfo
+from service.errors import RollcastError
 from service.metrics import ApiMetrics
 from service.ports import Predictions
 from service.state import StateLayout
@@ -46,6 +49,11 @@ class Context:
     looks: Gate  # in front of what is dear to answer: lists, states, quarantine
     bodies: Gate  # in front of what is dear to read: bodies and messages above LARGE_BYTES
     closing: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def told(self, way: str, error: RollcastError, index: int | UnsetType = UNSET) -> ProblemSaid:
+        """The problem as it is told there, and counted."""
+        self.metrics.problems.labels(way, error.type).inc()
+        return problem_of(error, index)
 
     def infos(self) -> dict[str, ModelInfo]:
         """What choosing a model needs."""

@@ -27,7 +27,7 @@ RETRY_S: Final = 1.0
 _SLOW: Final = {"head": "no whole head of a request within {:g} s", "body": "nothing of the body came for {:g} s"}
 REASONS: Final = (
     "head_bytes", "head_s", "body_s", "answer_s", "connections", "unfinished_bytes", "malformed", "message_bytes",
-    "frames", "host", "origin", "encoding",
+    "frames", "hello_s", "host", "origin", "encoding",
 )  # fmt: skip
 
 
@@ -69,6 +69,7 @@ class Doors:
 
     def __init__(self, limits: DoorLimits, metrics: ApiMetrics) -> None:
         self.limits = limits
+        self.told = metrics.problems
         self._refused = {reason: metrics.requests_refused.labels(reason) for reason in REASONS}
         self._open, self._unfinished_shown = metrics.connections, metrics.unfinished_bytes
         self._crowded = metrics.turned_away.labels(Crowded.reason)

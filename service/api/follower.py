@@ -184,7 +184,7 @@ class Follower:
         self._encoded = [encode_place(place) for place in self.places]
         self._predictions = predictions
         self._capacity = capacity
-        self._subscribers = metrics.subscribers
+        self._subscribers, self._slow = metrics.subscribers, metrics.subscriber_drops
         self._counts: dict[str, int] = {}
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._choosers: set[Subscription] = set()
@@ -219,6 +219,8 @@ class Follower:
             self._choosers.discard(subscription)
             for stream in subscription.chosen or ():
                 _discard(self._subscriptions, stream, subscription)
+        if subscription.too_slow:
+            self._slow.inc()
         self._count(transport, -1)
 
     def choose(self, subscription: Subscription, stream: str) -> None:

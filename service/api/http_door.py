@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, Final
 
 import httptools
+from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.api.doors import HOLD, Doors, client_of
@@ -205,7 +206,7 @@ class HttpDoor(HttpToolsProtocol):
         if late:
             self.transport.close()
         else:
-            say_goodbye(self.transport, error, self.server_state.default_headers)
+            say_goodbye(self.transport, answer_error(error, self._doors.told), self.server_state.default_headers)
             self.flow.resume_reading()
 
     def _abandon(self) -> None:
@@ -224,10 +225,9 @@ class HttpDoor(HttpToolsProtocol):
         self.transport.abort()
 
 
-def say_goodbye(transport: asyncio.Transport, error: RollcastError, headers: list[tuple[bytes, bytes]]) -> None:
-    """`error` as the last answer of a connection. What still comes must be read for a while: to close a socket with
+def say_goodbye(transport: asyncio.Transport, answer: Response, headers: list[tuple[bytes, bytes]]) -> None:
+    """`answer` as the last one of a connection. What still comes must be read for a while: to close a socket with
     unread bytes in it would take the answer from the client, too."""
-    answer = answer_error(error)
     own = [(b"x-content-type-options", b"nosniff"), (b"connection", b"close")]
     lines = [b"%s: %s\r\n" % line for line in (*headers, *answer.raw_headers, *own)]
     transport.write(b"".join([STATUS_LINE[answer.status_code], *lines, b"\r\n", bytes(answer.body)]))

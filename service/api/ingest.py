@@ -11,7 +11,8 @@ from service.api import openapi
 from service.api.bodies import hold, media_type, read_body, read_frame, read_lines, read_text, said_of_heading
 from service.api.context import LARGE_BYTES, Context
 from service.api.intake import Intake, More, Ready
-from service.api.messages import problem_of, read_entry
+from service.api.messages import read_entry
+from service.api.problems import LINE
 from service.api.query import PostQuery, Query, read_ack, read_post_query
 from service.api.refusals import refusal
 from service.api.rows import read_block
@@ -85,7 +86,7 @@ def ingest_routes(context: Context) -> APIRouter:
             count += len(lines)
             if count > MAX_LINES:
                 error = TooLarge(f"request of more than {MAX_LINES} lines: nothing was appended from here on")
-                answers += msgspec.json.encode(problem_of(error)) + b"\n"
+                answers += msgspec.json.encode(context.told(LINE, error)) + b"\n"
                 break
             answers += b"".join(answer + b"\n" for answer in await append_lines(lines, fsync, held))
         return Response(bytes(answers), media_type=NDJSON)
@@ -100,6 +101,7 @@ def ingest_routes(context: Context) -> APIRouter:
                 if isinstance(line, RollcastError):
                     raise line
                 if _ALL in held:
+                    context.metrics.turned_away.labels(held[_ALL].reason).inc()
                     raise held[_ALL]
                 async with context.bodies.above(len(line), LARGE_BYTES):
                     entry = read_entry(line, packed=False)
@@ -116,7 +118,7 @@ def ingest_routes(context: Context) -> APIRouter:
         answers = []
         for one in ready:
             told = next(found) if isinstance(one, Ready) else one
-            answer = problem_of(told) if isinstance(told, RollcastError) else Appended(told, _stream(one))
+            answer = context.told(LINE, told) if isinstance(told, RollcastError) else Appended(told, _stream(one))
             answers.append(msgspec.json.encode(answer))
         return answers
 

@@ -172,6 +172,13 @@ class Intake:
 
     async def _choose(self, stream: str, kind: str, asked: str | None, block: Block | None = None) -> tuple[str, bool]:
         """The model, and whether the entry would be its stream's first."""
+        try:
+            return await self._chosen(stream, kind, asked, block)
+        except Unavailable as error:
+            self._context.metrics.turned_away.labels(error.reason).inc()
+            raise
+
+    async def _chosen(self, stream: str, kind: str, asked: str | None, block: Block | None) -> tuple[str, bool]:
         bindings = self._context.bindings
         bound = await bindings.model(stream)
         try:
@@ -191,7 +198,6 @@ class Intake:
         width = None if named is not None or block is None else block.width  # with a model, `to_rows` says more
         chosen = choose_model(self._models, kind, asked=asked, bound=bound, default=default, width=width).name
         if not await self._context.monitor.serves(chosen):
-            self._context.metrics.turned_away.labels(NoWorker.reason).inc()
             raise NoWorker(f"no live worker serves model {chosen!r}", retry_after_s=2.0)
         return chosen
 

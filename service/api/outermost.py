@@ -27,12 +27,13 @@ class Outermost:
     def __init__(self, app: ASGIApp, metrics: ApiMetrics, names: Names) -> None:
         self._app, self._names = app, names
         self._seconds, self._refused = metrics.http_request_seconds, metrics.requests_refused
+        self._told = metrics.problems
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             await self._answer(scope, receive, send)
         elif scope["type"] == "websocket" and (error := self._foreign(scope)) is not None:
-            await answer_error(error)(scope, receive, send)  # as HTTP, in place of a WebSocket
+            await answer_error(error, self._told)(scope, receive, send)  # as HTTP, in place of a WebSocket
         else:
             await self._app(scope, receive, send)
 
@@ -48,7 +49,7 @@ class Outermost:
             await send(message)
 
         if (error := self._foreign(scope)) is not None:
-            await answer_error(error)(scope, receive, watched)
+            await answer_error(error, self._told)(scope, receive, watched)
             return
         try:
             await self._app(scope, receive, watched)
@@ -56,7 +57,7 @@ class Outermost:
             log.exception("a request failed", extra=where(scope))
             if status:
                 raise  # its answer was under way: only the end of the connection can tell the client
-            await answer_bug()(scope, receive, watched)
+            await answer_bug(self._told)(scope, receive, watched)
 
     def _foreign(self, scope: Scope) -> RequestError | None:
         """Why the call is not for us, not from where it may come, or packed as nobody here unpacks it."""

@@ -27,13 +27,13 @@ from service.api.messages import (
     Welcome,
     encode_answers,
     encode_batch,
-    problem_of,
     read_entry,
     read_hello,
     split_message,
 )
 from service.api.patterns import read_pattern
 from service.api.posted import PostedEntry
+from service.api.problems import MESSAGE
 from service.api.query import read_cursor
 from service.api.tails import Follows, Tail, deliver, watch_gaps
 from service.api.tasks import end
@@ -108,6 +108,7 @@ class Connection:
             self._packed = isinstance(first, bytes)
             subscription, tail = follow(read_hello(first))
         except TimeoutError:  # no refusal: on a busy machine the fault may be ours, and the client comes back
+            self._context.metrics.requests_refused.labels("hello_s").inc()
             return await self._close(TRY_AGAIN_LATER, f"no message within {HELLO_S:g} s: expected hello")
         except RollcastError as error:
             return await self._refuse(error)
@@ -156,7 +157,7 @@ class Connection:
                     await asyncio.sleep(0)
                     prepared = await self._prepare_all(parts, isinstance(message, bytes))
             except (Malformed, Busy) as error:
-                await self._send(encode_answers([problem_of(error)], self._packed))
+                await self._send(encode_answers([self._context.told(MESSAGE, error)], self._packed))
                 continue
             await self._send(encode_answers(await self._append(prepared), self._packed))
 
@@ -181,7 +182,7 @@ class Connection:
         for index, one in enumerate(prepared):
             told = next(found) if isinstance(one, tuple) else one
             if isinstance(told, RollcastError):
-                answers.append(problem_of(told, index))
+                answers.append(self._context.told(MESSAGE, told, index))
             else:
                 assert isinstance(one, tuple)
                 answers.append(Ack(told, one[0].stream, one[0].model, one[1]))
@@ -192,6 +193,7 @@ class Connection:
         try:
             await self._place()
         except BrokerAway as error:
+            self._context.metrics.turned_away.labels(error.reason).inc(len(ready))
             return [error] * len(ready)
         return await self._intake.append_many(ready)
 
@@ -234,7 +236,7 @@ class Connection:
 
     async def _refuse(self, error: RollcastError) -> None:
         with suppress(WebSocketDisconnect, RuntimeError, OSError):
-            await self._send(encode_answers([problem_of(error)], self._packed))
+            await self._send(encode_answers([self._context.told(MESSAGE, error)], self._packed))
         await self._close(TRY_AGAIN_LATER if isinstance(error, Unavailable) else POLICY_VIOLATION)
 
     async def _close(self, code: int, reason: str | None = None) -> None:

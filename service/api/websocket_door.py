@@ -12,6 +12,7 @@ from websockets.frames import CloseCode, Frame
 
 from service.api.doors import HELLO_BYTES, LINGER_S, Doors, client_of
 from service.api.http_door import say_goodbye
+from service.api.problems import answer_error
 from service.errors import HeadTooLarge, RollcastError, Unavailable
 
 PIECE: Final = 4096  # bytes parsed at once: some seven hundred of the smallest frames
@@ -203,7 +204,7 @@ class WebSocketDoor(WebSocketsSansIOProtocol):
 
     def _end(self, error: RollcastError) -> None:
         self.handshake_complete = self.close_sent = True
-        say_goodbye(self.transport, error, self.default_headers)
+        say_goodbye(self.transport, answer_error(error, self._doors.told), self.default_headers)
         self._leave()
 
     def _fail(self, code: CloseCode, reason: str, counted: str) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import random
 import zlib
 
 import pytest
+from starlette.requests import Request
+from starlette.types import Message
 
+from service.api.bodies import read_body
 from service.api.encodings import PIECE, Unpacker, read_coding
 from service.errors import Malformed, UnsupportedEncoding
+from service.turns import Gate
 
 TEXT = bytes(random.Random(1).choices(b"abcdefgh", k=200_000)) + bytes(300_000)
 
@@ -100,3 +105,26 @@ def test_no_part_of_a_body_is_taken_for_the_whole(coding: str, packed: bytes) ->
 def test_what_is_no_such_body(coding: str, packed: bytes, told: str) -> None:
     with pytest.raises(Malformed, match=told):
         unpacked(coding, packed)
+
+
+class Counting(Gate):
+    """Counts who went through it."""
+
+    entered = 0
+
+    async def __aenter__(self) -> None:
+        self.entered += 1
+        await super().__aenter__()
+
+
+@pytest.mark.parametrize(("size", "entered"), [(64 * 1024, 0), (64 * 1024 + 1, 1), (10 << 20, 1)])
+def test_what_is_dear_to_unpack_waits_for_its_turn(size: int, entered: int) -> None:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": gzip.compress(bytes(size))}
+
+    async def read() -> tuple[int, int]:
+        gate = Counting("bodies", lambda: None, at_once=1, waiting=1, within_s=60.0)
+        request = Request({"type": "http", "headers": [(b"content-encoding", b"gzip")]}, receive)
+        return len(await read_body(request, 16 << 20, gate)), gate.entered
+
+    assert asyncio.run(read()) == (size, entered)

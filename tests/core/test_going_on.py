@@ -13,8 +13,10 @@ import pytest
 import service.errors as errors
 from rollcast import AsyncClient, Client, Problem, ServerAway, calls, text
 from rollcast.errors import to_problem
+from rollcast.events import Subscription
 from rollcast.flow import Flow
 from rollcast.talk import Batch, Talk
+from service.api.examples import STREAM
 from service.api.problems import TYPE_PREFIX
 
 ENDS, TRIED, GOES_ON = "ends it", "tried again with a seq", "tried again"
@@ -245,3 +247,31 @@ def test_who_waits_is_told_why_and_for_how_long_and_when_it_is_over() -> None:
     with pytest.raises(Problem):
         steps.send(answer(500, None))
     assert told[3:] == [("Problem", 0.1), ("NoneType", 0.0)], "whatever the answer is"
+
+
+def test_pauses_grow_and_a_number_follows_the_last() -> None:
+    flow = Flow("http://x", retry_s=100.0, numbered=True)
+    steps = flow.steps(calls.post_text("talk-1", "a word"))
+    assert isinstance(asked := next(steps), calls.Call)
+    assert asked.path == "/v1/streams/talk-1"
+    pauses = []
+    for _ in range(8):
+        pauses.append(steps.send(answer(503, None)))
+        next(steps)
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    posted = steps.send(httpx.Response(200, json=STREAM | {"seq": 41}))
+    assert isinstance(posted, calls.Call)
+    assert posted.query["seq"] == "42"
+
+
+def test_a_subscription_that_was_told_a_cursor_goes_on_and_pauses_anew() -> None:
+    subscription = Subscription("cam-*", None, None)
+    assert not subscription.begun
+    assert [round(subscription.pause_s(), 1) for _ in range(3)] == [0.1, 0.2, 0.4]
+    for line in ("id: AQE", ""):
+        assert subscription.feed(line) is None
+    assert (subscription.begun, subscription.request()["params"][-1]) == (True, ("after", "AQE"))
+    for line in ("event: dropped", "id: AQF", 'data: {"type":"dropped","id":"17-0","stream":"cam-1","reason":"late"}'):
+        subscription.feed(line)
+    assert subscription.feed("") is not None
+    assert round(subscription.pause_s(), 1) == 0.1

@@ -204,3 +204,14 @@ def test_what_is_unpacked_counts_as_memory_that_is_held(api: Serving, world: InM
     assert value(api, "rollcast_unfinished_bytes") <= MEMORY
     for client in clients:
         client.reset()
+
+
+def test_what_is_unpacked_without_room_for_it_is_turned_away(world: InMemory) -> None:
+    app = create_app(world.predictions, MODELS, create_registry(), limits=LIMITS, bounds=PATIENT)
+    with Serving(app, limits=DoorLimits(unfinished_bytes=40_000)) as api:
+        assert send(api, POSTS["samples, float32"], gzip.compress(bytes(12 * 3000)), "gzip").status_code == 202
+        assert told(send(api, POSTS["samples, float32"], gzip.compress(bytes(12 * 4000)), "gzip")) == (503, "crowded")
+        assert value(api, 'rollcast_requests_refused_total{reason="unfinished_bytes"}') == 1
+        assert value(api, 'rollcast_turned_away_total{reason="crowded"}') == 1
+        assert value(api, "rollcast_unfinished_bytes") == 0
+    assert len(log(world)) == 1

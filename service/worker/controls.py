@@ -103,6 +103,8 @@ class Controls:
             raise Malformed(f"control 'silence': after: {error}") from None
         item.quiet = stream.last > 0  # of a stream that nobody knows, what this leaves is to be swept away in its time
         row = None if model is None else model.table.row(stream.slot)
+        if model is None and stream.settings.model not in {None, *self._models}:
+            return False  # what is inside cannot be seen here: it waits for whoever serves the model
         if model is None or row is None or not row["inside"].any():
             item.open = False
             return False

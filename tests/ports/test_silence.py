@@ -345,6 +345,22 @@ def test_labels_that_nobody_here_can_name_wait_for_whoever_can(monkeypatch: pyte
         assert told(silent(world), "exit") == entered
 
 
+def test_who_cannot_name_the_labels_carries_the_control_out_and_leaves_them_to_who_can(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(silence, "UNSERVED_MS", 100)
+    served, first = engine(), post(world)
+    with working(world.new_log(), engine(LONG)):
+        entered = told(answered(world, {"a": 1})["a"][0], "enter")
+    control(world, Control("silence", after=first))  # its owner ended before the control had its turn
+    with working(world.new_log("w2"), engine(name="other")):
+        assert "events" not in answered(world, {"a": 2})["a"][1]
+    assert inside(world)
+    pass_time(world, 0.4)
+    with working(world.new_log("w3"), served):
+        assert told(answered(world, {"a": 3})["a"][2], "exit") == entered
+
+
 @pytest.mark.parametrize(
     ("settings", "manifest", "expected"),
     [

@@ -254,7 +254,7 @@ class MemoryLog:
             if it.head != head:
                 continue
             for look in mine:
-                if look.data and it.pos.get(look.stream) == look.position:
+                if look.data and it.pos.get(look.stream) == look.position and it.last < (1 << 128) - 1:
                     fields = {"stream": look.stream.encode(), "kind": b"control", "data": look.data}
                     self.broker.append(look.stream, fields, shard)
                 if look.next_ms is None:

@@ -44,7 +44,8 @@ if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 for i = 2, #ARGV, 4 do
   local name, position, data, look = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   if data ~= '' and redis.pcall('HGET', KEYS[3], name) == position then
-    redis.call('XADD', KEYS[2], '*', 'stream', name, 'kind', 'control', 'data', data)
+    local added = redis.pcall('XADD', KEYS[2], '*', 'stream', name, 'kind', 'control', 'data', data)
+    if type(added) == 'table' and not string.find(added.err, 'exhausted', 1, true) then return added end
   end
   if look == '' then redis.pcall('ZREM', KEYS[4], name) else redis.pcall('ZADD', KEYS[4], 'XX', look, name) end
 end

@@ -391,7 +391,7 @@ class Worker:
             self._tally.stage("read", time.perf_counter() - began if busy else 0.0)
             self._ask()
         for stream, entries, gone, after in [] if self._trial_waits else self._inbox.fetch(self._broker):
-            if gone and not self._miss_held(stream, gone, after):
+            if stream.shard.lost or (gone and not self._miss_held(stream, gone, after)):
                 continue
             now = time.perf_counter()
             for entry_id, fields in entries:

@@ -374,7 +374,8 @@ class Stepper:
         stream.stepped, stream.stepped_ms = entry.id, entry.ms
         if stream.lost and entry.number > stream.lost_after:
             stream.lost = 0
-            stream.shard.account.told()
+            if item.missed:
+                stream.shard.account.told()
         if entry.seq is not None:
             stream.seq, stream.seq_id = entry.seq, entry.id
         if stream.settings.model is None:

@@ -307,6 +307,21 @@ def test_a_broker_that_takes_nothing_is_asked_again(monkeypatch: pytest.MonkeyPa
     assert len(refused) == 3
 
 
+def test_a_log_without_an_id_left_is_no_reason_to_doubt_all_others(world: World) -> None:
+    first = post(world)
+    with working(world.new_log(), engine(LONG)):
+        answered(world, {"a": 1})
+    shard = shard_of("a", SHARDS)
+    world.append("a", rows_fields("a", np.ones((1, 3), np.float32)), entry_id=f"{2**64 - 1}-{2**64 - 1}")
+    log = world.new_log("w2")
+    head = log.acquire(shard)
+    assert head is not None
+    look = Look("a", 0, world.position("a"), encode_control(Control("silence", after=first)))
+    log.silence({shard: (head, [look])})
+    assert world.logged() == 1
+    log.close()
+
+
 @pytest.mark.parametrize("lost", ["fail_send", "fail_reply"])
 def test_it_is_told_once_when_its_commit_is_in_doubt(lost: str) -> None:
     """The shard is lost then, and read again: before the commit was applied, or after."""

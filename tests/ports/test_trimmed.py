@@ -149,6 +149,23 @@ def test_a_seq_knows_better(world: World) -> None:
     assert (missed(world), missed(world, BESIDE)) == ([0, 3], [0, 6])
 
 
+def test_a_seq_without_a_hole_tells_nobody_what_others_lost(world: World) -> None:
+    engine = TinyEngine(tiny_manifest())
+    with working(world.new_log(), engine):
+        post(world, seq=b"1")
+        post(world, BESIDE)
+        answered(world, {HERE: 1, BESIDE: 1})
+    for _ in range(3):
+        post(world, BESIDE)
+    post(world, seq=b"2")
+    keep(world, lambda ids: ids[-1:])
+    with working(world.new_log("w2"), engine):
+        assert "missed" not in answered(world, {HERE: 2})[HERE][1]
+    with working(world.new_log("w3"), engine):
+        post(world, BESIDE)
+        assert answered(world, {BESIDE: 2})[BESIDE][1]["missed"] == 3
+
+
 def test_entries_that_are_deleted_in_the_middle_of_the_log_are_found_as_well(world: World) -> None:
     engine, metrics = TinyEngine(tiny_manifest()), counted()
     with working(world.new_log(), engine):

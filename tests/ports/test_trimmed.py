@@ -16,9 +16,10 @@ from service.codec import id_number
 from service.contracts import GapPolicy
 from service.keys import shard_of
 from service.metrics import WorkerMetrics
-from service.worker import account
+from service.worker import Worker, account
+from service.worker.shard import Held as HeldIds
 from tests.doubles import TinyEngine, rows_fields, tiny_manifest
-from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, World, answered, wait_until, working
+from tests.worlds import LEASE_S, SHARDS, BrokerWorld, MemoryWorld, World, answered, wait_until, working
 
 HERE = "a"
 BESIDE = next(name for name in map(str, range(1000)) if shard_of(name, SHARDS) == shard_of(HERE, SHARDS))
@@ -201,6 +202,26 @@ def test_of_entries_that_were_kept_by_id_it_is_known_whose_they_were(world: Worl
     assert metrics.entries_trimmed.value > 200
     assert sum(missed(world)) == metrics.entries_trimmed.value
     assert missed(world, BESIDE) == [0, 0]
+
+
+def test_of_a_shard_that_is_found_to_be_lost_nothing_more_is_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, engine = MemoryWorld(SHARDS), TinyEngine(tiny_manifest())
+    for stream in (HERE, BESIDE):
+        post(world, stream)
+    worker = Worker(world.new_log(), {"tiny": (engine, "0" * 16)}, counted(), lease_s=LEASE_S)
+    worker._beat()
+    worker._receive()
+    shard = worker._shards[shard_of(HERE, SHARDS)]
+    streams, (fields, *_) = shard.streams, world.shards[shard.number].log.values()
+    assert len(worker._scheduler) == 2
+    shard.holding[streams[BESIDE]] = HeldIds()
+    answer = [(streams[HERE], [], 1, 0), (streams[BESIDE], [(b"9-9", fields)], 0, 0)]
+    monkeypatch.setattr(worker._inbox, "fetch", lambda broker: answer)
+    world.shards[shard.number].owner = "another"
+    worker._receive()
+    assert shard.lost
+    assert (len(worker._scheduler), worker._inbox.bytes) == (0, 0)
+    worker._end()
 
 
 @pytest.mark.parametrize("history_s", [0.0, 60.0])

@@ -471,6 +471,11 @@ class Worker:
                 named = (shard.streams.get(entry.stream) for shard, parsed in arrived for entry in parsed)
                 self._residence.make_room(coming, self._pinned(stream for stream in named if stream is not None))
             self._meet(strangers)
+            for shard, parsed in arrived:
+                if shard.holes:
+                    met = strangers.get(shard.number, {})
+                    for name, first in {e.stream: e.number for e in reversed(parsed) if e.stream in met}.items():
+                        shard.meet(shard.streams[name], first)
         now = time.perf_counter()
         for shard, parsed in arrived:
             streams, unfinished, repeats = shard.streams, shard.unfinished, 0
@@ -600,8 +605,6 @@ class Worker:
                         stream.model, stream.slot = model, model.table.put(row)
                         self._tally.loaded()
                 self._residence.add(stream, strangers[number][name])
-                if shard.holes:
-                    shard.meet(stream, strangers[number][name])
 
     def _too_large(self, entry: Entry) -> TooLarge | None:
         limit = self._limits.frame_bytes if entry.kind == "frame" else self._limits.entry_bytes

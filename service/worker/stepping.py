@@ -128,7 +128,7 @@ class Stepper:
     def _prepare(self, item: Item, now_ms: float) -> int:
         """Decides what happens to an item. Returns the steps it takes: 0 when it is answered already."""
         entry, stream = item.entry, item.key
-        if stream.stepped == b"deleted":
+        if deleted := stream.stepped == b"deleted":
             stream.stepped = b"-"  # whatever becomes of this entry, the stream is there again
         if entry.fault is not None:
             raise entry.fault
@@ -143,6 +143,8 @@ class Stepper:
             raise WrongShard(f"stream {stream.name!r} lives in shard {stream.misplaced}, not in {stream.shard.number}")
         if entry.kind == "control":
             self._control(item)
+            if deleted and item.quiet:  # but for a silence that was on its way
+                stream.stepped = b"deleted"
             return 0
         if item.drop is not None or 0 < item.fresh_until_ms < now_ms:
             self._drop(item, now_ms)

@@ -218,6 +218,18 @@ def test_a_control_too_many_does_nothing(world: World) -> None:
         assert back["restarted"] is None
 
 
+def test_one_that_was_on_its_way_brings_no_deleted_stream_back(world: World) -> None:
+    first = post(world)
+    control(world, Control("delete"))
+    control(world, Control("silence", after=first))
+    with working(world.new_log(), engine(LONG)):
+        wait_until(lambda: len(world.records("a")) == 2)  # the deletion took the prediction with it
+        assert parse_position(world.position("a")).stepped == b"deleted"
+        post(world)
+        wait_until(lambda: len(world.records("a")) == 3)
+    assert json.loads(world.records("a")[-1][2])["restarted"] == "first"
+
+
 def test_one_by_hand_harms_nobody(world: World) -> None:
     control(world, Control("silence", after="99999999999999-0"), "nobody")
     post(world)

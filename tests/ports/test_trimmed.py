@@ -204,6 +204,25 @@ def test_of_entries_that_were_kept_by_id_it_is_known_whose_they_were(world: Worl
     assert missed(world, BESIDE) == [0, 0]
 
 
+def test_a_new_stream_is_told_though_more_of_it_came_after_the_look() -> None:
+    world, engine = MemoryWorld(SHARDS), TinyEngine(tiny_manifest())
+    with working(world.new_log(), engine):
+        post(world)
+        answered(world, {HERE: 1})
+    for _ in range(4):
+        post(world, BESIDE)
+    keep(world, lambda ids: ids[-1:])
+    worker = Worker(world.new_log("w2"), {"tiny": (engine, "0" * 16)}, counted(), lease_s=LEASE_S)
+    worker._beat()
+    worker._ask()  # what was seen of the log is older than the answer
+    post(world, BESIDE)
+    for _ in range(3):
+        worker._turn()
+    assert missed(world, BESIDE) == [3, 0]
+    worker._drain()
+    worker._end()
+
+
 def test_of_a_shard_that_is_found_to_be_lost_nothing_more_is_queued(monkeypatch: pytest.MonkeyPatch) -> None:
     world, engine = MemoryWorld(SHARDS), TinyEngine(tiny_manifest())
     for stream in (HERE, BESIDE):

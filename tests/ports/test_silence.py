@@ -23,7 +23,7 @@ from service.worker.residence import Residence
 from service.worker.shard import Shard
 from tests.doubles import MemoryLog, TinyEngine, rows_fields, tiny_manifest
 from tests.ports.test_controls import exported
-from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, World, answered, wait_until
+from tests.worlds import SHARDS, BrokerWorld, MemoryWorld, World, wait_until
 from tests.worlds import working as working_with
 
 LOW = RollingSettings(0.0, 0.1, 0.0, 0.0, 0.0, 99.0)  # every label enters at once, and leaves only when closed
@@ -42,6 +42,12 @@ def engine(idle_exit_s: float | None = 0.3, **changes: Any) -> TinyEngine:
 
 def post(world: World, stream: str = "a", **more: bytes) -> str:
     return world.append(stream, rows_fields(stream, np.array([[1, 2, 3]], np.float32), **more))
+
+
+def answered(world: World, streams: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
+    """The bodies of so many first records of each stream: where the machine is busy a silence may be told already."""
+    wait_until(lambda: all(len(world.records(stream)) >= n for stream, n in streams.items()))
+    return {stream: [json.loads(body) for _, _, body, _ in world.records(stream)[:n]] for stream, n in streams.items()}
 
 
 def control(world: World, what: Control, stream: str = "a") -> str:

@@ -76,9 +76,10 @@ class Account:
         """So many that were known have left the log unanswered."""
         self._untold += entries
 
-    def told(self) -> None:
-        """A record says what is missing: the next owner need not."""
-        self._behind, self._untold = self._behind + self._untold, 0
+    def told(self, entries: int) -> None:
+        """A record says that so many are missing: the next owner need not."""
+        entries = min(entries, self._untold)
+        self._behind, self._untold = self._behind + entries, self._untold - entries
 
     def answered(self, entries: int) -> None:
         self._behind += entries

@@ -376,8 +376,7 @@ class Stepper:
         stream.stepped, stream.stepped_ms = entry.id, entry.ms
         if stream.lost and entry.number > stream.lost_after:
             stream.lost = 0
-            if item.missed:
-                stream.shard.account.told()
+            stream.shard.account.told(item.missed)
         if entry.seq is not None:
             stream.seq, stream.seq_id = entry.seq, entry.id
         if stream.settings.model is None:

@@ -64,7 +64,9 @@ def test_the_next_owner_is_told_of_what_no_record_says() -> None:
     books.read(2)
     books.answered(1)
     assert books.behind(15) == Behind(11, 15), "it finds the three again"
-    books.told()
+    books.told(1)
+    assert books.behind(15) == Behind(12, 15), "another stream lost the other two"
+    books.told(5)
     assert books.behind(15) == Behind(14, 15)
 
 

@@ -47,7 +47,7 @@ def decode_jpeg(data: bytes, info: ImageInfo, gray: bool, scale: int, remark: Ca
     """(H, W) or (H, W, 3) RGB uint8, as its EXIF orientation says, at 1/`scale` (1, 2, 4, 8) of its size. `remark` is
     told what the decoder complains of where the picture is whole all the same. Raises BadImage."""
     segments = list(_segments(data))
-    whole, image = bytearray(_ended(data, segments)), None
+    whole, image = bytearray(_ended(data, segments, info.channels)), None
     for _ in range(_MOST_REMARKS):
         try:
             image = _decoded(whole, info, gray, scale, strict=True)
@@ -107,15 +107,15 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         at = end
 
 
-def _ended(data: bytes, segments: list[tuple[int, int, int]]) -> bytes:
-    """With its end mark, where it lacks that. Raises BadImage where scans may be missing with it."""
-    end = segments[-1][2]
-    if data.find(END, end) >= 0:
-        return data
-    frame = next(((marker, begin) for marker, begin, _ in segments if marker in _PROGRESSIVE), None)
-    if frame is not None and not _has_all_scans(data, segments[-1][1] - 4):
-        raise BadImage("truncated JPEG image: scans are missing, and the end mark with them")
-    return data + END
+def _ended(data: bytes, segments: list[tuple[int, int, int]], components: int) -> bytes:
+    """With its end mark, where it lacks that. Raises BadImage where scans may be missing with it, or a component is."""
+    _, begin, end = segments[-1]
+    ended = data.find(END, end) >= 0
+    exact = not ended and any(marker in _PROGRESSIVE for marker, _, _ in segments)
+    looked = exact or data[begin] < components  # else one scan has all of them
+    if looked and not _has_all_scans(data, begin - 4, components, to_the_last_bit=exact):
+        raise BadImage(f"truncated JPEG image: scans are missing{'' if ended else ', and the end mark with them'}")
+    return data if ended else data + END
 
 
 def _corrected(data: bytearray, segments: list[tuple[int, int, int]], said: str) -> bool:
@@ -137,8 +137,9 @@ def _corrected(data: bytearray, segments: list[tuple[int, int, int]], said: str)
     return False
 
 
-def _has_all_scans(data: bytes, at: int) -> bool:
-    """Whether the last bits of every component's first and last coefficient have begun; `at`: the first scan's mark."""
+def _has_all_scans(data: bytes, at: int, components: int, to_the_last_bit: bool) -> bool:
+    """Whether every component has a scan; `to_the_last_bit`: whether the last bits of its first and last coefficient
+    have begun. `at`: the first scan's mark."""
     first, last = set[int](), set[int]()
     named = set[int]()
     while (at := data.find(bytes((0xFF, _FIRST_SCAN)), at)) >= 0:
@@ -146,12 +147,12 @@ def _has_all_scans(data: bytes, at: int) -> bool:
         at += 2
         if len(body) < 6:
             continue
-        components, (begin, end, bits) = set(body[1:-3:2]), body[-3:]
-        named |= components
+        mine, (begin, end, bits) = set(body[1:-3:2]), body[-3:]
+        named |= mine
         if bits & 15 == 0:
-            first |= components if begin == 0 else set()
-            last |= components if end == _LAST_COEFFICIENT else set()
-    return first == last == named
+            first |= mine if begin == 0 else set()
+            last |= mine if end == _LAST_COEFFICIENT else set()
+    return len(named) >= components and (not to_the_last_bit or first == last == named)
 
 
 def _orientation(data: bytes, segments: list[tuple[int, int, int]]) -> int:

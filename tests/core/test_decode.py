@@ -186,6 +186,16 @@ def test_the_first_part_of_a_jpeg_with_an_end_mark_is_refused() -> None:
                     decode_frame(cut, RGB, max_pixels=LIMIT)
 
 
+@pytest.mark.parametrize("end", [b"", b"\xff\xd9"])
+def test_a_jpeg_that_lacks_a_component_is_refused(end: bytes) -> None:
+    """Its colours would be others."""
+    head, *each = pictures.scan_by_scan(noise(48, 40))
+    decode_frame(head + b"".join(each) + end, RGB, max_pixels=LIMIT)
+    for scans in (1, 2):
+        with pytest.raises(BadImage, match="scans are missing"):
+            decode_frame(head + b"".join(each[:scans]) + end, RGB, max_pixels=LIMIT)
+
+
 def with_adobe(image: bytes, transform: int) -> bytes:
     """Adobe's marker instead of JFIF's, which would be believed first."""
     body = b"Adobe\0\x64\0\0\0\0" + bytes((transform,))

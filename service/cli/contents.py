@@ -22,6 +22,7 @@ import numpy as np
 import typer
 
 from rollcast.content import media_type
+from service.cells import with_point
 from service.cli.films import film_of, pictures
 from service.cli.pictures import MOST_BYTES, START, Pictures, images
 from service.cli.times import read_time
@@ -47,7 +48,7 @@ class Block:
 
     def __init__(self, rows: list[list[float]], columns: list[str] | None) -> None:
         self.rows, self.columns = rows, columns
-        self.times: list[float] | None = None  # of each row, s, where a column says it
+        self.times: list[float] | None = None  # of its rows, s, where a column says them: of the first, …, of the last
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return np.array(self.rows, dtype)
@@ -214,12 +215,16 @@ def _block(table: Table, name: str, size: int, column: str | None, live: bool) -
     if table.clock is None:
         return block
     if column is not None:
-        times = [_time(cells[table.clock.at], before + n, column) for n, cells in enumerate(beside, 1)]
+        cells = [row[table.clock.at] for row in beside]
+        if table.clock.comma:
+            cells = [with_point(cell) for cell in cells]
+        times = [_time(cell, before + n, column) for n, cell in enumerate(cells, 1)]
     else:
-        times = [time for cells in beside if (time := table.clock.since_1970(cells)) is not None]
+        table.check_dated(beside)
+        times = [time for row in beside if (time := table.clock.since_1970(row)) is not None]
     if not live:
         table.check_order(times)
-    block.times = times if len(times) == len(rows) else None
+    block.times = times if len(times) == len(rows) or table.dated else None
     return block
 
 

@@ -21,6 +21,7 @@ from service.cli.reach import AsJson, Stream, Url, connect
 from service.cli.shown import line, printable
 from service.cli.times import Times, read_time
 from service.films import by_numbers
+from service.tables import spacing
 
 WAIT_S: Final = 10.0
 LEFT_OUT: Final = (  # of a pipe, whose next entry may be better
@@ -104,6 +105,8 @@ def post(
     if (said := order_said(files)) is not None:
         tell(said)
     begin = _start_time(start_time)
+    if begin is not None and time_column is not None:
+        raise typer.BadParameter("--start-time and --time-column: one of them says when the rows were")
     live = any(source.live for source in given)
     patience_s = (math.inf if live else FILES_S) if retry_s is None else retry_s
     waiting = Waiting(tell)
@@ -193,13 +196,15 @@ class Poster:
 
 class Clock:
     """Gives the entries of recordings their times: rows and frames lie as far apart as the model's rate says, or as a
-    film's own where the model has none. What has no rate, and one row or picture by itself, is of when it comes."""
+    film's own where the model has none. What a CSV's column of times says comes before that, and what is asked for
+    (`hz`, `begin`) before both. What has no rate, and one row or picture by itself, is of when it comes."""
 
     def __init__(
         self, client: Client, stream: str, models: Sequence[Mapping[str, Any]], model: str | None, hz: float | None
     ) -> None:
         self._client, self._stream, self._models, self._hz = client, stream, models, hz
         self._times: Times | None = None
+        self._begins = False  # it was asked when the first row was: a column of times is another clock's
         self._rate: float | None = None
         self._model: str | None = None
         self._know(model)
@@ -216,7 +221,7 @@ class Clock:
             return  # the first answer says it
         spans = [(source.steps(hz), 1 / hz) for source in recorded if (hz := self.hz(source)) is not None]
         if begin is not None:
-            self._times = Times(begin)
+            self._times, self._begins = Times(begin), True
         elif (steps := sum(steps for steps, _ in spans)) > 1 or any(source.hz for source in recorded):
             first_s, last_s = spans[0][1], spans[-1][1]
             lasts_s = sum(steps * interval_s for steps, interval_s in spans) - last_s
@@ -238,9 +243,9 @@ class Clock:
 
     def times(self, source: Source, content: Content) -> dict[str, Any]:
         """`time` and `interval_s` of an entry."""
-        if isinstance(content, Block) and content.times is not None:
-            first, last, count = content.times[0], content.times[-1], len(content.times)
-            return {"time": last, "interval_s": (last - first) / (count - 1) if count > 1 else None}
+        if isinstance(content, Block) and content.times is not None and not self._begins:
+            first, last = content.times[0], content.times[-1]
+            return {"time": last, "interval_s": 1 / self._hz if self._hz else spacing(first, last, len(content.rows))}
         hz = self.hz(source)
         if self._times is None or hz is None or isinstance(content, str):
             return {}

@@ -149,6 +149,22 @@ def test_rows_with_times_of_their_own_say_how_far_apart_they_lie() -> None:
     block.times = [NOW, NOW + 0.2, NOW + 1.0]
     (source,) = sources(["-"], 1, "csv")
     assert clock.times(source, block) == {"time": NOW + 1.0, "interval_s": 0.5}
+    block.times = [NOW] * 3  # as whole seconds are
+    assert clock.times(source, block) == {"time": NOW, "interval_s": None}
+
+
+def test_what_is_asked_for_comes_before_what_a_column_of_times_says(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"time,a\n{NOW},1\n{NOW + 1},2\n")
+    said = []
+    for begin, hz in ((None, None), (100.0, None), (None, 8.0)):
+        (source,) = sources([str(path)], 2, None)
+        clock = Clock(Stub(None), "belt-1", MODELS, "belt", hz)  # type: ignore[arg-type]
+        clock.begin([source], begin, None)
+        (block,) = source.contents()
+        assert isinstance(block, Block)
+        said.append(clock.times(source, block))
+    assert said == [{"time": NOW + 1, "interval_s": 1.0}, {"time": 100.25}, {"time": NOW + 1, "interval_s": 0.125}]
 
 
 def test_rows_of_another_rate_than_the_models_say_so() -> None:

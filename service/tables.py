@@ -44,11 +44,16 @@ class Table:
     """One table, read as its lines come: `feed` each, then `end`. Its caller bounds how many there are.
 
     `names`: the model's features, where they are known. `heading`: what the sender says of the first line; None:
-    nothing. `time_column`: which column tells the time, whatever its name, where the sender says it.
+    nothing. `time_column`: which column tells the time, whatever its name, where the sender says it. `known`: the
+    features of each model that it may be for, where `names` is not known; a heading of theirs is one.
     """
 
     def __init__(
-        self, names: Sequence[str] | None = None, heading: bool | None = None, time_column: str | None = None
+        self,
+        names: Sequence[str] | None = None,
+        heading: bool | None = None,
+        time_column: str | None = None,
+        known: Sequence[Sequence[str]] = (),
     ) -> None:
         self.rows: list[list[float]] = []  # signals only, in the order of `names`, else as in the table
         self.beside: list[list[str]] = []  # of each row the cells of the columns that are no signal
@@ -59,6 +64,7 @@ class Table:
         self.count = 0  # rows so far, those that were taken as well
         self.doubtful = names is None  # every row could be one number with a decimal comma
         self._names, self._said, self._time_column = names, heading, time_column
+        self._known = known
         self._first: str | None = None  # a line that may be a heading: the one below it tells the mark
         self._remark = ""
         self._mark = ""  # "": not begun
@@ -135,6 +141,9 @@ class Table:
         """Decides mark and columns. Returns whether the first line is a heading."""
         self._mark = mark_of(first, below)
         cells = [cell.strip() for cell in split(first, self._mark)]
+        if self._names is None:
+            fit = (names for names in self._known if self._time_column not in names and places_of(cells, names))
+            self._names = next(fit, None)
         if self._is_heading(cells):
             self._name(cells)
             return True

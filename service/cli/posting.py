@@ -215,6 +215,8 @@ class Clock:
         recorded = [source for source in given if not source.live]
         if recorded and self._model is None and (found := look(self._client, self._stream)) is not None:
             self._know(found["model"] or found["settings"].get("model"))
+        for source in given:
+            source.known = self._features()
         if self._model is None and self._hz is None:
             if begin is not None or any(source.hz for source in recorded):
                 raise typer.BadParameter("a new stream: --model says which rate its recordings have (or --hz)")
@@ -258,6 +260,11 @@ class Clock:
             self._know(answer.model)
             if rate := self._hz or self._rate:
                 self._times = Times(int(answer.id.partition("-")[0]) / 1000 + 1 / rate)
+
+    def _features(self) -> list[list[str]]:
+        """Of the stream's model; of every model, where it is not known yet."""
+        may = [one for one in self._models if self._model in (None, one["name"])]
+        return [one["rows"]["features"] for one in may if one.get("rows")]
 
     def _know(self, model: str | None) -> None:
         spec = next((one.get("rows") or one.get("frames") for one in self._models if one["name"] == model), None)

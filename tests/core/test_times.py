@@ -17,7 +17,7 @@ from service.cli.times import Times, read_time
 from service.errors import StartError
 
 MODELS = [
-    {"name": "belt", "kind": "samples", "rows": {"rate_hz": 4.0}},
+    {"name": "belt", "kind": "samples", "rows": {"rate_hz": 4.0, "features": ["400", "time"]}},
     {"name": "eye", "kind": "frame", "frames": {"rate_hz": None}},
     {"name": "talk", "kind": "text", "text": {}},
 ]
@@ -151,6 +151,20 @@ def test_rows_with_times_of_their_own_say_how_far_apart_they_lie() -> None:
     assert clock.times(source, block) == {"time": NOW + 1.0, "interval_s": 0.5}
     block.times = [NOW] * 3  # as whole seconds are
     assert clock.times(source, block) == {"time": NOW, "interval_s": None}
+
+
+@pytest.mark.parametrize("model", ["belt", None])
+def test_a_heading_of_numbers_or_times_that_a_model_has_learnt_is_no_row_and_leaves_nothing_out(
+    tmp_path: Path, model: str | None
+) -> None:
+    path = tmp_path / "rows.csv"
+    for text, said in (("time,400\n1,2\n", [[2.0, 1.0]]), ("1,2\n", [[1.0, 2.0]])):
+        path.write_text(text)
+        (source,) = sources([str(path)], 1, None)
+        Clock(Stub(None), "belt-1", MODELS, model, None).begin([source], None, None)  # type: ignore[arg-type]
+        (block,) = source.contents()
+        assert isinstance(block, Block)
+        assert (block.rows, block.columns) == (said, ["400", "time"] if text[0] == "t" else None)
 
 
 def test_what_is_asked_for_comes_before_what_a_column_of_times_says(tmp_path: Path) -> None:

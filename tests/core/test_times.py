@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from rollcast import Accepted, Problem
+from service.cli import app
 from service.cli.contents import Block, sources
 from service.cli.going_on import Numbers, Waiting, settled
 from service.cli.posting import Clock
@@ -188,3 +190,9 @@ def test_rows_of_another_rate_than_the_models_say_so() -> None:
         clock = Clock(Stub(None), "belt-1", MODELS, "belt", hz)  # type: ignore[arg-type]
         clock._times = Times(NOW)
         assert clock.times(source, block) == said
+
+
+def test_two_options_that_both_say_when_the_rows_were_are_refused() -> None:
+    given = ["post", "belt-1", __file__, "--kind", "csv", "--start-time", "100", "--time-column", "t"]
+    said = CliRunner().invoke(app, given)
+    assert (said.exit_code, "one of them says" in " ".join(said.stderr.replace("│", " ").split())) == (2, True)

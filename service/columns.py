@@ -117,7 +117,7 @@ class Clock(NamedTuple):
     comma: bool = False  # numbers have decimal commas
 
     @classmethod
-    def of(cls, names: Sequence[str]) -> Clock | None:
+    def of(cls, names: Sequence[str], *, comma: bool = False) -> Clock | None:
         """By the names of the columns beside; None without any."""
         found = [(clock_of(name) or "", at) for at, name in enumerate(names)]
         if not found:
@@ -126,12 +126,11 @@ class Clock(NamedTuple):
         day = next((place for other, place in found if other == "date"), None) if name == "time" else None
         said = _NAMED.fullmatch(_plain(names[at]))
         unit = (said[2] or said[3]) if said else None
-        return cls(name, at, _UNITS[unit] if unit else None, day)
+        return cls(name, at, _UNITS[unit] if unit else None, day, comma)
 
-    def settled(self, cells: Sequence[str], comma: bool) -> Clock | None:
+    def settled(self, cells: Sequence[str]) -> Clock | None:
         """By the first row's cells: itself, or None where they tell no time."""
-        clock = self._replace(comma=comma)
-        return clock if clock.seconds(cells) is not None else None
+        return self if self.seconds(cells) is not None else None
 
     def seconds(self, cells: Sequence[str]) -> float | None:
         """Since 1970 or, of a small number, since a beginning of its own. A date without a zone is UTC; what is only

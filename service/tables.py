@@ -44,20 +44,27 @@ class Table:
     """One table, read as its lines come: `feed` each, then `end`. Its caller bounds how many there are.
 
     `names`: the model's features, where they are known. `heading`: what the sender says of the first line; None:
-    nothing. `time_column`: which column tells the time, whatever its name, where the sender says it.
+    nothing. `time_column`: which column tells the time, whatever its name, where the sender says it. `known`: the
+    features of each model that it may be for, where `names` is not known; a heading of theirs is one.
     """
 
     def __init__(
-        self, names: Sequence[str] | None = None, heading: bool | None = None, time_column: str | None = None
+        self,
+        names: Sequence[str] | None = None,
+        heading: bool | None = None,
+        time_column: str | None = None,
+        known: Sequence[Sequence[str]] = (),
     ) -> None:
         self.rows: list[list[float]] = []  # signals only, in the order of `names`, else as in the table
         self.beside: list[list[str]] = []  # of each row the cells of the columns that are no signal
         self.heading: list[str] | None = None  # names of the signals, where there is a heading
         self.left_out: list[str] = []  # the columns that are no signal, in words
         self.clock: Clock | None = None  # which of `beside` tell the time
+        self.dated = False  # whether the first row says when it was, s since 1970
         self.count = 0  # rows so far, those that were taken as well
         self.doubtful = names is None  # every row could be one number with a decimal comma
         self._names, self._said, self._time_column = names, heading, time_column
+        self._known = known
         self._first: str | None = None  # a line that may be a heading: the one below it tells the mark
         self._remark = ""
         self._mark = ""  # "": not begun
@@ -103,12 +110,22 @@ class Table:
         Raises Malformed where time runs backwards, also since the rows that were asked for before."""
         if self.clock is None or not beside:
             return Span()
+        self.check_dated(beside)
         first, last = self.clock.since_1970(beside[0]), self.clock.since_1970(beside[-1])
         if first is None or last is None:
             return Span(last)
         self.check_order((first, last))
-        step = (last - first) / max(1, len(beside) - 1)
-        return Span(last, step if 0 < step <= MAX_INTERVAL_S else None)
+        return Span(last, spacing(first, last, len(beside)))
+
+    def check_dated(self, beside: Sequence[Sequence[str]]) -> None:
+        """Of the latest rows. Raises Malformed where the first row has a time and the first or last of these has none:
+        they would be of when they come, among others of when they were."""
+        if not self.dated or self.clock is None:
+            return
+        for back, cells in ((len(beside) - 1, beside[0]), (0, beside[-1])):
+            if self.clock.since_1970(cells) is None:
+                name, cell = self.clock.name or "index", cells[self.clock.at][:40]
+                raise Malformed(f"row {self.count - back}: {name} {cell!r} is no time, and those before have one")
 
     def check_order(self, times: Sequence[float]) -> None:
         """Raises Malformed where these times of rows, s, run backwards, or lie before those of earlier calls."""
@@ -124,6 +141,9 @@ class Table:
         """Decides mark and columns. Returns whether the first line is a heading."""
         self._mark = mark_of(first, below)
         cells = [cell.strip() for cell in split(first, self._mark)]
+        if self._names is None:
+            fit = (names for names in self._known if self._time_column not in names and places_of(cells, names))
+            self._names = next(fit, None)
         if self._is_heading(cells):
             self._name(cells)
             return True
@@ -173,11 +193,11 @@ class Table:
         clocks = [clock_of(cells[place]) or "" for place in self._others]
         self.left_out = [f"column {p + 1} ({c or 'no name'})" for p, c in zip(self._others, clocks, strict=True)]
         beside = [cells[place] for place in self._others]
-        self.clock = Clock.of(beside)
+        self.clock = Clock.of(beside, comma=self._mark != ",")
         if self._time_column is not None:
             if self._time_column not in beside:
                 raise WrongShape(f"no column {self._time_column!r} in the heading: {', '.join(cells)[:200]}")
-            self.clock = Clock(self._time_column, beside.index(self._time_column), None)
+            self.clock = Clock(self._time_column, beside.index(self._time_column), None, comma=self._mark != ",")
         self._signals = None if places == list(range(len(cells))) else places
 
     def _is_beside(self, cell: str) -> bool:
@@ -208,7 +228,8 @@ class Table:
         if self._others:
             self.beside.append([cells[place].strip() for place in self._others])
             if self.count == 1 and self.clock is not None and self._time_column is None:
-                self.clock = self.clock.settled(self.beside[0], self._mark != ",")
+                self.clock = self.clock.settled(self.beside[0])
+                self.dated = self.clock is not None and self.clock.since_1970(self.beside[0]) is not None
 
     def _wrong_width(self, width: int, line: str) -> WrongShape:
         if self.heading is None and self._names is None:
@@ -240,6 +261,12 @@ class Table:
             raise Malformed(
                 f"row {self.count}, column {column + 1}: {cells[at].strip()[:40]!r} is not a number"
             ) from None
+
+
+def spacing(first: float, last: float, count: int) -> float | None:
+    """Between so many rows of such times, s, evenly spaced; None where that is no interval an entry may have."""
+    step = (last - first) / max(1, count - 1)
+    return step if 0 < step <= MAX_INTERVAL_S else None
 
 
 # --- the first lines ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import re
 import stat
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from io import TextIOWrapper
@@ -22,6 +22,7 @@ import numpy as np
 import typer
 
 from rollcast.content import media_type
+from service.cells import with_point
 from service.cli.films import film_of, pictures
 from service.cli.pictures import MOST_BYTES, START, Pictures, images
 from service.cli.times import read_time
@@ -47,7 +48,7 @@ class Block:
 
     def __init__(self, rows: list[list[float]], columns: list[str] | None) -> None:
         self.rows, self.columns = rows, columns
-        self.times: list[float] | None = None  # of each row, s, where a column says it
+        self.times: list[float] | None = None  # of its rows, s, where a column says them: of the first, …, of the last
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return np.array(self.rows, dtype)
@@ -71,7 +72,8 @@ class Source:
         self.live = name == "-" or not path.is_file()
         self._path = None if name == "-" else path
         self._kind = kind or (_OF_ENDING.get(path.suffix.lower()) if not self.live else None)
-        self._rows, self._column, self._tell = rows, column, tell
+        self._rows, self.column, self._tell = rows, column, tell
+        self.known: Sequence[Sequence[str]] = ()  # features of each model that a CSV may be for
         self._film = film_of(path) if self._kind == "film" else None
         self.hz = self._film.hz if self._film else None
 
@@ -81,7 +83,7 @@ class Source:
             yield from pictures(self._film, hz or self._film.hz)
             return
         with self._opened() as file:
-            yield from _content(file, self, self._rows, self._kind, self._column, self._tell)
+            yield from _content(file, self, self._rows, self._kind, self._tell)
 
     def steps(self, hz: float | None = None) -> int:
         """Of a recording: how many rows, pictures or lines. Reads a CSV to its end: its faults come before its rows."""
@@ -131,9 +133,7 @@ def _in_folder(folder: Path) -> list[str]:
     return [str(one) for one in found]
 
 
-def _content(
-    file: BinaryIO, source: Source, rows: int, kind: Kind | None, column: str | None, tell: Tell
-) -> Iterator[Content | Garbled]:
+def _content(file: BinaryIO, source: Source, rows: int, kind: Kind | None, tell: Tell) -> Iterator[Content | Garbled]:
     name = source.name
     head = file.peek(_SNIFFED)[:_SNIFFED] if hasattr(file, "peek") else b""
     if kind == "image" or (kind is None and _are_pictures(head)):
@@ -149,7 +149,7 @@ def _content(
         if kind == "text":
             yield from (line for line in lines if line.strip())
         else:
-            yield from _blocks(lines, name, rows, column, source.live)
+            yield from _blocks(lines, name, rows, source.column, source.live, source.known)
     except UnicodeDecodeError as error:
         raise typer.BadParameter(f"{name}: byte {error.start} is no UTF-8: expected an image, CSV or text") from None
     finally:
@@ -183,11 +183,16 @@ def _pictures(file: BinaryIO, name: str, tell: Tell) -> Iterator[bytes]:
 
 
 def _blocks(
-    lines: Iterable[str], name: str, size: int, column: str | None = None, live: bool = False
+    lines: Iterable[str],
+    name: str,
+    size: int,
+    column: str | None = None,
+    live: bool = False,
+    known: Sequence[Sequence[str]] = (),
 ) -> Iterator[Block | Garbled]:
     """`column`: with the rows' times. Raises BadParameter for what is no table, and for a value that is not finite; of
     a pipe (`live`) that has had rows the next ones are read."""
-    table, given = Table(time_column=column), False
+    table, given = Table(time_column=column, known=known), False
     for line in chain(lines, (None,)):
         try:
             deque(table.end() if line is None else table.feed(line), 0)
@@ -214,12 +219,16 @@ def _block(table: Table, name: str, size: int, column: str | None, live: bool) -
     if table.clock is None:
         return block
     if column is not None:
-        times = [_time(cells[table.clock.at], before + n, column) for n, cells in enumerate(beside, 1)]
+        cells = [row[table.clock.at] for row in beside]
+        if table.clock.comma:
+            cells = [with_point(cell) for cell in cells]
+        times = [_time(cell, before + n, column) for n, cell in enumerate(cells, 1)]
     else:
-        times = [time for cells in beside if (time := table.clock.since_1970(cells)) is not None]
+        table.check_dated(beside)
+        times = [time for row in beside if (time := table.clock.since_1970(row)) is not None]
     if not live:
         table.check_order(times)
-    block.times = times if len(times) == len(rows) else None
+    block.times = times if len(times) == len(rows) or table.dated else None
     return block
 
 

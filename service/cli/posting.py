@@ -21,6 +21,7 @@ from service.cli.reach import AsJson, Stream, Url, connect
 from service.cli.shown import line, printable
 from service.cli.times import Times, read_time
 from service.films import by_numbers
+from service.tables import spacing
 
 WAIT_S: Final = 10.0
 LEFT_OUT: Final = (  # of a pipe, whose next entry may be better
@@ -104,6 +105,8 @@ def post(
     if (said := order_said(files)) is not None:
         tell(said)
     begin = _start_time(start_time)
+    if begin is not None and time_column is not None:
+        raise typer.BadParameter("--start-time and --time-column: one of them says when the rows were")
     live = any(source.live for source in given)
     patience_s = (math.inf if live else FILES_S) if retry_s is None else retry_s
     waiting = Waiting(tell)
@@ -193,13 +196,15 @@ class Poster:
 
 class Clock:
     """Gives the entries of recordings their times: rows and frames lie as far apart as the model's rate says, or as a
-    film's own where the model has none. What has no rate, and one row or picture by itself, is of when it comes."""
+    film's own where the model has none. What a CSV's column of times says comes before that, and what is asked for
+    (`hz`, `begin`) before both. What has no rate, and one row or picture by itself, is of when it comes."""
 
     def __init__(
         self, client: Client, stream: str, models: Sequence[Mapping[str, Any]], model: str | None, hz: float | None
     ) -> None:
         self._client, self._stream, self._models, self._hz = client, stream, models, hz
         self._times: Times | None = None
+        self._begins = False  # it was asked when the first row was: a column of times is another clock's
         self._rate: float | None = None
         self._model: str | None = None
         self._know(model)
@@ -210,13 +215,15 @@ class Clock:
         recorded = [source for source in given if not source.live]
         if recorded and self._model is None and (found := look(self._client, self._stream)) is not None:
             self._know(found["model"] or found["settings"].get("model"))
+        for source in given:
+            source.known = self._features()
         if self._model is None and self._hz is None:
             if begin is not None or any(source.hz for source in recorded):
                 raise typer.BadParameter("a new stream: --model says which rate its recordings have (or --hz)")
             return  # the first answer says it
         spans = [(source.steps(hz), 1 / hz) for source in recorded if (hz := self.hz(source)) is not None]
         if begin is not None:
-            self._times = Times(begin)
+            self._times, self._begins = Times(begin), True
         elif (steps := sum(steps for steps, _ in spans)) > 1 or any(source.hz for source in recorded):
             first_s, last_s = spans[0][1], spans[-1][1]
             lasts_s = sum(steps * interval_s for steps, interval_s in spans) - last_s
@@ -238,9 +245,9 @@ class Clock:
 
     def times(self, source: Source, content: Content) -> dict[str, Any]:
         """`time` and `interval_s` of an entry."""
-        if isinstance(content, Block) and content.times is not None:
-            first, last, count = content.times[0], content.times[-1], len(content.times)
-            return {"time": last, "interval_s": (last - first) / (count - 1) if count > 1 else None}
+        if isinstance(content, Block) and content.times is not None and not self._begins:
+            first, last = content.times[0], content.times[-1]
+            return {"time": last, "interval_s": 1 / self._hz if self._hz else spacing(first, last, len(content.rows))}
         hz = self.hz(source)
         if self._times is None or hz is None or isinstance(content, str):
             return {}
@@ -253,6 +260,11 @@ class Clock:
             self._know(answer.model)
             if rate := self._hz or self._rate:
                 self._times = Times(int(answer.id.partition("-")[0]) / 1000 + 1 / rate)
+
+    def _features(self) -> list[list[str]]:
+        """Of the stream's model; of every model, where it is not known yet."""
+        may = [one for one in self._models if self._model in (None, one["name"])]
+        return [one["rows"]["features"] for one in may if one.get("rows")]
 
     def _know(self, model: str | None) -> None:
         spec = next((one.get("rows") or one.get("frames") for one in self._models if one["name"] == model), None)

@@ -74,6 +74,22 @@ def test_columns_that_are_no_signal_are_left_out_once_said_and_give_the_times(
     assert len(read(monkeypatch, backwards, 1, "csv")) == 2, "of a pipe, whose clock may be put back, the stream judges"
 
 
+def test_a_row_among_times_that_has_none_is_not_of_when_it_comes(tmp_path: Path) -> None:
+    path, lines = tmp_path / "rows.csv", ["timestamp,a\n", "1700000000,1\n", ",2\n", "1700000001,3\n"]
+    path.write_text("".join(lines))
+    with pytest.raises(typer.BadParameter, match="row 2: timestamp '' is no time"):
+        list(contents([str(path)], 1, None))
+    (block,) = contents([str(path)], 3, None)
+    assert isinstance(block, Block)
+    assert block.times == [1700000000.0, 1700000001.0]
+    found = list(_blocks(lines, "a pipe", 1, live=True))
+    assert [one.times if isinstance(one, Block) else one.said for one in found] == [
+        [1700000000.0],
+        "row 2: timestamp '' is no time, and those before have one",
+        [1700000001.0],
+    ]
+
+
 def test_a_row_is_given_as_soon_as_it_is_there() -> None:
     table = _blocks(iter(["1,2\n", "x\n"]), "a file", 1)
     first = next(table)
@@ -239,6 +255,10 @@ def test_a_column_of_times_is_taken_out_and_read_as_people_write_it(tmp_path: Pa
     assert second.times == [1763860001.5]
     for written in (["1763860000500", "1763860001000"], ["2025-11-23T01:06:40.5Z", "2025-11-23 02:06:41+01:00"]):
         assert timed(*written)[0].times == first.times
+    path.write_text("acc;when;mic\n0,5;1763860000,5;1\n")
+    (block,) = sources([str(path)], 2, None, "when")[0].contents()
+    assert isinstance(block, Block)
+    assert (block.rows, block.times) == ([[0.5, 1.0]], [1763860000.5])
     for wrong, told in (("soon", "row 2, column when: 'soon' is no time"), ("1763860000", "when runs backwards")):
         with pytest.raises(typer.BadParameter, match=told):
             timed("1763860000.5", wrong)

@@ -229,6 +229,17 @@ def test_a_time_that_runs_backwards_is_refused() -> None:
     assert "time runs backwards" in found.detail
 
 
+@pytest.mark.parametrize("cell", ["", "NaT", "7"])
+def test_a_block_among_times_that_has_none_itself_is_refused(cell: str) -> None:
+    """It would be of when it comes, years behind the others."""
+    found = posted(f"time,acc,mic\n1700000000,1,2\n{cell},3,4\n", AB)
+    assert isinstance(found, EntryError)
+    assert found.detail == f"CSV: row 2: time '{cell}' is no time, and those before have one"
+    inside = posted(f"time,acc,mic\n1700000000,1,2\n{cell},3,4\n1700000001,5,6\n", AB)
+    assert isinstance(inside, Rows)
+    assert (inside.time, inside.interval_s) == (1700000001.0, 0.5)
+
+
 def test_a_clock_keeps_to_one_column() -> None:
     clock = Clock.of(["index", "timestamp"])
     assert clock is not None

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from rollcast import Accepted, Problem
+from service.cli import app
 from service.cli.contents import Block, sources
 from service.cli.going_on import Numbers, Waiting, settled
 from service.cli.posting import Clock
@@ -17,7 +19,7 @@ from service.cli.times import Times, read_time
 from service.errors import StartError
 
 MODELS = [
-    {"name": "belt", "kind": "samples", "rows": {"rate_hz": 4.0}},
+    {"name": "belt", "kind": "samples", "rows": {"rate_hz": 4.0, "features": ["400", "time"]}},
     {"name": "eye", "kind": "frame", "frames": {"rate_hz": None}},
     {"name": "talk", "kind": "text", "text": {}},
 ]
@@ -149,6 +151,36 @@ def test_rows_with_times_of_their_own_say_how_far_apart_they_lie() -> None:
     block.times = [NOW, NOW + 0.2, NOW + 1.0]
     (source,) = sources(["-"], 1, "csv")
     assert clock.times(source, block) == {"time": NOW + 1.0, "interval_s": 0.5}
+    block.times = [NOW] * 3  # as whole seconds are
+    assert clock.times(source, block) == {"time": NOW, "interval_s": None}
+
+
+@pytest.mark.parametrize("model", ["belt", None])
+def test_a_heading_of_numbers_or_times_that_a_model_has_learnt_is_no_row_and_leaves_nothing_out(
+    tmp_path: Path, model: str | None
+) -> None:
+    path = tmp_path / "rows.csv"
+    for text, said in (("time,400\n1,2\n", [[2.0, 1.0]]), ("1,2\n", [[1.0, 2.0]])):
+        path.write_text(text)
+        (source,) = sources([str(path)], 1, None)
+        Clock(Stub(None), "belt-1", MODELS, model, None).begin([source], None, None)  # type: ignore[arg-type]
+        (block,) = source.contents()
+        assert isinstance(block, Block)
+        assert (block.rows, block.columns) == (said, ["400", "time"] if text[0] == "t" else None)
+
+
+def test_what_is_asked_for_comes_before_what_a_column_of_times_says(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"time,a\n{NOW},1\n{NOW + 1},2\n")
+    said = []
+    for begin, hz in ((None, None), (100.0, None), (None, 8.0)):
+        (source,) = sources([str(path)], 2, None)
+        clock = Clock(Stub(None), "belt-1", MODELS, "belt", hz)  # type: ignore[arg-type]
+        clock.begin([source], begin, None)
+        (block,) = source.contents()
+        assert isinstance(block, Block)
+        said.append(clock.times(source, block))
+    assert said == [{"time": NOW + 1, "interval_s": 1.0}, {"time": 100.25}, {"time": NOW + 1, "interval_s": 0.125}]
 
 
 def test_rows_of_another_rate_than_the_models_say_so() -> None:
@@ -158,3 +190,9 @@ def test_rows_of_another_rate_than_the_models_say_so() -> None:
         clock = Clock(Stub(None), "belt-1", MODELS, "belt", hz)  # type: ignore[arg-type]
         clock._times = Times(NOW)
         assert clock.times(source, block) == said
+
+
+def test_two_options_that_both_say_when_the_rows_were_are_refused() -> None:
+    given = ["post", "belt-1", __file__, "--kind", "csv", "--start-time", "100", "--time-column", "t"]
+    said = CliRunner().invoke(app, given)
+    assert (said.exit_code, "one of them says" in " ".join(said.stderr.replace("│", " ").split())) == (2, True)

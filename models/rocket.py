@@ -112,7 +112,7 @@ class Rocket(nn.Module):
                 break
             pooled.append(self._pooled(part, ends, thin))
         seen = torch.cat(pooled)  # (N, features)
-        seen = seen[: _solvable(*seen.shape, left_s())]
+        seen = seen[: _solvable(*seen.shape, left_s(), max(64, 2 * self.classes))]
         y, group = y[: len(seen)], group[: len(seen)]
         mean, std = seen.double().mean(0).float(), seen.double().std(0).float() + 1e-3
         seen = (seen - mean) / std
@@ -202,14 +202,14 @@ def _solve(gram: Tensor, wanted: Tensor, penalty: float) -> Tensor:
     return torch.cholesky_solve(wanted, torch.linalg.cholesky(lifted))
 
 
-def _solvable(count: int, features: int, left_s: float) -> int:
-    """How many of so many sequences half of the time is enough to solve for, 64 at least."""
+def _solvable(count: int, features: int, left_s: float, least: int = 64) -> int:
+    """How many of so many sequences half of the time is enough to solve for."""
     fast, slow = RATES
-    while count > 64:
+    while count > least:
         folds = FOLDS * (1 - 1 / FOLDS) ** 3 + 1
         if 2 * count**2 * features / fast + folds * count**3 / 3 / slow <= left_s / 2:
             break
-        count = max(64, int(0.9 * count))
+        count = max(least, int(0.9 * count))
     return count
 
 

@@ -212,6 +212,7 @@ def run_task(
     """
     settings = replace(settings, task=task.name, epochs=settings.epochs or task.epochs)
     trained = train(task, data, settings, folder, resume=resume, until=until)
+    console.print("packaging: measured, its rolling settings chosen, proven; of long recordings it takes minutes")
     place = package.write_run(task, data, trained, folder / "package", version=version)
     report = msgspec.json.decode((place / "manifest.json").read_bytes())["metrics"]
     low, high = report["interval95"]

@@ -15,8 +15,10 @@ import torch
 from export import learner, package, train
 from export.data import Data, Split
 from export.deadline import Deadline
-from export.plan import TRIAL_SHARE, Found, choose
+from export.own import split_own
+from export.plan import TRIAL_SHARE, Candidate, Found, choose, own_task
 from export.runs import with_folds
+from export.sequences import SequenceTask
 from export.tasks import Batch, Decisions, Task
 from export.train import JUDGED_ROWS
 from models import rocket
@@ -205,8 +207,6 @@ def test_no_more_is_solved_for_than_time_allows(
 
 
 def test_trials_share_their_part_of_the_time_and_leave_the_rest(tmp_path: Path, clock: Clock) -> None:
-    from export.own import split_own
-
     data = split_own("own", tmp_path, examples(800))
     tried: list[float] = []
 
@@ -225,8 +225,6 @@ def test_trials_share_their_part_of_the_time_and_leave_the_rest(tmp_path: Path, 
 
 
 def test_a_family_that_takes_longer_than_is_left_is_not_tried_wider(tmp_path: Path, clock: Clock) -> None:
-    from export.own import split_own
-
     data = split_own("own", tmp_path, examples(800))
     tried: list[str] = []
 
@@ -251,6 +249,15 @@ def test_a_trial_is_judged_by_few_rows_and_every_label() -> None:
     assert len(train._to_judge(long, 0)) == 10
     assert len(train._to_judge(short, 0)) == train.MOST_JUDGED
     assert sorted(train._to_judge(huge, 0).y) == [0, 1, 2, 3]
+
+
+def test_of_many_rows_few_disturbed_copies_are_made(tmp_path: Path) -> None:
+    made = examples(40)
+    for rows, copies in ((10, 8), (30_000, 2)):
+        made.x = [np.resize(x, (rows, x.shape[1])) for x in made.x]
+        task = own_task("own", split_own("own", tmp_path, made), 10.0, Candidate("rocket", 32))
+        assert isinstance(task, SequenceTask)
+        assert task.copies == copies
 
 
 # --- threads -----------------------------------------------------------------------------------------------------

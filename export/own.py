@@ -34,7 +34,7 @@ from export.checks import (
 )
 from export.clips import one_rate, read_clip, read_image
 from export.data import Data, DataError, Split, hold_out
-from export.tables import Tables, in_order, signals
+from export.tables import Tables, check_one_rate, in_order, signals
 from service.cells import number as value_of
 from service.columns import not_finite, places_of
 from service.contracts import FrameInput, TrainingData
@@ -66,6 +66,11 @@ def read_own(name: str, path: Path, test: Path | None, form: FrameInput | None, 
         return read_rows(each) if form is None else read_frames(each, form)
 
     found, held = read(path), None if test is None else read(test)
+    if test is not None and held is not None and found.hz is not None and held.hz is not None:
+        if form is None:
+            check_one_rate(test, held.hz, path, found.hz)
+        else:
+            one_rate(test, found.hz, held.hz)
     if form is None:
         check_differ(path, found.x)
         if test is not None and held is not None:

@@ -224,6 +224,17 @@ def test_a_rate_that_contradicts_the_times_is_refused() -> None:
         agreed_hz(100.0, 50.0)
 
 
+def test_recordings_of_two_rates_are_refused(tmp_path: Path) -> None:
+    own = folder(tmp_path / "own", wave("time,acc,mic", "n / 50"))
+    fast = folder(tmp_path / "fast", wave("time,acc,mic", "n / 100"))
+    with pytest.raises(DataError, match=r"fast: 100 rows a second by its times, .*own has 50: expected one rate"):
+        read_own("own", own, fast, None)
+    some = next(own.rglob("*.csv"))
+    some.write_text(next(fast.rglob("*.csv")).read_text())
+    with pytest.raises(DataError, match=r"\.csv: (50|100) rows a second by its times, .* has (50|100): expected one"):
+        read_rows(own)
+
+
 def test_times_that_run_backwards_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"0\.csv: time runs backwards at row 11"):
         read_rows(folder(tmp_path / "own", wave("time,acc,mic", "n % 10")))

@@ -93,6 +93,7 @@ FILES: list[tuple[str, Frame | None, Any]] = [
     ("NA,NA\n1,2.5\n", None, "row 1, column 1"),
     ("acc,mic\n1,2.5\n3,x\n", Frame(AB, [[1, 2.5], [3, "x"]]), "row 2, column 2: 'x' is not a number"),
     ("acc,mic\n1,2.5\n3\n", None, "row 2 has 1 columns, expected 2: acc, mic"),
+    ("time,acc,mic\n0,1,2.5\n1,3\n", None, "row 2 has 2 columns, expected 3: acc, mic, and column 1 (time)"),
     ("acc;mic\n1;2,5\n3;4.5\n", None, "row 2: decimal commas and decimal points"),
 ]  # fmt: skip
 

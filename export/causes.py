@@ -33,6 +33,12 @@ _REMEDIES: Final = (  # what an error says, and what helps
     (r"missing \d+ required|positional argument", "the call is forward(x, state), with None as a first state"),
     (r"out of memory|can't allocate|bad_alloc", "use a machine with more memory, or a smaller module"),
 )
+_DIFFERENT: Final = {  # how a check calls the module; what leads to different answers there
+    ("torch, step by step", "blocks"): "it may look at rows of the same call, such as by a mean over time, padding or "
+    "positions: what was before has to come from the state",
+    ("batch", "slots", "neighbours"): "it may look at other streams of the same call, such as by a mean over the "
+    "batch: each has to be answered by its own rows",
+}
 
 
 class ForeignError(Exception):
@@ -67,6 +73,11 @@ def why(error: BaseException, net: nn.Module) -> str:
     text = f"{said(error)}{place_of(error)}"
     helps = [remedy for pattern, remedy in _REMEDIES if re.search(pattern, str(error))]
     return "; ".join([text, *(helps[:1] or suspects(net))])
+
+
+def remedies(check: str) -> list[str]:
+    """Of a failed check of the certificate, where nothing in the module is suspected."""
+    return [text for names, text in _DIFFERENT.items() if check in names]
 
 
 def suspects(net: nn.Module) -> list[str]:

@@ -24,8 +24,13 @@ class Deadline:
         """What share of the time is over, 0 to 1."""
         return 1.0 if self.over() else (self._clock() - self._begin) / (self._end - self._begin)
 
-    def over(self) -> bool:
-        return self._clock() >= self._end
+    def now(self) -> float:
+        """By the same clock, s."""
+        return self._clock()
+
+    def over(self, spare_s: float = 0.0) -> bool:
+        """Whether no more is left than `spare_s`, which what must follow will take."""
+        return self._clock() + spare_s >= self._end
 
     def share(self, parts: float) -> Deadline:
         """That of the first of `parts` of equal length, into which the time left is cut. Asked again after each part,

@@ -43,6 +43,7 @@ class Learner:
         steps = settings.epochs * task.steps(split)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, task.learning_rate, total_steps=steps)
         self.fingerprint = fingerprint | {"parameters": sum(p.numel() for p in self.net.parameters())}
+        self.judging_s = 0.0  # how long it took last: so much earlier an epoch ends where time is short
         self.history: History = []
         self.kept: dict[str, Any] = {"epoch": 0, "score": (-1.0, 0.0), "weights": {}}
 
@@ -79,9 +80,11 @@ class Learner:
                 entry = {"loss": loss}
                 score = (float(epoch), 0.0)
                 if validation is not None:
+                    asked = until.now()
                     run = torch_run(self.average.module, self.settings.device)
                     entry["validation"] = accuracy(self.task.judge(self.average.module, run, validation))
                     score = (entry["validation"], -entry["loss"])
+                    self.judging_s = until.now() - asked
                 entry |= {"seconds": round(time.monotonic() - began, 2), "cpu_s": round(time.process_time() - busy, 2)}
                 self.history.append(entry)
                 if score > tuple(self.kept["score"]):
@@ -114,7 +117,8 @@ class Learner:
         standing = max(2 * PERFECT, self.settings.epochs // 2)
         if self.task.early and scores and done - scores.index(max(scores)) > standing:
             return f"stopped early: not one more validation example right for {standing} epochs"
-        return f"time is up after epoch {done}: what was learnt so far is kept" if done and until.over() else ""
+        up = bool(done) and until.over(self.judging_s)
+        return f"time is up after epoch {done}: what was learnt so far is kept" if up else ""
 
     def _epoch(self, epoch: int, bar: Progress, row: TaskID, until: Deadline) -> tuple[float, bool]:
         """All batches once, or the first ones, one at least, where time is up. Returns the mean loss, and whether it
@@ -126,7 +130,7 @@ class Learner:
             self._pace(until)
             self.average.update_parameters(self.net)
             bar.update(row, advance=1, note=f"loss {losses[-1]:.4f}  {until.told()}")
-            if until.over():
+            if until.over(self.judging_s):
                 break
         return float(np.mean(losses)), len(losses) == self._steps()
 
@@ -176,14 +180,14 @@ def _solve(
     net: Rocket, batch: Batch, task: Task, settings: Settings, optimiser: torch.optim.Optimizer, until: Deadline
 ) -> float:
     """All examples at once, on the CPU, where it is a matter of seconds. Half of the time may go into looking at them,
-    the recorded first, then their disturbed copies; what is not looked at by then is left out, and so are penalties
-    that were not tried when time is up."""
+    the recorded first, then their disturbed copies; what is not looked at by then is left out, and so is what cannot be
+    solved for in the rest, and penalties that were not tried when time is up."""
     assert isinstance(task, SequenceTask)
     assert batch.group is not None
     optimiser.step()  # without gradients: nothing but what its schedule waits for
     loss = net.cpu().fit(
         batch.x, batch.y[:, 0], (batch.weight > 0).sum(1), batch.group, task.thin,
-        enough=until.share(2).over, over=until.over,
+        enough=until.share(2).over, left_s=until.left_s,
     )  # fmt: skip
     net.to(settings.device)
     return loss

@@ -34,7 +34,7 @@ from export.checks import (
 )
 from export.clips import one_rate, read_clip, read_image
 from export.data import Data, DataError, Split, hold_out
-from export.tables import Tables, in_order, signals
+from export.tables import Tables, check_one_rate, in_order, signals
 from service.cells import number as value_of
 from service.columns import not_finite, places_of
 from service.contracts import FrameInput, TrainingData
@@ -66,6 +66,11 @@ def read_own(name: str, path: Path, test: Path | None, form: FrameInput | None, 
         return read_rows(each) if form is None else read_frames(each, form)
 
     found, held = read(path), None if test is None else read(test)
+    if test is not None and held is not None and found.hz is not None and held.hz is not None:
+        if form is None:
+            check_one_rate(test, held.hz, path, found.hz)
+        else:
+            one_rate(test, found.hz, held.hz)
     if form is None:
         check_differ(path, found.x)
         if test is not None and held is not None:
@@ -150,13 +155,13 @@ def split_own(name: str, path: Path, found: Examples, test: Examples | None = No
     grouped = bool(found.group)
     rest = everything
     if held is None:
-        rest, held = _apart(path, everything, 0.2, seed, grouped)
+        rest, held = _apart(path, everything, 0.2, seed, grouped, labels)
     how = "by group" if grouped else "drawn per label"
     if len(rest) < FEW:
-        _enough(path, rest, FOLDS, grouped)
+        _enough(path, rest, FOLDS, grouped, labels)
         train, validation, how = rest, None, f"{how}; validated in {FOLDS} folds"
     else:
-        train, validation = _apart(path, rest, 0.2, seed, grouped)
+        train, validation = _apart(path, rest, 0.2, seed, grouped, labels)
     if rest.x[0].ndim == 2:  # rows
         check_certificate(path, train if validation is None else validation)
     about = TrainingData(
@@ -180,13 +185,13 @@ def _to_split(found: Examples, labels: list[str]) -> Split:
     return Split(np.stack(found.x) if images else list(found.x), y, found.name, group)
 
 
-def _apart(path: Path, split: Split, share: float, seed: int, grouped: bool) -> tuple[Split, Split]:
+def _apart(path: Path, split: Split, share: float, seed: int, grouped: bool, labels: list[str]) -> tuple[Split, Split]:
     """(rest, held out)."""
-    _enough(path, split, 2, grouped)
+    _enough(path, split, 2, grouped, labels)
     rest, held = _hold_out_groups(split, share, seed) if grouped else hold_out(split, share, seed)
     for label in np.setdiff1d(held.y, rest.y)[:1]:
         raise DataError(
-            f"{path}: label number {label + 1} stands in too few groups: expected some on each side of a cut"
+            f"{path}: label {labels[label]!r} stands in too few groups: expected some on each side of a cut"
         )
     return rest, held
 
@@ -210,13 +215,15 @@ def _hold_out_groups(split: Split, share: float, seed: int) -> tuple[Split, Spli
     return split.take(np.flatnonzero(~best[1])), split.take(np.flatnonzero(best[1]))
 
 
-def _enough(path: Path, split: Split, parts: int, grouped: bool) -> None:
+def _enough(path: Path, split: Split, parts: int, grouped: bool, labels: list[str]) -> None:
     """Each side of a cut needs something."""
     if grouped and len(np.unique(split.group)) < parts + 1:
         raise DataError(f"{path}: {len(np.unique(split.group))} groups are left: expected at least {parts + 1}")
     if not grouped and (least := int(np.bincount(split.y).min())) < parts:
-        label = int(np.bincount(split.y).argmin())
-        raise DataError(f"{path}: label number {label + 1} has {least} examples left: expected at least {parts}")
+        label = labels[int(np.bincount(split.y).argmin())]
+        raise DataError(
+            f"{path}: of label {label!r} {least} examples are left to learn from: expected at least {parts}; give more"
+        )
 
 
 def _digest(*parts: Examples | None) -> str:

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ import typer
 from torch import nn
 
 from export.card import card, own_card
-from export.causes import ForeignError, suspects
+from export.causes import ForeignError, remedies, suspects
 from export.checks import check_rate
 from export.data import Data, DataError, Split, folds
 from export.foreign import adapt, foreign_manifest, read_example, read_module
@@ -258,6 +259,8 @@ class _Draft:
             self.draft.rename(self.place)
         else:
             shutil.rmtree(self.draft, ignore_errors=True)
+            with suppress(OSError):
+                self.place.parent.rmdir()  # a name without a version would be refused at every start
         if isinstance(error, PackageRefused):
             raise PackageRefused(error.detail.replace(str(self.draft), str(self.place)), error.check) from error
 
@@ -349,7 +352,7 @@ def _package_module(
                 parity = verify(load_package(folder))
                 (folder / "card.md").write_text(own_card(manifest, module, parity))
         except PackageRefused as error:
-            helps = [once] * bool(decided) + suspects(net) * (error.check != "graph")
+            helps = [once] * bool(decided) + suspects(net) * (error.check != "graph") or remedies(error.check)
             raise ForeignError("; ".join([error.detail, *helps])) from error
     if decided:
         _note(once)

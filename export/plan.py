@@ -34,6 +34,7 @@ GLANCE_STEPS: Final = 20  # in the trial of an only candidate, which is only to 
 TRIAL_SHARE: Final = 0.4  # of the time budget goes into trials
 MARGIN: Final = 0.9  # of what is left is planned for: an epoch may take longer than it did
 COPIES: Final = 2000  # examples, about, from which a net is solved, disturbed copies among them
+COPIED_ROWS: Final = 2_000_000  # and their rows: they are made before the first is looked at
 MEMBERS: Final = 3  # nets that answer together, where they all can learn in the time that is left
 CHOICE: Final = "choice.json"
 
@@ -126,7 +127,8 @@ def own_task(name: str, data: Data, hz: float | None, choice: Candidate, members
             **common,
         )
         if choice.family == "rocket":
-            return replace(task, copies=min(8, max(1, COPIES // len(data.train))))
+            rows = sum(map(len, data.train.x))
+            return replace(task, copies=min(8, max(1, min(COPIES // len(data.train), COPIED_ROWS // rows))))
     return with_epochs(task, data.train, STEPS)
 
 
@@ -171,18 +173,25 @@ def _try(
     trying = until.share(1 / TRIAL_SHARE)
     found: dict[Candidate, list[Found]] = {}
     epoch_s: dict[Candidate, float] = {}
+    least_s: dict[str, float] = {}  # of families whose trial took more than it had: what it took
     left = offered
     for number, (rest, held) in enumerate(cuts):
         for place, candidate in enumerate(left):
             if found and trying.over():
                 break
+            if found and trying.over(least_s.get(candidate.family, 0.0)):
+                continue  # it would take as long again, or longer: widths grow
             steps = TRIAL_STEPS if len(offered) > 1 else GLANCE_STEPS
             task = with_epochs(own_task(name, data, hz, candidate), rest, steps)
             before = until.left_s()
             path = folder / f"try-{candidate.name}{f'-{number + 1}' if number else ''}.pt"
-            result = trial(task, rest, held, trying.share(len(left) - place), path)
+            share = trying.share(len(left) - place)
+            result = trial(task, rest, held, share, path)
             found.setdefault(candidate, []).append(result)
-            epoch_s[candidate] = (before - until.left_s()) / result.epochs
+            took_s = before - until.left_s()
+            epoch_s[candidate] = took_s / result.epochs
+            if share.over():
+                least_s[candidate.family] = took_s
         judged = [each for each in left if len(found.get(each, [])) > number]  # a round that was broken off
         left = _best(found, judged or left)
         if len(left) == 1:

@@ -16,6 +16,8 @@ from service.errors import EntryError
 from service.tables import Table
 
 APART = 0.05  # of a rate, by which another may differ and still be the same
+UNEVENLY = 0.25  # of a step, by which those of one file may differ and it still has a rate of its own
+OTHER = 1.5  # times as fast is another rate
 EVENLY = "rises evenly"
 _DATES_S = (1e9, 2.2e9)  # of the years 2001 to 2039
 
@@ -27,6 +29,7 @@ class Tables:
         self.left_out: list[str] = []
         self._doubtful = True
         self._steps: list[np.ndarray] = []  # of each file, s
+        self._steady: tuple[Path, float] | None = None  # the first file of even steps, and its rate
 
     def read(self, path: Path) -> tuple[np.ndarray, list[str]]:
         """(T, F) float32, NaN where a value is missing; and the columns' names, none without a heading."""
@@ -75,7 +78,25 @@ class Tables:
             raise DataError(
                 f"{path}: {table.clock.name or 'index'} runs backwards at row {row}: expected rows in order"
             )
+        self._one_rate(path, steps)
         self._steps.append(steps)
+
+    def _one_rate(self, path: Path, steps: np.ndarray) -> None:
+        """Raises DataError where two files of even steps have different rates: a mean of them would be neither's."""
+        low, step, high = np.quantile(steps, (0.1, 0.5, 0.9))
+        if not step > 0 or high - low > UNEVENLY * step:
+            return
+        self._steady = self._steady or (path, float(1 / step))
+        check_one_rate(path, float(1 / step), *self._steady)
+
+
+def check_one_rate(path: Path, hz: float, before: Path, its_hz: float) -> None:
+    """Raises DataError."""
+    if not its_hz / OTHER <= hz <= its_hz * OTHER:
+        raise DataError(
+            f"{path}: {hz:.5g} rows a second by its times, {before} has {its_hz:.5g}: expected one rate; bring them to "
+            "the same one first"
+        )
 
 
 def in_order(place: Path | str, x: np.ndarray, names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:

@@ -42,6 +42,7 @@ from service.errors import PackageRefused
 from service.packages import NAME
 
 MOST_JUDGED = 200  # examples, by which a trial is judged
+JUDGED_ROWS = 50_000  # and their rows or frames, about: judging is not broken off
 LIKED_THREADS = torch.get_num_threads()
 OWN = "Your own data"  # panel of --help
 
@@ -211,6 +212,7 @@ def run_task(
     """
     settings = replace(settings, task=task.name, epochs=settings.epochs or task.epochs)
     trained = train(task, data, settings, folder, resume=resume, until=until)
+    console.print("packaging: measured, its rolling settings chosen, proven; of long recordings it takes minutes")
     place = package.write_run(task, data, trained, folder / "package", version=version)
     report = msgspec.json.decode((place / "manifest.json").read_bytes())["metrics"]
     low, high = report["interval95"]
@@ -274,7 +276,7 @@ def _choose(
     def trial(task: Task, rest: Split, held: Split, until: Deadline, path: Path) -> Found:
         console.print(f"trying {path.stem.removeprefix('try-')}: {task.epochs} epochs")
         tried = replace(settings, epochs=task.epochs)
-        held = held.take(in_turn(held.y, np.random.default_rng(settings.seed))[:MOST_JUDGED])
+        held = _to_judge(held, settings.seed)
         learner = Learner(task, rest, len(data.labels), tried, path, _fingerprint(tried, data))
         history = learner.learn(held, task.epochs, resume, until)
         late = history[-max(1, len(history) // 3) :]  # their mean: less luck than the best
@@ -291,6 +293,15 @@ def _choose(
         f"tried {choice.tried}"
     )
     return task
+
+
+def _to_judge(held: Split, seed: int) -> Split:
+    """Labels in turn, each once at least."""
+    order = in_turn(held.y, np.random.default_rng(seed))[:MOST_JUDGED]
+    if isinstance(held.x, list):
+        rows = np.cumsum([len(held.x[i]) for i in order])
+        order = order[: max(len(np.unique(held.y)), int((rows <= JUDGED_ROWS).sum()))]
+    return held.take(order)
 
 
 def load(task: Task, data_dir: Path | None) -> Data:

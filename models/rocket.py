@@ -22,6 +22,8 @@ PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)  # of ridge regression, as share
 USUAL_PENALTY = 1e-2  # tried first
 GAINS = (2.0, 3.0, 4.5, 6.0, 9.0, 13.0, 20.0)  # from scores, which aim at 0 and 1, to logits
 FOLDS = 4  # by which both are chosen
+RATES = 2e10, 4e9  # multiplications a second, of 32 and of 64 bits, that a busy processor does
+PART_STEPS = 64 * 384  # looked at together: 64 sequences, fewer where they are long
 
 
 class Rocket(nn.Module):
@@ -93,14 +95,15 @@ class Rocket(nn.Module):
         thin: int = 1,
         *,
         enough: Callable[[], bool] = lambda: False,
-        over: Callable[[], bool] = lambda: False,
+        left_s: Callable[[], float] = lambda: math.inf,
     ) -> float:
         """Solves for the votes: each sequence is to be told at its end. x (N, T, F), y (N,), length (N,), group (N,).
 
         Penalty and gain are chosen in folds, a group (a person, or a sequence and its disturbed copies) on one side of
         each: who was never met is what is asked. Of the responses one in `thin` is looked at: a mean needs no more.
         Once it is `enough`, no more sequences are looked at than one part, and two of each class where those in front
-        take turns; once time is `over`, no other penalty is tried than one. Returns the mean log loss in the folds.
+        take turns; no more are solved for than `left_s` allows; once that is 0, no other penalty is tried than one.
+        Returns the mean log loss in the folds.
         """
         self._place_thresholds(x, length)
         pooled: list[Tensor] = []
@@ -109,12 +112,13 @@ class Rocket(nn.Module):
                 break
             pooled.append(self._pooled(part, ends, thin))
         seen = torch.cat(pooled)  # (N, features)
+        seen = seen[: _solvable(*seen.shape, left_s(), max(64, 2 * self.classes))]
         y, group = y[: len(seen)], group[: len(seen)]
         mean, std = seen.double().mean(0).float(), seen.double().std(0).float() + 1e-3
         seen = (seen - mean) / std
         gram = (seen @ seen.T / seen.shape[1]).double()  # (N, N)
         wanted = F.one_hot(y, self.classes).double()
-        penalty, gain, loss = _choose(gram, wanted, y, group, over)
+        penalty, gain, loss = _choose(gram, wanted, y, group, lambda: left_s() <= 0)
         level = wanted.mean(0)
         weight = gain * (seen.T / seen.shape[1]) @ _solve(gram, wanted - level, penalty).float()  # (features, K)
         weight = weight / std[:, None]
@@ -127,8 +131,8 @@ class Rocket(nn.Module):
 
     def _place_thresholds(self, x: Tensor, length: Tensor) -> None:
         """Each at a quantile of its own of the responses to some of the sequences."""
-        some = torch.randperm(len(x))[:64]
-        y = self._responses(self._before(x[some]))  # (64, width, T)
+        some = torch.randperm(len(x))[: _together(x)]
+        y = self._responses(self._before(x[some]))  # (64 or fewer, width, T)
         there = torch.arange(y.shape[-1]) < length[some, None]
         values = y.transpose(0, 1)[:, there]  # (width, steps)
         values = values[:, torch.randperm(values.shape[1])[:2000]].sort(1).values
@@ -198,10 +202,26 @@ def _solve(gram: Tensor, wanted: Tensor, penalty: float) -> Tensor:
     return torch.cholesky_solve(wanted, torch.linalg.cholesky(lifted))
 
 
+def _solvable(count: int, features: int, left_s: float, least: int = 64) -> int:
+    """How many of so many sequences half of the time is enough to solve for."""
+    fast, slow = RATES
+    while count > least:
+        folds = FOLDS * (1 - 1 / FOLDS) ** 3 + 1
+        if 2 * count**2 * features / fast + folds * count**3 / 3 / slow <= left_s / 2:
+            break
+        count = max(least, int(0.9 * count))
+    return count
+
+
 def _parts(x: Tensor, length: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """64 sequences at a time, as long as their longest."""
-    pairs = zip(x.split(64), length.split(64), strict=True)
+    """Some sequences at a time, as long as their longest: time may be up after each."""
+    size = _together(x)
+    pairs = zip(x.split(size), length.split(size), strict=True)
     return [(part[:, : int(ends.max())], ends) for part, ends in pairs]
+
+
+def _together(x: Tensor) -> int:
+    return max(1, min(64, PART_STEPS // x.shape[1]))
 
 
 class FadingMean(nn.Module):

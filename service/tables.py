@@ -237,7 +237,9 @@ class Table:
         names = self._names or self.heading or []
         told = f"row {self.count} has {width} columns, expected {expected(names)}"
         if self._others:
-            told += f", and {', '.join(self.left_out)}"
+            signals = expected(names).partition(": ")[2]
+            told = f"row {self.count} has {width} columns, expected {self._width}: {signals}, and "
+            told += ", ".join(self.left_out)
         elif len(names) == 1 and DECIMAL_COMMA.fullmatch(line.strip()):
             told += "; decimal commas of a single column are not read: write points"
         elif self.heading is None and width == len(names) + 1:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +15,15 @@ import torch
 from export import learner, package, train
 from export.data import Data, Split
 from export.deadline import Deadline
-from export.plan import TRIAL_SHARE, Found, choose
+from export.own import split_own
+from export.plan import TRIAL_SHARE, Candidate, Found, choose, own_task
 from export.runs import with_folds
-from export.tasks import Batch, Task
+from export.sequences import SequenceTask
+from export.tasks import Batch, Decisions, Task
+from export.train import JUDGED_ROWS
+from models import rocket
 from models.catalogue import Shape
+from models.rocket import PART_STEPS, Rocket
 from service.packages import load_package
 from tests.export.test_own import examples
 from tests.export.test_sequences import of_patterns, of_rows, of_text, settings
@@ -106,6 +113,21 @@ def test_without_a_limit_every_epoch_is_learnt(tmp_path: Path) -> None:
     assert len(trained.history) == task.epochs
 
 
+def test_what_judging_takes_is_kept_back(tmp_path: Path, clock: Clock) -> None:
+    task, data = early(of_text(), epochs=1000)
+
+    class Judged(type(task)):  # type: ignore[misc]
+        def judge(self, *given: Any) -> Decisions:
+            clock.now += 10.0
+            return super().judge(*given)
+
+    task = Judged(**{field.name: getattr(task, field.name) for field in dataclasses.fields(task) if field.init})
+    task = slow(task, clock, 1.0)  # 3 batches an epoch, and 10 s of judging
+    trained = train.train(task, data, settings(task), tmp_path, until=Deadline(50.0, clock))
+    assert len(trained.history) == 4
+    assert clock.now - 1000 <= 51.0
+
+
 # --- early ends --------------------------------------------------------------------------------------------------
 
 
@@ -155,12 +177,36 @@ def test_a_net_that_is_solved_leaves_out_copies_and_penalties_when_time_is_up(
     assert all(torch.isfinite(net.votes.weight).all() for net in (*whole[1], *short[1]))  # type: ignore[union-attr]
 
 
+def test_of_long_sequences_few_are_looked_at_before_time_is_asked_for() -> None:
+    x, y = torch.randn(64, 3000, 2), torch.arange(64) % 2
+    net = Rocket(2, mean=[0.0, 0.0], std=[1.0, 1.0], width=4, dilations=(1,))
+    looked: list[int] = []
+    responses = net._responses
+    net._responses = lambda seen, thin=1: looked.append(len(seen)) or responses(seen, thin)  # type: ignore[func-returns-value,method-assign]
+    net.fit(x, y, torch.full((64,), 3000), torch.arange(64), enough=lambda: True, left_s=lambda: 0.0)
+    assert len(looked) == 2, "for thresholds, and one part"
+    assert max(looked) * 3000 <= PART_STEPS
+
+
+@pytest.mark.parametrize(("left_s", "solved"), [(math.inf, [400, 400]), (0.0, [64, 64])])
+def test_no_more_is_solved_for_than_time_allows(
+    monkeypatch: pytest.MonkeyPatch, left_s: float, solved: list[int]
+) -> None:
+    found: list[int] = []
+    choose_in_folds = rocket._choose
+    monkeypatch.setattr(rocket, "_choose", lambda gram, *rest: found.extend(gram.shape) or choose_in_folds(gram, *rest))
+    x, y = torch.randn(400, 20, 2), torch.arange(400) % 2
+    net = Rocket(2, mean=[0.0, 0.0], std=[1.0, 1.0], width=4, dilations=(1,))
+    net.fit(x, y, torch.full((400,), 20), torch.arange(400), left_s=lambda: left_s)
+    assert found == solved
+    assert rocket._solvable(4000, 4096, 60.0) == 4000, "with time enough all of them"
+    assert 500 < rocket._solvable(4000, 2048, 1.0) < 2000
+
+
 # --- choosing ----------------------------------------------------------------------------------------------------
 
 
 def test_trials_share_their_part_of_the_time_and_leave_the_rest(tmp_path: Path, clock: Clock) -> None:
-    from export.own import split_own
-
     data = split_own("own", tmp_path, examples(800))
     tried: list[float] = []
 
@@ -176,6 +222,42 @@ def test_trials_share_their_part_of_the_time_and_leave_the_rest(tmp_path: Path, 
     assert tried == pytest.approx([TRIAL_SHARE * 10] * 9, abs=0.6)
     assert until.left_s() == pytest.approx((1 - TRIAL_SHARE) * 90, abs=1)
     assert task.epochs * 4 / 3 <= until.left_s(), "of 4/3 s each, as long as there is time for"
+
+
+def test_a_family_that_takes_longer_than_is_left_is_not_tried_wider(tmp_path: Path, clock: Clock) -> None:
+    data = split_own("own", tmp_path, examples(800))
+    tried: list[str] = []
+
+    def trial(task: Task, rest: Split, held: Split, until: Deadline, path: Path) -> Found:
+        tried.append(path.stem)
+        clock.now += 8.0 if "rocket" in path.stem else 0.1  # it cannot be broken off
+        return Found(0.5, 0.0, 1)
+
+    until = Deadline(30.0, clock)  # 12 for trials
+    choose("own", data, 10.0, "auto", until, tmp_path, trial)
+    assert "try-rocket-32" in tried
+    assert "try-rocket-64" not in tried
+    assert {"try-gru-64", "try-rnn-32"} <= set(tried), "what is quick still is"
+    assert until.left_s() >= (1 - TRIAL_SHARE) * 30
+
+
+def test_a_trial_is_judged_by_few_rows_and_every_label() -> None:
+    y = np.arange(400) % 4
+    long = Split([np.zeros((JUDGED_ROWS // 10, 1), np.float32)] * 400, y, [""] * 400, np.arange(400))
+    short = Split([np.zeros((10, 1), np.float32)] * 400, y, [""] * 400, np.arange(400))
+    huge = Split([np.zeros((JUDGED_ROWS + 1, 1), np.float32)] * 400, y, [""] * 400, np.arange(400))
+    assert len(train._to_judge(long, 0)) == 10
+    assert len(train._to_judge(short, 0)) == train.MOST_JUDGED
+    assert sorted(train._to_judge(huge, 0).y) == [0, 1, 2, 3]
+
+
+def test_of_many_rows_few_disturbed_copies_are_made(tmp_path: Path) -> None:
+    made = examples(40)
+    for rows, copies in ((10, 8), (30_000, 2)):
+        made.x = [np.resize(x, (rows, x.shape[1])) for x in made.x]
+        task = own_task("own", split_own("own", tmp_path, made), 10.0, Candidate("rocket", 32))
+        assert isinstance(task, SequenceTask)
+        assert task.copies == copies
 
 
 # --- threads -----------------------------------------------------------------------------------------------------

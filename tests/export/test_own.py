@@ -399,7 +399,7 @@ def test_few_examples_are_validated_in_folds_and_test_data_may_come_apart(tmp_pa
     ("found", "said"),
     [
         (examples(30, labels=1), "at least two labels"),
-        (examples(30, labels=30), "has 1 examples left"),
+        (examples(30, labels=30), "of label .l0. 1 examples are left"),
         (examples(30, groups=2), "groups are left"),
         (
             dataclasses.replace(examples(30, labels=6), group=[f"g{i % 6}" for i in range(30)]),
@@ -525,3 +525,12 @@ def test_clips_of_ones_own_become_a_task(tmp_path: Path) -> None:
     y, _ = task.net.build(shape)(batch.x, task.net.build(shape).initial_state(len(batch.x)))
     assert y.shape == (*batch.y.shape, 2)
     assert batch.weight.sum(1).numpy() == pytest.approx(1)
+
+
+def test_a_label_of_too_few_examples_is_called_by_its_name(tmp_path: Path) -> None:
+    for label, count in (("ok", 9), ("worn", 2)):
+        (tmp_path / label).mkdir()
+        for n in range(count):
+            (tmp_path / label / f"{n}.csv").write_text(f"a,b\n{n},2.5\n3,{n}\n")
+    with pytest.raises(DataError, match="of label 'worn' 1 examples are left to learn from: expected at least 4"):
+        read_own("own", tmp_path, None, None)

@@ -93,6 +93,7 @@ FILES: list[tuple[str, Frame | None, Any]] = [
     ("NA,NA\n1,2.5\n", None, "row 1, column 1"),
     ("acc,mic\n1,2.5\n3,x\n", Frame(AB, [[1, 2.5], [3, "x"]]), "row 2, column 2: 'x' is not a number"),
     ("acc,mic\n1,2.5\n3\n", None, "row 2 has 1 columns, expected 2: acc, mic"),
+    ("time,acc,mic\n0,1,2.5\n1,3\n", None, "row 2 has 2 columns, expected 3: acc, mic, and column 1 (time)"),
     ("acc;mic\n1;2,5\n3;4.5\n", None, "row 2: decimal commas and decimal points"),
 ]  # fmt: skip
 
@@ -222,6 +223,17 @@ def test_a_rate_that_contradicts_the_times_is_refused() -> None:
     assert (agreed_hz(None, 50.0), agreed_hz(50.5, 50.0), agreed_hz(50.0, None)) == (50.0, 50.5, 50.0)
     with pytest.raises(DataError, match="--hz 100, but the column of times has 50 rows a second"):
         agreed_hz(100.0, 50.0)
+
+
+def test_recordings_of_two_rates_are_refused(tmp_path: Path) -> None:
+    own = folder(tmp_path / "own", wave("time,acc,mic", "n / 50"))
+    fast = folder(tmp_path / "fast", wave("time,acc,mic", "n / 100"))
+    with pytest.raises(DataError, match=r"fast: 100 rows a second by its times, .*own has 50: expected one rate"):
+        read_own("own", own, fast, None)
+    some = next(own.rglob("*.csv"))
+    some.write_text(next(fast.rglob("*.csv")).read_text())
+    with pytest.raises(DataError, match=r"\.csv: (50|100) rows a second by its times, .* has (50|100): expected one"):
+        read_rows(own)
 
 
 def test_times_that_run_backwards_are_refused(tmp_path: Path) -> None:

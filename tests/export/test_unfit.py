@@ -170,6 +170,16 @@ class Double(Layer):
         return y.float(), state
 
 
+class Centred(Plain):
+    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return super().forward(x - x.mean(1, keepdim=True), state)
+
+
+class CentredStreams(Plain):
+    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return super().forward(x - x.mean(0, keepdim=True), state)
+
+
 def projected() -> nn.Module:
     return Layer(proj_size=2)
 
@@ -216,6 +226,8 @@ def command(made: str, folder: Path) -> tuple[int, str]:
         ("Double", "rnn.weight_ih_l0 is torch.float64 (double)"),
         ("projected", "ONNX has no LSTM with proj_size"),
         ("both_ways", "rnn is bidirectional: it reads the rows to come"),
+        ("Centred", "it may look at rows of the same call, such as by a mean over time"),
+        ("CentredStreams", "it may look at other streams of the same call, such as by a mean over the batch"),
         ("half", "rnn.weight_ih_l0 is torch.float16"),
     ],
 )
@@ -228,7 +240,7 @@ def test_what_cannot_be_packaged_ends_in_one_line_with_cause_and_remedy(
     assert len(text) < 800
     assert "/.1." not in text, "the name of a draft"
     assert capfd.readouterr() == ("", ""), "neither torch nor ONNX Runtime prints past Python"
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["rows.npz"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["rows.npz"], "nor an empty folder, refused at every start"
 
 
 def test_a_loop_that_torch_has_read_goes_over_as_many_rows_as_come(tmp_path: Path) -> None:

@@ -132,6 +132,12 @@ OVERVIEW = Dashboard(
                     unit="cps",
                 ),
                 lines(
+                    "Problems told a second, by type",
+                    "What clients are told instead of an answer, over HTTP and WebSockets: docs/problems.md explains each.",
+                    (f"sum by (way, type) (rate(rollcast_problems_total{JOB}{RATE}))", "{{type}} ({{way}})"),
+                    unit="cps",
+                ),
+                lines(
                     "Connections",
                     "At max_connections those that wait longest make room.",
                     (f"sum by (instance) (rollcast_connections{JOB})", "{{instance}}"),

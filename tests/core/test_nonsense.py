@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from rollcast import Client, bounds
+from rollcast import bounds
 from service.cli import main
+from service.cli.reach import connect
 from service.cli.recording import MAX_LINE, read_recording
 from service.errors import StartError
 
@@ -226,7 +227,7 @@ def test_a_server_that_makes_no_sense_is_told_in_one_line(
 ) -> None:
     monkeypatch.setattr(bounds, "MAX_ANSWER", 1 << 20)
     monkeypatch.setattr(bounds, "MAX_LINE", 1 << 20)
-    monkeypatch.setitem(Client.__init__.__kwdefaults__, "retry_s", 0.5)  # its patience with "wait for ever"
+    monkeypatch.setitem(connect.__kwdefaults__, "retry_s", 0.5)  # the command's patience with "wait for ever"
     server = serve(NONSENSE[name])
     for command in COMMANDS:
         if name == "wait for ever" and command[0] in ("watch", "record"):

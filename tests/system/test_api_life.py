@@ -667,7 +667,7 @@ def test_a_new_stream_beyond_the_bound_is_turned_away_and_those_that_are_there_g
     for n in range(4):
         assert predict(few, f"s{n}")["stream"] == f"s{n}"
     shown = http.get("/metrics").text
-    assert 'rollcast_turned_away_total{reason="too_many_streams"} 4.0' in shown
+    assert 'rollcast_turned_away_total{reason="too_many_streams"} 5.0' in shown
     assert "rollcast_streams_limit 4.0" in shown
     await_true(lambda: "rollcast_streams_known 4.0" in http.get("/metrics").text, "all are counted")
 

@@ -39,7 +39,7 @@ POSTS = {
     "samples, json": (
         "/v1/streams/a/samples", "application/json", b'{"samples": [[0, 1, 2]]}', np.arange(3, dtype="<f4").tobytes(),
     ),
-    "samples, csv": ("/v1/streams/a/samples", "text/csv", b"0,1,2\n", np.arange(3, dtype="<f4").tobytes()),
+    "samples, csv": ("/v1/streams/a/samples", "text/csv", b"3,1,2\n", np.array([3, 1, 2], "<f4").tobytes()),
     "frames": ("/v1/streams/a/frames", "image/png", image(), image()),
     "frames, a form": ("/v1/streams/a/frames", "multipart/form-data; boundary=xx", FORM, image()),
     "text": ("/v1/streams/a/text", "text/plain", b"a warm film", b"a warm film"),

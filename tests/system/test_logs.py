@@ -42,7 +42,7 @@ def test_no_line_holds_a_payload_or_a_password(
         with httpx.Client(headers={"Authorization": f"Bearer {PASSWORD}"}, trust_env=False, timeout=60) as http:
             samples = f"{where}/streams/{STREAM}/samples?model=activity-lstm"
             assert http.post(samples + "&wait=10", json={"samples": [[1, 2, 3, 4, 5, 6]]}).status_code == 200
-            for body in (f"1,{PAYLOAD},3", f'{{"samples": "{PAYLOAD}"}}'):
+            for body in (f"1,{PAYLOAD},3,4,5,6", f'{{"samples": "{PAYLOAD}"}}'):
                 media = "text/csv" if body[0] == "1" else "application/json"
                 assert http.post(samples, content=body, headers={"Content-Type": media}).status_code == 400
             line = {"stream": STREAM, "kind": "frame", "data": b64encode(PAYLOAD.encode()).decode()}

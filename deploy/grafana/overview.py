@@ -133,7 +133,7 @@ OVERVIEW = Dashboard(
                 ),
                 lines(
                     "Problems told a second, by type",
-                    "What clients are told instead of an answer, over HTTP and WebSockets: docs/problems.md explains each.",
+                    "What clients are told instead of an answer; docs/problems.md explains each.",
                     (f"sum by (way, type) (rate(rollcast_problems_total{JOB}{RATE}))", "{{type}} ({{way}})"),
                     unit="cps",
                 ),

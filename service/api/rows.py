@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from service.cells import is_blank
+from service.cells import is_blank, is_number
 from service.columns import expected, not_finite
 from service.contracts import MAX_ROWS, RowInput
 from service.errors import Malformed, TooLarge, UnsupportedMedia, WrongShape
@@ -22,6 +22,7 @@ from service.turns import Turn
 ROW_TYPES: Final = "application/json, text/csv or application/octet-stream"
 MAX_NUMBERS: Final = 262_144  # of one block that is no raw float32: 64 columns of MAX_ROWS rows; 0.02 s to read as JSON
 _FLOAT32_BYTES: Final = 4
+_ONE_NUMBER: Final = 64  # bytes that it may have
 _CSV: Final = "expected UTF-8, one row a line, commas between numbers"
 
 
@@ -148,6 +149,8 @@ def _read_csv(body: bytes, heading: bool | None) -> Block:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Malformed(f"CSV: {error}; {_CSV}") from None
+    if heading is None and len(body) <= _ONE_NUMBER and is_number(text.strip()):
+        heading = False  # one number alone is a row, 0 too: a heading without rows would bring nothing
     return Block(Csv(text, heading))
 
 

@@ -101,6 +101,12 @@ def test_a_long_row_is_read_in_slices_and_its_fault_found() -> None:
     assert "row 1, column 20000: 'x' is not a number" in found.detail
 
 
+@pytest.mark.parametrize("body", [b"0", b"0\n", b" 0.0\r\n", b"\n0\n"])
+def test_a_body_of_one_number_is_a_row_though_it_is_zero(body: bytes) -> None:
+    assert read(CSV, body, 1).tolist() == [[0.0]]
+    assert isinstance(read(CSV, body.strip() + b"\n0.5\n", 1), Malformed), "of two lines the first may be a heading"
+
+
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 def test_rows_of_csv_end_with_a_line_end(end: bytes) -> None:
     assert read(CSV, b"1,2" + end + end + b"3,4" + end).tolist() == [[1, 2], [3, 4]]

@@ -15,13 +15,14 @@ import numpy as np
 
 from export.tasks import Trace, pad
 from service.contracts import Event, GapPolicy, RollingSettings
-from service.rolling import clear, fold, row_fields, thresholds
+from service.rolling import clear, fold, of_batch, row_fields, thresholds
 
 SHARES = np.arange(1, 21) / 20  # of an example, at which accuracy is measured
 HALF_LIVES_S = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 ENTERS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 EXITS = (0.5, 0.75)  # as shares of `enter`
 DWELLS_S = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
+TOGETHER = 1 << 23  # probabilities that are rolled at once, by several settings
 TIE = 0.005  # two settings whose F1 differ by less find events equally well
 SLACK = 0.05  # of an example's length: a median delay longer by no more is as early
 
@@ -91,13 +92,15 @@ def choose_rolling(
     every: Trace = [y for part in said for y in part]
     probabilities, ends = pad(every), [len(y) for y in every]
     part_ends = np.cumsum([len(part) for part in said]).tolist()
+    candidates = list(_candidates(interval_s, probabilities.shape[1], rolling))
+    at_once = max(1, TOGETHER // probabilities.size)
     tried = []
-    for settings in _candidates(interval_s, probabilities.shape[1], rolling):
-        rows = _new_rows(*probabilities.shape[::2])
-        events = _fold(rows, probabilities, 0, probabilities.shape[1], interval_s, settings, gap)
-        inside = [[event for event in told if event.step <= end] for told, end in zip(events, ends, strict=True)]
-        counts = [count(inside[end - len(labels) : end], labels) for end, labels in zip(part_ends, truth, strict=True)]
-        tried.append((settings, counts))
+    for begin in range(0, len(candidates), at_once):
+        several = candidates[begin : begin + at_once]
+        for settings, events in zip(several, _fold_each(probabilities, interval_s, several, gap), strict=True):
+            inside = [[event for event in told if event.step <= end] for told, end in zip(events, ends, strict=True)]
+            parts = zip(part_ends, truth, strict=True)
+            tried.append((settings, [count(inside[end - len(labels) : end], labels) for end, labels in parts]))
     slack = SLACK * float(np.median(ends))
     others = [[n for n in range(len(said)) if n != held] or [held] for held in range(len(said))]
     return _best(tried, range(len(said)), slack), [_best(tried, rest, slack) for rest in others]
@@ -163,6 +166,23 @@ def _fold(
     names, silent, ids = [str(k) for k in range(labels)], np.zeros(labels, bool), [(begin, 0)] * streams
     events = fold(rows, probabilities[:, begin:end], times, ids, thresholds(rolling, gap, interval_s), names, silent)
     return [events.get(b, []) for b in range(streams)]
+
+
+def _fold_each(
+    probabilities: np.ndarray,  # (B, T, K)
+    interval_s: float,
+    several: Sequence[RollingSettings],
+    gap: GapPolicy,
+) -> list[list[list[Event]]]:
+    """The events of each stream, by each of the settings: all folded together, each as if it were alone."""
+    streams, steps, labels = probabilities.shape
+    size = len(several) * streams
+    times = np.tile(np.round(np.arange(steps) * interval_s * 1e6).astype(np.int64), (size, 1))
+    limits = of_batch([thresholds(each, gap, interval_s) for each in several for _ in range(streams)])
+    names, silent, ids = [str(k) for k in range(labels)], np.zeros(labels, bool), [(0, 0)] * size
+    rows = _new_rows(size, labels)
+    found = fold(rows, np.tile(probabilities, (len(several), 1, 1)), times, ids, limits, names, silent)
+    return [[found.get(n * streams + b, []) for b in range(streams)] for n in range(len(several))]
 
 
 def _best(tried: Sequence[tuple[RollingSettings, list[Found]]], parts: Iterable[int], slack: float) -> RollingSettings:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from export.streaming import choose_rolling, count, describe, roll
+from export.streaming import _candidates, _fold_each, choose_rolling, count, describe, roll
 from export.tasks import Trace
-from service.contracts import GapPolicy, RollingSettings
+from service.contracts import Event, GapPolicy, RollingSettings
 
 PLAIN = RollingSettings(half_life_s=0.0, enter=0.6, exit=0.3)
 GAP = GapPolicy("carry", 10.0)
@@ -97,3 +97,19 @@ def test_a_part_is_measured_by_what_the_others_chose() -> None:
 def test_texts_have_no_time_to_smooth_over() -> None:
     chosen, _ = choose_rolling([said("ba", "aa", "bb")], [np.array([0, 0, 1])], 0.0, PLAIN, GAP)
     assert (chosen.half_life_s, chosen.dwell_s) == (0, 0)
+
+
+def test_settings_that_are_tried_together_find_what_each_finds_alone() -> None:
+    rng = np.random.default_rng(0)
+    said = [np.cumsum(rng.normal(size=(60, 3)), 0).astype(np.float32) for _ in range(5)]
+    streams = np.stack([np.exp(y) / np.exp(y).sum(1, keepdims=True) for y in said])
+    several = list(_candidates(0.1, 60, PLAIN))[::7]
+    together = _fold_each(streams, 0.1, several, GAP)
+    assert len({len(events) for each in together for events in each}) > 3, "or there is nothing to compare"
+    for settings, events in zip(several, together, strict=True):
+        alone = [roll([y], 0.1, settings, GAP).events[0] for y in streams]
+        assert [list(map(_what, told)) for told in events] == [list(map(_what, told)) for told in alone], settings
+
+
+def _what(event: Event) -> tuple[str, str, int, float, float]:
+    return event.type, event.label, event.step, event.start, event.score

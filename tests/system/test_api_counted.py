@@ -125,7 +125,10 @@ TURNED_AWAY: list[tuple[str, Act, Act, tuple[Key, ...]]] = [
     ("an entry", nothing, lambda s: s.post(json={"samples": [[1.0]]}), (("problems", "http", "model-needed"),)),
     ("a query", nothing, lambda s: s.post(params={"x": "1"}), (("problems", "http", "bad-request"),)),
     ("a body", nothing, lambda s: s.post(content=b"x" * 10_001), (("problems", "http", "too-large"),)),
-    ("a wait", nothing, lambda s: s.post(params={"wait": "0.01"}), (("appended",), ("problems", "http", "wait-timeout"))),
+    (
+        "a wait", nothing, lambda s: s.post(params={"wait": "0.01"}),
+        (("appended",), ("problems", "http", "wait-timeout")),
+    ),
     (
         "a host", nothing, lambda s: s.post(headers={"Host": "example.org"}),
         (("problems", "http", "foreign-host"), ("requests_refused", "host")),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.api.backlog import ENTRY_BYTES, STALE_S, UNKNOWN_RETRY_S, WINDOW_S, Backlog, Bounds, Drain
-from service.errors import BacklogFull, BrokerAway
+from service.errors import BacklogFull, BrokerAway, BrokerFull
 from service.ports import Pressure, ShardBacklog
 
 
@@ -217,6 +217,20 @@ def test_what_just_fits_is_taken(size: int, taken: bool) -> None:
         backlog.admit("a", size)
     else:
         assert retry_after_s(backlog, size) == UNKNOWN_RETRY_S
+
+
+@pytest.mark.parametrize(("limit", "size", "taken"), [(10_000, 500, True), (10_000, 501, False), (0, 501, True)])
+def test_the_last_part_of_the_brokers_memory_is_kept_for_answers(limit: int, size: int, taken: bool) -> None:
+    """15 %; a broker without a limit has no such part."""
+    nobody: Any = SimpleNamespace(shards=1)
+    backlog = Backlog(nobody, nobody, Bounds())
+    backlog._memory = 8_000, limit
+    if not taken:
+        with pytest.raises(BrokerFull, match="the last 15% are kept"):
+            backlog.admit("a", size)
+    else:
+        backlog.admit("a", size)
+    assert backlog.entries(0) == taken
 
 
 class AwayOnce:

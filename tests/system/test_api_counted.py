@@ -25,6 +25,7 @@ from tests.serving import Serving, await_true
 ROW = {"samples": [[1.0, 2.0, 3.0]]}
 NDJSON = {"content-type": "application/x-ndjson"}
 LIMITS = DoorLimits(head_bytes=4096, head_s=1.0, body_s=1.0, message_bytes=1 << 20)
+COUNTED = ("rollcast_problems", "rollcast_turned_away", "rollcast_requests_refused", "rollcast_appended")
 Key = tuple[str, ...]
 
 
@@ -60,7 +61,7 @@ class Scene(NamedTuple):
                 *(sample.labels[name] for name in ("way", "type", "reason") if name in sample.labels),
             ): sample.value
             for family in text_string_to_metric_families(self.api.http.get("/metrics").text)
-            if family.name in ("rollcast_problems", "rollcast_turned_away", "rollcast_requests_refused")
+            if family.name in COUNTED
             for sample in family.samples
             if sample.name.endswith("_total")
         }
@@ -124,7 +125,10 @@ TURNED_AWAY: list[tuple[str, Act, Act, tuple[Key, ...]]] = [
     ("an entry", nothing, lambda s: s.post(json={"samples": [[1.0]]}), (("problems", "http", "model-needed"),)),
     ("a query", nothing, lambda s: s.post(params={"x": "1"}), (("problems", "http", "bad-request"),)),
     ("a body", nothing, lambda s: s.post(content=b"x" * 10_001), (("problems", "http", "too-large"),)),
-    ("a wait", nothing, lambda s: s.post(params={"wait": "0.01"}), (("problems", "http", "wait-timeout"),)),
+    (
+        "a wait", nothing, lambda s: s.post(params={"wait": "0.01"}),
+        (("appended",), ("problems", "http", "wait-timeout")),
+    ),
     (
         "a host", nothing, lambda s: s.post(headers={"Host": "example.org"}),
         (("problems", "http", "foreign-host"), ("requests_refused", "host")),
@@ -232,6 +236,15 @@ def test_who_is_turned_away_is_counted_once(scene: Scene, before: Act, act: Act,
 def changed(scene: Scene, was: dict[Key, float]) -> dict[Key, float]:
     now = scene.counts()
     return {key: now[key] - was.get(key, 0) for key in now if now[key] != was.get(key, 0)}
+
+
+def test_what_is_appended_is_counted_once_in_whatever_way_it_came(scene: Scene) -> None:
+    was = scene.counts()
+    assert scene.post().status_code == 202
+    scene.line(**ENTRY)
+    assert scene.api.http.put("/v1/streams/a", json={"model": "tiny"}, params={"wait": "0"}).status_code == 202
+    scene.talk([ENTRY, BAD])
+    assert changed(scene, was) == {("appended",): 4, ("problems", "message", "wrong-shape"): 1}
 
 
 def test_a_websocket_that_says_nothing_is_counted(scene: Scene) -> None:
